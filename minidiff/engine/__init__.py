@@ -1,0 +1,4 @@
+"""The engine: tensors and the tape, ops and their kernels, layers, optimisers.
+
+It knows nothing of pruning.
+"""

@@ -1,0 +1,314 @@
+"""Modules: parameters in a tree, and the layers that most networks are made of."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from . import ops
+from ._types import Array
+from .ops import Pair, pair
+from .tensor import Tensor
+
+Self = TypeVar("Self", bound="Module")
+Shape = tuple[int, ...]
+
+__all__ = [
+    "AvgPool2d",
+    "Conv2d",
+    "Dropout",
+    "Flatten",
+    "Linear",
+    "MaxPool2d",
+    "Module",
+    "Parameter",
+    "ReLU",
+    "Sequential",
+]
+
+
+class Parameter(Tensor):
+    """A tensor that training changes: a leaf which requires a gradient."""
+
+    __slots__ = ()
+
+    def __init__(self, array: Any) -> None:
+        super().__init__(array, requires_grad=True)
+
+
+class Module:
+    """Something with parameters and a ``forward``.
+
+    Parameters and modules that are set as attributes, or stand in a list or tuple that is one, are
+    found in the order in which they were set. One that is found in two places counts once.
+    """
+
+    training: bool = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute the output."""
+        raise NotImplementedError
+
+    def __call__(self, x: Any) -> Tensor:
+        """Compute the output for a Tensor or an array."""
+        return self.forward(x if isinstance(x, Tensor) else Tensor(x))
+
+    def output_shape(self, shape: Shape) -> Shape:
+        """Return the shape of the output, without the batch, for an input of ``shape``.
+
+        Layers that keep the shape need not define it.
+        """
+        return shape
+
+    def children(self) -> Iterator[tuple[str, "Module"]]:
+        """Yield (name, module) for the modules directly below this one."""
+        for name, value in self._members():
+            if isinstance(value, Module):
+                yield name, value
+
+    def modules(self) -> Iterator["Module"]:
+        """Yield this module and all below it, each once."""
+        seen: set[int] = set()
+        stack: list[Module] = [self]
+        while stack:
+            module = stack.pop()
+            if id(module) not in seen:
+                seen.add(id(module))
+                yield module
+                stack.extend(child for _, child in reversed(list(module.children())))
+
+    def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Parameter]]:
+        """Yield (dotted name, parameter), each parameter once."""
+        seen: set[int] = set()
+        for name, parameter in self._walk(prefix):
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield name, parameter
+
+    def parameters(self) -> list[Parameter]:
+        """List the parameters, each once, in order."""
+        return [parameter for _, parameter in self.named_parameters()]
+
+    def _members(self) -> Iterator[tuple[str, Any]]:
+        for name, value in vars(self).items():
+            if isinstance(value, list | tuple):
+                yield from ((f"{name}.{i}", item) for i, item in enumerate(value))
+            else:
+                yield name, value
+
+    def _walk(self, prefix: str) -> Iterator[tuple[str, Parameter]]:
+        for name, value in self._members():
+            if isinstance(value, Parameter):
+                yield prefix + name, value
+            elif isinstance(value, Module):
+                yield from value._walk(f"{prefix}{name}.")
+
+    def train(self: Self, mode: bool = True) -> Self:
+        """Switch this module and all below it to training (or not); return it."""
+        for module in self.modules():
+            module.training = mode
+        return self
+
+    def eval(self: Self) -> Self:
+        """Switch this module and all below it to evaluation; return it."""
+        return self.train(False)
+
+    def state_dict(self) -> dict[str, Array]:
+        """Return a copy of every parameter, by name."""
+        return {name: p.data.copy() for name, p in self.named_parameters()}
+
+    def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Set every parameter from ``state``, which must fit in all names and shapes.
+
+        Raises ValueError, which names every mismatch, and then changes nothing.
+        """
+        parameters = dict(self.named_parameters())
+        wrong = [f"{name} is missing" for name in parameters if name not in state]
+        wrong += [f"{name} is unknown" for name in state if name not in parameters]
+        for name, parameter in parameters.items():
+            if name in state and np.shape(state[name]) != parameter.shape:
+                wrong.append(f"{name} has shape {np.shape(state[name])}, not {parameter.shape}")
+        if wrong:
+            raise ValueError(f"the state does not fit this {type(self).__name__}: {'; '.join(wrong)}.")
+        for name, parameter in parameters.items():
+            parameter.data = np.array(state[name], parameter.dtype)
+
+
+def he_normal(shape: Shape, rng: np.random.Generator, dtype: DTypeLike = np.float32) -> Array:
+    """Draw weights (out, in, ...) with variance 2 / fan-in (He et al. 2015, arXiv:1502.01852)."""
+    fan_in = int(np.prod(shape[1:]))
+    values: Array = rng.standard_normal(shape) * np.sqrt(2 / fan_in)
+    return values.astype(dtype)
+
+
+class Conv2d(Module):
+    """Convolution of (C, H, W, N); weight (O, C, KH, KW), bias (O,).
+
+    Parameters
+    ----------
+    in_channels, out_channels
+        C and O.
+    kernel
+        An int or a pair (vertical, horizontal).
+    stride, padding
+        Likewise; padding is with zeros.
+    rng
+        Draws the initial weights (:func:`he_normal`); biases start at 0.
+    dtype
+        float32 or float64.
+
+    Examples
+    --------
+    >>> layer = Conv2d(1, 20, 5, rng=np.random.default_rng(0))
+    >>> layer(np.zeros((1, 28, 28, 8), np.float32)).shape
+    (20, 24, 24, 8)
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: Pair,
+        *,
+        stride: Pair = 1,
+        padding: Pair = 0,
+        rng: np.random.Generator,
+        dtype: DTypeLike = np.float32,
+    ) -> None:
+        _check_sizes("Conv2d", in_channels=in_channels, out_channels=out_channels)
+        self.kernel = pair(kernel, "kernel")
+        self.stride, self.padding = pair(stride, "stride"), pair(padding, "padding", least=0)
+        self.weight = Parameter(he_normal((out_channels, in_channels, *self.kernel), rng, dtype))
+        self.bias = Parameter(np.zeros(out_channels, dtype))
+
+    def apply(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Do what ``forward`` does, with another weight and bias."""
+        return ops.conv2d(x, weight, bias, stride=self.stride, padding=self.padding)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute (O, H', W', N) from (C, H, W, N)."""
+        return self.apply(x, self.weight, self.bias)
+
+    def output_shape(self, shape: Shape) -> Shape:
+        """Return (O, H', W') for (C, H, W)."""
+        _, *places = shape
+        moved = zip(places, self.kernel, self.stride, self.padding, strict=True)
+        return (self.weight.shape[0], *((n + 2 * p - k) // s + 1 for n, k, s, p in moved))
+
+
+class Linear(Module):
+    """Dense layer on (D, N); weight (O, D), bias (O,).
+
+    Parameters are as of :class:`Conv2d`, with ``in_features`` D and ``out_features`` O.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        rng: np.random.Generator,
+        dtype: DTypeLike = np.float32,
+    ) -> None:
+        _check_sizes("Linear", in_features=in_features, out_features=out_features)
+        self.weight = Parameter(he_normal((out_features, in_features), rng, dtype))
+        self.bias = Parameter(np.zeros(out_features, dtype))
+
+    def apply(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Do what ``forward`` does, with another weight and bias."""
+        return ops.linear(x, weight, bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute (O, N) from (D, N)."""
+        return self.apply(x, self.weight, self.bias)
+
+    def output_shape(self, shape: Shape) -> Shape:
+        """Return (O,)."""
+        return (self.weight.shape[0],)
+
+
+class ReLU(Module):
+    """max(x, 0)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute max(x, 0)."""
+        return ops.relu(x)
+
+
+class Dropout(Module):
+    """Zeros with probability ``p`` while training; nothing in evaluation."""
+
+    def __init__(self, p: float, *, rng: np.random.Generator) -> None:
+        if not 0 <= p < 1:
+            raise ValueError(f"Dropout: p is {p}; expected a probability in [0, 1).")
+        self.p, self.rng = p, rng
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Drop elements of x while training."""
+        return ops.dropout(x, self.p, self.rng) if self.training else x
+
+
+class _Pool2d(Module):
+    def __init__(self, kernel: Pair, *, stride: Pair | None = None) -> None:
+        self.kernel = pair(kernel, "kernel")
+        self.stride = self.kernel if stride is None else pair(stride, "stride")
+
+    def output_shape(self, shape: Shape) -> Shape:
+        """Return (C, H', W') for (C, H, W)."""
+        channels, *places = shape
+        moved = zip(places, self.kernel, self.stride, strict=True)
+        return (channels, *((n - k) // s + 1 for n, k, s in moved))
+
+
+class MaxPool2d(_Pool2d):
+    """Largest of each window; ``stride`` is the window's size unless given."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute (C, H', W', N) from (C, H, W, N)."""
+        return ops.max_pool2d(x, self.kernel, stride=self.stride)
+
+
+class AvgPool2d(_Pool2d):
+    """Mean of each window; ``stride`` is the window's size unless given."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute (C, H', W', N) from (C, H, W, N)."""
+        return ops.avg_pool2d(x, self.kernel, stride=self.stride)
+
+
+class Flatten(Module):
+    """(C, H, W, N) to (C*H*W, N)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Reshape x."""
+        return ops.flatten(x)
+
+    def output_shape(self, shape: Shape) -> Shape:
+        """Return (C*H*W,)."""
+        return (int(np.prod(shape)),)
+
+
+class Sequential(Module):
+    """Layers one after another."""
+
+    def __init__(self, *layers: Module) -> None:
+        self.layers = list(layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layers in order."""
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+    def output_shape(self, shape: Shape) -> Shape:
+        """Return the shape that the last layer gives."""
+        for layer in self.layers:
+            shape = layer.output_shape(shape)
+        return shape
+
+
+def _check_sizes(name: str, **sizes: int) -> None:
+    for key, value in sizes.items():
+        if not isinstance(value, int | np.integer) or value < 1:
+            raise ValueError(f"{name}: {key} is {value!r}; expected an integer >= 1.")

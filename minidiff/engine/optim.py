@@ -1,0 +1,191 @@
+"""Optimisers: SGD and Adam over groups of parameters, and the schedule of their step size."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from . import kernels
+from ._types import Array
+from .tensor import Tensor
+
+__all__ = ["SGD", "Adam", "Group", "Optimizer", "cosine"]
+
+
+@dataclass
+class Group:
+    """Parameters that share a step size and a weight decay.
+
+    Attributes
+    ----------
+    parameters : list of Tensor
+    lr : float
+        The step size now; a schedule may set it before each step.
+    weight_decay : float
+        The factor d of the penalty d/2 * |w|^2 whose gradient is added.
+    """
+
+    parameters: Sequence[Tensor]
+    lr: float
+    weight_decay: float = 0.0
+    state: list[dict[str, Array]] = field(default_factory=list, repr=False)
+
+    def __post_init__(self) -> None:
+        _check("lr", self.lr)
+        _check("weight_decay", self.weight_decay)
+        self.parameters = list(self.parameters)
+        self.state = [{} for _ in self.parameters]
+
+
+def _check(name: str, value: float, below: float = math.inf) -> None:
+    if not 0 <= value < below:
+        limit = "" if below == math.inf else f" and below {below:g}"
+        raise ValueError(f"{name} is {value}; expected a finite number, 0 or more{limit}.")
+
+
+class Optimizer:
+    """What SGD and Adam have in common: groups, ``step`` and ``zero_grad``."""
+
+    def __init__(
+        self, parameters: Iterable[Tensor] | Iterable[Group], lr: float, weight_decay: float
+    ) -> None:
+        items = list(parameters)
+        if not items:
+            raise ValueError("the optimiser was given no parameters.")
+        groups = [item for item in items if isinstance(item, Group)]
+        tensors = [item for item in items if isinstance(item, Tensor)]
+        if groups and tensors or len(groups) + len(tensors) < len(items):
+            raise TypeError("parameters: expected tensors only, or Groups only.")
+        self.groups = groups or [Group(tensors, lr, weight_decay)]
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for group in self.groups:
+            for parameter in group.parameters:
+                parameter.grad = None
+
+    def step(self) -> None:
+        """Move every parameter that has a gradient, in place."""
+        for group in self.groups:
+            for parameter, state in zip(group.parameters, group.state, strict=True):
+                if parameter.grad is not None:
+                    self._update(parameter.data, parameter.grad, state, group)
+                    parameter.version += 1
+
+    def _update(self, weight: Array, grad: Array, state: dict[str, Array], group: Group) -> None:
+        raise NotImplementedError
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent with momentum.
+
+    With g = gradient + weight_decay * w: ``v = momentum * v + g``, then ``w -= lr * v``, or with
+    Nesterov's look-ahead ``w -= lr * (g + momentum * v)`` (Sutskever et al. 2013).
+
+    Parameters
+    ----------
+    parameters
+        Tensors, or :class:`Group` objects with settings of their own.
+    lr, weight_decay
+        For tensors that come without a group.
+    momentum
+        In [0, 1).
+    nesterov
+        Whether to look ahead.
+
+    Raises
+    ------
+    ValueError
+        If a setting is out of range.
+
+    Examples
+    --------
+    >>> w = Tensor([1.0], requires_grad=True)
+    >>> (w * w).sum().backward()
+    >>> SGD([w], lr=0.25).step()
+    >>> w.data
+    array([0.5], dtype=float32)
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[Tensor] | Iterable[Group],
+        lr: float = 0.01,
+        *,
+        momentum: float = 0.0,
+        nesterov: bool = False,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(parameters, lr, weight_decay)
+        _check("momentum", momentum, below=1)
+        if nesterov and momentum == 0:
+            raise ValueError("nesterov needs momentum above 0.")
+        self.momentum, self.nesterov = momentum, nesterov
+
+    def _update(self, weight: Array, grad: Array, state: dict[str, Array], group: Group) -> None:
+        if "velocity" not in state:
+            state["velocity"] = np.zeros_like(weight)
+        number = weight.dtype.type  # plain floats would make the kernel compute in float64
+        kernels.sgd(
+            weight.reshape(-1),
+            np.ascontiguousarray(grad).reshape(-1),
+            state["velocity"].reshape(-1),
+            number(group.lr),
+            number(self.momentum),
+            number(group.weight_decay),
+            self.nesterov,
+        )
+
+
+class Adam(Optimizer):
+    """Adam (Kingma & Ba 2015, arXiv:1412.6980, algorithm 1).
+
+    ``weight_decay`` is added to the gradient. Parameters and errors are as of :class:`SGD`;
+    ``betas`` are the decay rates of the two moments, in [0, 1), ``eps`` is added to the root.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[Tensor] | Iterable[Group],
+        lr: float = 1e-3,
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(parameters, lr, weight_decay)
+        for beta in betas:
+            _check("beta", beta, below=1)
+        _check("eps", eps)
+        self.betas, self.eps = betas, eps
+
+    def _update(self, weight: Array, grad: Array, state: dict[str, Array], group: Group) -> None:
+        if not state:
+            state["mean"], state["square"] = np.zeros_like(weight), np.zeros_like(weight)
+            state["steps"] = np.zeros(1)
+        grad = grad + group.weight_decay * weight if group.weight_decay else grad
+        first, second = self.betas
+        state["steps"] += 1
+        state["mean"] += (1 - first) * (grad - state["mean"])
+        state["square"] += (1 - second) * (grad * grad - state["square"])
+        steps = float(state["steps"][0])
+        mean = state["mean"] / (1 - first**steps)
+        square = state["square"] / (1 - second**steps)
+        weight -= group.lr * mean / (np.sqrt(square) + self.eps)
+
+
+def cosine(step: int, steps: int, *, warmup: int = 0) -> float:
+    """Return the factor of the step size at ``step``: up linearly, then down along a cosine.
+
+    It is 1 at the end of the warm-up and 0 after the last step (Loshchilov & Hutter 2017,
+    arXiv:1608.03983, without restarts).
+
+    >>> [round(cosine(step, 4), 3) for step in range(5)]
+    [1.0, 0.854, 0.5, 0.146, 0.0]
+    """
+    if not 0 <= warmup <= steps:
+        raise ValueError(f"warmup is {warmup}; expected 0..{steps}, the number of steps.")
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 + 0.5 * math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup)))
