@@ -1,0 +1,34 @@
+"""minidiff: automatic differentiation in NumPy and Numba, and networks that prune themselves.
+
+The engine (:mod:`minidiff.engine`) differentiates; :mod:`minidiff.pruning` gates and counts;
+:mod:`minidiff.experiments` trains LeNet5 on MNIST, from Python or from the command line.
+"""
+
+from .engine import nn, ops, optim
+from .engine.gradcheck import gradcheck
+from .engine.tensor import Tensor, no_grad
+from .experiments.models import LeNet5
+from .pruning.gates import Gate, Gated
+from .pruning.groups import Groups
+from .pruning.penalty import LayerCount, architecture, count, expected_cost
+from .pruning.transform import binary_gate
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Gate",
+    "Gated",
+    "Groups",
+    "LayerCount",
+    "LeNet5",
+    "Tensor",
+    "architecture",
+    "binary_gate",
+    "count",
+    "expected_cost",
+    "gradcheck",
+    "nn",
+    "no_grad",
+    "ops",
+    "optim",
+]

@@ -290,10 +290,19 @@ class Flatten(Module):
 
 
 class Sequential(Module):
-    """Layers one after another."""
+    """Layers one after another, numbered, or named by keyword.
 
-    def __init__(self, *layers: Module) -> None:
-        self.layers = list(layers)
+    >>> model = Sequential(hidden=Linear(3, 2, rng=np.random.default_rng(0)), relu=ReLU())
+    >>> [name for name, _ in model.named_parameters()]
+    ['hidden.weight', 'hidden.bias']
+    """
+
+    def __init__(self, *layers: Module, **named: Module) -> None:
+        self.layers = [*layers, *named.values()]
+        self.names = [*map(str, range(len(layers))), *named]
+
+    def _members(self) -> Iterator[tuple[str, Any]]:
+        return zip(self.names, self.layers, strict=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layers in order."""

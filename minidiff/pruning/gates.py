@@ -1,0 +1,263 @@
+"""Gates: learned numbers that open and close groups of parameters or activations.
+
+A gate of a group is ``z = g(phi)`` with a learned ``phi`` and the gate transform g, or, for
+stochastic gates while training, ``z = g(phi + sigma * noise)``. Once z is 0, phi gets no gradient
+from the data (fact 3 of :mod:`~minidiff.pruning.transform`), and everything it gates is skipped.
+
+The paper's idea (Shulman 2020, arXiv:2012.03653); the formulas are ours.
+"""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minidiff.engine import kernels
+from minidiff.engine._types import Array, Indices
+from minidiff.engine.nn import Conv2d, Linear, Module, Parameter, Shape
+from minidiff.engine.tensor import Op, Tensor
+
+from .groups import Groups
+from .transform import binary_gate, check_positive
+
+__all__ = ["NOISES", "Gate", "Gated"]
+
+NOISES = ("normal", "logistic", "uniform")
+
+
+class Gate(Module):
+    """Approximate binary gates, one for each of ``count`` groups.
+
+    Parameters
+    ----------
+    count
+        The number of groups.
+    width
+        Transition width w of the gate transform.
+    initial
+        What phi starts at; above width/2 the gates start fully open.
+    noise
+        None for deterministic gates; "normal" (standard deviation 1), "logistic" (scale 1) or
+        "uniform" (in -1..1) for stochastic ones. They are stochastic only while training.
+    sigma
+        Scale of the noise; for deterministic gates, of the stand-in for it in
+        :meth:`open_probability`, which keeps the surrogate's gradient alive.
+    rng
+        Draws the noise; stochastic gates need it.
+    dtype
+        float32 or float64.
+
+    Attributes
+    ----------
+    phi : Parameter of shape (count,)
+
+    Raises
+    ------
+    ValueError
+        If a setting is out of range.
+
+    Examples
+    --------
+    >>> gate = Gate(3, initial=0.0)
+    >>> gate().data
+    array([0.5, 0.5, 0.5], dtype=float32)
+    """
+
+    def __init__(
+        self,
+        count: int,
+        *,
+        width: float = 1.0,
+        initial: float = 1.5,
+        noise: str | None = None,
+        sigma: float = 1.0,
+        rng: np.random.Generator | None = None,
+        dtype: type[np.floating] = np.float32,
+    ) -> None:
+        if not isinstance(count, int | np.integer) or count < 1:
+            raise ValueError(f"Gate: count is {count!r}; expected an integer >= 1.")
+        check_positive("width", width)
+        check_positive("sigma", sigma)
+        if not math.isfinite(initial):
+            raise ValueError(f"initial is {initial}; expected a finite number.")
+        if noise is not None and noise not in NOISES:
+            raise ValueError(f"noise is {noise!r}; expected None, {', '.join(map(repr, NOISES))}.")
+        if noise is not None and rng is None:
+            raise ValueError(f"noise {noise!r} needs rng, a numpy.random.Generator.")
+        self.width, self.noise, self.sigma, self.rng = width, noise, sigma, rng
+        self.phi = Parameter(np.full(count, initial, dtype))
+
+    @property
+    def count(self) -> int:
+        """The number of groups."""
+        return self.phi.size
+
+    def __call__(self, x: object = None) -> Tensor:
+        """Return the gates' values; ``active`` lists the groups that are not closed.
+
+        Stochastic gates in training draw new noise at each call.
+        """
+        if x is not None:
+            raise TypeError("a Gate takes no input; it returns its values. See Gated for layers.")
+        phi: Tensor = self.phi
+        if self.training and self.noise is not None:
+            phi = phi + self.sigma * self._draw()
+        z = binary_gate(phi, self.width)
+        z.active = np.flatnonzero(z.data)
+        return z
+
+    def _draw(self) -> Array:
+        assert self.rng is not None
+        if self.noise == "normal":
+            noise = self.rng.standard_normal(self.count)
+        elif self.noise == "logistic":
+            noise = self.rng.logistic(size=self.count)
+        else:
+            noise = self.rng.uniform(-1, 1, self.count)
+        return noise.astype(self.phi.dtype)
+
+    def is_open(self) -> NDArray[np.bool_]:
+        """Return which groups are open in evaluation, shape (count,)."""
+        return np.asarray(binary_gate(self.phi.data, self.width) > 0)
+
+    def open_probability(self) -> Tensor:
+        """Return P(phi + sigma * noise > -width/2), shape (count,), differentiable in phi.
+
+        That is the probability that a stochastic gate is open in a training step. For
+        deterministic gates it is a smooth stand-in (with normal noise) whose gradient never
+        dies, as that of the gate itself does.
+        """
+        t = (self.phi + self.width / 2) * (1 / self.sigma)
+        if self.noise == "logistic":
+            return t.sigmoid()
+        if self.noise == "uniform":
+            return (0.5 * t + 0.5).clip(0, 1)
+        return 0.5 * (t * (1 / math.sqrt(2))).erf() + 0.5
+
+
+class ScaleSlices(Op):
+    """x times the gate values z, slice by slice along axis 0; closed slices are left out.
+
+    Leaving them out is exact only because z comes from the gate transform, whose derivative
+    vanishes with it: the derivative with respect to a z of 0 is given as 0, whatever it is.
+    """
+
+    def __init__(self, active: Indices) -> None:
+        self.active = active
+
+    def forward(self, x: Array, z: Array) -> Array:
+        self.x, self.z = np.ascontiguousarray(x), z
+        out = np.zeros_like(self.x)
+        rows = (len(x), -1)
+        kernels.scale_rows(self.x.reshape(rows), z, self.active, out.reshape(rows))
+        return out
+
+    def backward(self, grad: Array) -> tuple[Array | None, ...]:
+        grad_x, grad_z, rows = np.zeros_like(self.x), np.zeros_like(self.z), (len(self.x), -1)
+        kernels.grad_scale_rows(
+            np.ascontiguousarray(grad).reshape(rows),
+            self.x.reshape(rows),
+            self.z,
+            self.active,
+            grad_x.reshape(rows),
+            grad_z,
+        )
+        return grad_x, grad_z
+
+
+def scale_slices(x: Tensor, z: Tensor) -> Tensor:
+    """Multiply slices of x along axis 0 by gate values z; slices closed already stay closed."""
+    if z.active is None or x.shape[:1] != z.shape:
+        raise ValueError(f"gates of shape {z.shape} do not fit slices of x of shape {x.shape}.")
+    active = z.active
+    if x.active is not None:
+        active = np.intersect1d(x.active, active, assume_unique=True)
+    out = ScaleSlices(active)(x, z)
+    out.active = active
+    return out
+
+
+class Gated(Module):
+    """A layer whose weight and bias are multiplied by gates, and computed only where open.
+
+    Parameters
+    ----------
+    layer
+        A Conv2d or Linear.
+    outputs
+        A gate for each filter or unit: multiplies slice o of the weight, and bias o.
+    inputs
+        A gate for each input channel or feature: multiplies column i of the weight, which is
+        the same as multiplying input i.
+    weights, groups
+        A gate for each group of the weight's elements; ``groups`` broadcast to its shape.
+
+    Raises
+    ------
+    ValueError
+        If a gate's count does not fit the layer.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> layer = Gated(Linear(4, 3, rng=rng), outputs=Gate(3))
+    >>> layer(np.ones((4, 2), np.float32)).shape
+    (3, 2)
+    """
+
+    def __init__(
+        self,
+        layer: Conv2d | Linear,
+        *,
+        outputs: Gate | None = None,
+        inputs: Gate | None = None,
+        weights: Gate | None = None,
+        groups: Groups | None = None,
+    ) -> None:
+        shape = layer.weight.shape
+        for name, gate, count in (("outputs", outputs, shape[0]), ("inputs", inputs, shape[1])):
+            if gate is not None and gate.count != count:
+                raise ValueError(
+                    f"Gated: the {name} gate has {gate.count} groups, but the layer {count} "
+                    f"{name} (weight of shape {shape})."
+                )
+        if (weights is None) != (groups is None):
+            raise ValueError("Gated: weights and groups go together; one of them is missing.")
+        if weights is not None and groups is not None:
+            if weights.count != groups.count:
+                raise ValueError(
+                    f"Gated: the weights gate has {weights.count} groups, but there are "
+                    f"{groups.count} groups."
+                )
+            if np.broadcast_shapes(groups.labels.shape, shape) != shape:
+                raise ValueError(
+                    f"Gated: groups of shape {groups.labels.shape} do not broadcast to the weight "
+                    f"of shape {shape}."
+                )
+        self.layer = layer
+        self.outputs, self.inputs, self.weights, self.groups = outputs, inputs, weights, groups
+
+    def gates(self) -> Iterator[tuple[str, Gate]]:
+        """Yield (role, gate) for the gates there are."""
+        for role in ("outputs", "inputs", "weights"):
+            gate = getattr(self, role)
+            if gate is not None:
+                yield role, gate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute the layer with gated parameters."""
+        weight: Tensor = self.layer.weight
+        bias: Tensor = self.layer.bias
+        if self.weights is not None and self.groups is not None:
+            weight = weight * self.weights()[self.groups.labels]
+        if self.outputs is not None:
+            z = self.outputs()
+            weight, bias = scale_slices(weight, z), scale_slices(bias, z)
+        if self.inputs is not None:
+            x = scale_slices(x, self.inputs())
+        return self.layer.apply(x, weight, bias)
+
+    def output_shape(self, shape: Shape) -> Shape:
+        """Return the layer's output shape."""
+        return self.layer.output_shape(shape)

@@ -1,0 +1,83 @@
+"""Groups: a partition of an array's elements, one gate to each group."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from minidiff.engine._types import Indices
+
+__all__ = ["Groups"]
+
+
+@dataclass(frozen=True, eq=False)
+class Groups:
+    """Which group each element of an array belongs to.
+
+    Attributes
+    ----------
+    labels : ndarray of int64
+        A group number for each element; broadcasts against the array that is partitioned.
+        The groups are 0..count-1, and none is empty.
+
+    Raises
+    ------
+    ValueError
+        If the labels are not integers, or leave out a number below the largest.
+    """
+
+    labels: Indices
+
+    def __post_init__(self) -> None:
+        given = np.asarray(self.labels)
+        if given.size == 0 or given.dtype.kind not in "iu":
+            raise ValueError(
+                f"labels are {given.dtype} of shape {given.shape}; expected integers, not empty."
+            )
+        labels = given.astype(np.int64)
+        present = np.unique(labels)
+        if present[0] != 0 or present[-1] != len(present) - 1:
+            raise ValueError(
+                f"labels run from {present[0]} to {present[-1]} with {len(present)} different "
+                f"ones; expected every number from 0 on. np.unique(labels, return_inverse=True) "
+                f"renumbers them."
+            )
+        object.__setattr__(self, "labels", labels)
+
+    @cached_property
+    def count(self) -> int:
+        """The number of groups."""
+        return int(self.labels.max()) + 1
+
+    @classmethod
+    def along(cls, shape: Iterable[int], axes: int | tuple[int, ...]) -> "Groups":
+        """Group by position along ``axes``: elements that differ only along others belong together.
+
+        >>> Groups.along((2, 3), 1).labels
+        array([[0, 1, 2]])
+        """
+        shape = tuple(shape)
+        axes = (axes,) if isinstance(axes, int) else axes
+        kept = [n if i in axes else 1 for i, n in enumerate(shape)]
+        if not axes or any(not 0 <= a < len(shape) for a in axes):
+            raise ValueError(f"axes {axes} do not fit an array of shape {shape}.")
+        return cls(np.arange(int(np.prod(kept))).reshape(kept))
+
+    @classmethod
+    def elements(cls, shape: Iterable[int]) -> "Groups":
+        """Give each element a group of its own (unstructured sparsity)."""
+        shape = tuple(shape)
+        return cls.along(shape, tuple(range(len(shape))))
+
+    @classmethod
+    def by(cls, labels: ArrayLike) -> "Groups":
+        """Group by any labels, numbers or other, in sorted order of what they are.
+
+        >>> Groups.by([["a", "b"], ["b", "c"]]).labels
+        array([[0, 1],
+               [1, 2]])
+        """
+        array = np.asarray(labels)
+        return cls(np.unique(array, return_inverse=True)[1].reshape(array.shape))
