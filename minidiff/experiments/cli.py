@@ -1,0 +1,296 @@
+"""The command line: ``minidiff train``, ``minidiff evaluate RUN``."""
+
+import argparse
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from minidiff import __version__
+from minidiff.pruning.gates import NOISES
+from minidiff.pruning.penalty import COSTS, LayerCount
+
+from .data import DATASETS, DataError, Dataset, load_dataset
+from .runs import Run, RunError, extra
+from .training import Config, ConfigError, NonFiniteLossError, Trainer, build_model, error_rate
+
+__all__ = ["main"]
+
+INTERRUPTED = 130  # the exit status of a program that Ctrl-C has ended
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        status: int = options.run(options)
+    except (RunError, DataError, ConfigError, NonFiniteLossError, ImportError) as error:
+        print(f"minidiff: error: {error}", file=sys.stderr)
+        return 1
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="minidiff",
+        description="Train networks that prune themselves while they learn.",
+    )
+    parser.add_argument("--version", action="version", version=f"minidiff {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    train = commands.add_parser(
+        "train",
+        help="train a gated LeNet5, which prunes itself",
+        description="Train LeNet5 with gates on its filters, inputs and units. What is not given "
+        "is taken from the recipe for the dataset.",
+    )
+    train.set_defaults(run=_train)
+    _add_run_options(train.add_argument_group("the run"))
+    _add_training_options(train.add_argument_group("weights"))
+    _add_gate_options(train.add_argument_group("gates"))
+
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="measure the error of a trained network",
+        description="Load the network of a run directory and measure its error on the test set.",
+    )
+    evaluate.set_defaults(run=_evaluate)
+    evaluate.add_argument("directory", metavar="RUN", type=Path, help="a run directory")
+    return parser
+
+
+def _add_run_options(group: Any) -> None:
+    group.add_argument(
+        "--dataset",
+        choices=DATASETS,
+        default="auto",
+        help="auto takes MNIST if it can be had, else the 1,797 digits of scikit-learn "
+        "(default: %(default)s)",
+    )
+    group.add_argument("--out", metavar="DIR", type=Path, help="run directory (default: runs/...)")
+    group.add_argument("--epochs", type=int, metavar="N", help="passes over the training images")
+    group.add_argument("--seed", type=int, metavar="N", help="of every random choice (default: 0)")
+    group.add_argument("--threads", type=int, metavar="N", help="default: one for each core")
+    group.add_argument(
+        "--augment",
+        action="store_true",
+        default=None,
+        help="shift, turn and resize the training images a little",
+    )
+
+
+def _add_training_options(group: Any) -> None:
+    group.add_argument("--lr", type=float, metavar="X", help="largest step size of SGD")
+    group.add_argument("--momentum", type=float, metavar="X")
+    group.add_argument("--weight-decay", type=float, metavar="X")
+    group.add_argument("--batch-size", type=int, metavar="N")
+    group.add_argument("--warmup", type=float, metavar="SHARE", help="of the steps, for --lr")
+
+
+def _add_gate_options(group: Any) -> None:
+    group.add_argument(
+        "--dense", dest="gated", action="store_false", default=None, help="train without gates"
+    )
+    group.add_argument(
+        "--lambda",
+        dest="penalty",
+        type=float,
+        metavar="X",
+        help="weight of the L0 surrogate: more of it prunes more",
+    )
+    group.add_argument("--cost", choices=tuple(COSTS), help="what the surrogate counts")
+    group.add_argument("--noise", choices=NOISES, help="makes gates stochastic while training")
+    group.add_argument("--sigma", type=float, metavar="X", help="scale of the noise")
+    group.add_argument("--width", type=float, metavar="X", help="of the gates' transition")
+    group.add_argument("--initial", type=float, metavar="X", help="what the gates' phi starts at")
+    group.add_argument("--gate-lr", type=float, metavar="X", help="step size of the gates")
+    group.add_argument("--gate-start", type=float, metavar="SHARE", help="gates learn from here")
+    group.add_argument("--gate-stop", type=float, metavar="SHARE", help="gates are frozen here")
+
+
+# -- minidiff train --------------------------------------------------------------------------
+
+
+def _train(options: argparse.Namespace) -> int:
+    extra("safetensors")  # asked for now, not after the first epoch
+    tqdm = extra("tqdm").tqdm
+    _set_threads(options.threads)
+    data = load_dataset(options.dataset)
+    changes = {field.name: getattr(options, field.name, None) for field in fields(Config)}
+    config = Config.recipe(data.name, **{**changes, "dataset": None})
+    run = Run.create(options.out or _free_directory(f"{data.name}-seed{config.seed}"))
+    run.write_json("config.json", config.to_json())
+
+    print(f"data     {data.source}")
+    print(
+        f"         {len(data.train):,} to train on, {len(data.held_out):,} held out for choices, "
+        f"{len(data.test):,} to test on"
+    )
+    print(f"run      {run.path}\n")
+    print("compiling kernels, once (they are cached) ...", end="\r", flush=True)
+
+    trainer = Trainer(config, data)
+    records: list[dict[str, Any]] = []
+    interrupted = False
+    with tqdm(
+        total=trainer.steps, unit="step", leave=False, disable=None, dynamic_ncols=True
+    ) as bar:
+        tqdm.write(_header())
+
+        def report(loss: float) -> None:
+            bar.update()
+            if trainer.step % 10 == 0:
+                bar.set_description(f"epoch {trainer.step // trainer.steps_per_epoch + 1}")
+                bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+
+        try:
+            for _ in range(config.epochs):
+                record = trainer.train_epoch(report)
+                records.append(record)
+                run.append_metrics(record)
+                run.save_checkpoint(trainer.model.state_dict())
+                tqdm.write(_line(record))
+        except KeyboardInterrupt:
+            interrupted = True
+    if interrupted:
+        print("\ninterrupted: the run directory holds what was reached by the last whole epoch.")
+    if not records:
+        return INTERRUPTED
+    trainer.model.load_state_dict(run.load_checkpoint())
+    _plot(run, trainer, records)
+    if interrupted:
+        return INTERRUPTED
+    # The one look at the test set.
+    error = error_rate(trainer.model, data.test, mean=data.mean, std=data.std)
+    result = _result(records, trainer.counts(), error)
+    run.write_json("result.json", result)
+    print(_table(result))
+    return 0
+
+
+def _set_threads(threads: int | None) -> None:
+    import numba
+
+    if threads is None:
+        return
+    if not 1 <= threads <= numba.config.NUMBA_NUM_THREADS:
+        raise ConfigError(
+            f"threads is {threads}; expected 1 to {numba.config.NUMBA_NUM_THREADS} on this machine."
+        )
+    numba.set_num_threads(threads)
+
+
+def _free_directory(name: str) -> Path:
+    """Return runs/NAME, or runs/NAME-2 and so on if there is one already."""
+    path, number = Path("runs") / name, 1
+    while path.exists():
+        number += 1
+        path = Path("runs") / f"{name}-{number}"
+    return path
+
+
+def _ratio(record: dict[str, Any], what: str) -> str:
+    left = record[what]
+    return f"{record[f'dense_{what}'] / left:.1f}x" if left else "all"
+
+
+def _header() -> str:
+    return (
+        f"{'epoch':>5}  {'loss':>7}  {'train':>7}  {'held out':>8}  {'architecture':<16}"
+        f"{'fewer weights':>14}{'fewer MACs':>12}{'ms/step':>9}"
+    )
+
+
+def _line(record: dict[str, Any]) -> str:
+    return (
+        f"{record['epoch']:>5}  {record['loss']:>7.4f}  {record['train_error']:>6.2f}%  "
+        f"{record['held_out_error']:>7.2f}%  {record['architecture'] or 'dense':<16}"
+        f"{_ratio(record, 'weights'):>14}{_ratio(record, 'macs'):>12}{record['step_ms']:>9.1f}"
+    )
+
+
+def _plot(run: Run, trainer: Trainer, records: list[dict[str, Any]]) -> None:
+    from .plots import plot_run
+
+    layers = dict(trainer.model.named_parameters())
+    weight = next(p for name, p in layers.items() if name.endswith("weight"))
+    first = trainer.gates.get("conv1.outputs")
+    plot_run(
+        run.path / "plots",
+        records,
+        {name: gate.phi.data for name, gate in trainer.gates.items()},
+        trainer.config.width,
+        weight.data,
+        first.is_open() if first else None,
+    )
+
+
+def _result(
+    records: list[dict[str, Any]], counts: list[LayerCount], error: float
+) -> dict[str, Any]:
+    last = records[-1]
+    biases = [(layer.outputs[0] if layer.weights[0] else 0, layer.outputs[1]) for layer in counts]
+    return {
+        "test_error": error,
+        "held_out_error": last["held_out_error"],
+        "architecture": last["architecture"],
+        "weights": last["weights"],
+        "dense_weights": last["dense_weights"],
+        "macs": last["macs"],
+        "dense_macs": last["dense_macs"],
+        # float32, biases included
+        "bytes": 4 * (last["weights"] + sum(left for left, _ in biases)),
+        "dense_bytes": 4 * (last["dense_weights"] + sum(dense for _, dense in biases)),
+        "step_ms": last["step_ms"],
+        "first_step_ms": records[0]["step_ms"],
+        "seconds": sum(record["seconds"] for record in records),
+        "median_epoch_seconds": statistics.median(record["seconds"] for record in records),
+        "layers": [
+            {
+                "name": layer.name,
+                "inputs": layer.inputs,
+                "outputs": layer.outputs,
+                "weights": layer.weights,
+                "macs": layer.macs,
+            }
+            for layer in counts
+        ],
+    }
+
+
+def _table(result: dict[str, Any]) -> str:
+    rows = [("", "dense", "pruned", "")]
+    for label, key in (("weights", "weights"), ("MACs a sample", "macs"), ("bytes", "bytes")):
+        dense, left = result[f"dense_{key}"], result[key]
+        rows.append((label, f"{dense:,}", f"{left:,}", f"{dense / left:.1f}x fewer" if left else ""))
+    first, last = result["first_step_ms"], result["step_ms"]
+    rows.append(("training step", f"{first:.1f} ms", f"{last:.1f} ms", f"{first / last:.1f}x faster"))
+    rows.append(("test error", "", f"{result['test_error']:.2f} %", result["architecture"]))
+    lines = [f"{a:<15}{b:>12}{c:>12}   {d}".rstrip() for a, b, c, d in rows]
+    return "\n" + "\n".join(lines)
+
+
+# -- minidiff evaluate -----------------------------------------------------------------------
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    run = Run.open(options.directory)
+    config, model = _load(run)
+    data: Dataset = load_dataset(config.dataset)
+    error = error_rate(model, data.test, mean=data.mean, std=data.std)
+    print(f"{error:.2f} % test error on {len(data.test):,} images ({data.source})")
+    return 0
+
+
+def _load(run: Run) -> tuple[Config, Any]:
+    import numpy as np
+
+    config = Config.from_json(run.read_json("config.json"))
+    model = build_model(config, np.random.default_rng(config.seed))
+    try:
+        model.load_state_dict(run.load_checkpoint())
+    except ValueError as error:
+        raise RunError(f"the checkpoint in {run.path} does not fit: {error}") from error
+    return config, model

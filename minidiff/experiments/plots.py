@@ -1,0 +1,605 @@
+"""Figures of a training run: what it cost, what it left, and what its gates and filters look like.
+
+Every function takes plain data and returns a Matplotlib Figure, made without pyplot and without a
+trace in the settings of the caller; :func:`save` and :func:`plot_run` write them. A record is a
+mapping that describes the network after an epoch:
+
+``epoch``
+    Its number.
+``loss``, ``train_error``, ``held_out_error``
+    The loss on the training data without the penalty; errors in %.
+``expected_weights``, ``weights``, ``dense_weights``
+    The surrogate of L0, what it stands for, and how many weights the network has without gates.
+``macs``, ``dense_macs``
+    Multiply-adds a sample, left and without gates.
+``open``, ``groups``
+    For each gate, by name: its open groups, and all its groups. Empty for a dense network.
+``frozen``
+    Whether the gates no longer moved in this epoch.
+
+An error or a count of 0 has no place on a log axis: it is drawn at the foot, with its true number.
+"""
+
+import io
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minidiff.engine._types import Array
+
+# Matplotlib is imported where it is used: it takes longer to load than all of minidiff.
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.figure import Figure
+
+__all__ = [
+    "architecture_over_time",
+    "error_and_loss",
+    "expected_and_actual",
+    "first_filters",
+    "gate_histogram",
+    "overview",
+    "plot_run",
+    "save",
+]
+
+Records: TypeAlias = Sequence[Mapping[str, Any]]
+Labels: TypeAlias = list[tuple[float, str, str]]  # height in units of the data, text, colour
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# Okabe and Ito's colours, which the colour-blind tell apart too. Yellow and orange are left out:
+# text in them is hard to read on white.
+BLUE, VERMILION, GREEN, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9"
+COLOURS = (BLUE, VERMILION, GREEN, PURPLE, SKY)
+INK, MUTED, FAINT, SHADE = "#1F2328", "#6A737D", "#E4E7EB", "#F3F4F6"
+
+STYLE: Any = {  # how Matplotlib types the keys depends on its version
+    "axes.axisbelow": True,
+    "axes.edgecolor": "#AFB8C1",
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.labelcolor": MUTED,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlepad": 10,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "figure.facecolor": "white",
+    "font.family": "DejaVu Sans",  # comes with Matplotlib, so figures are the same everywhere
+    "font.size": 10,
+    "grid.color": FAINT,
+    "lines.linewidth": 2,
+    "lines.solid_capstyle": "round",
+    "savefig.facecolor": "white",  # so that it can be read on a dark page
+    "svg.hashsalt": "minidiff",  # identifiers in SVG are random without it
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "xtick.major.size": 3,
+    "ytick.color": MUTED,
+    "ytick.major.size": 0,
+}
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    import matplotlib
+
+    with matplotlib.rc_context():
+        # Without this a user's own matplotlibrc would show through.
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE)
+        yield
+
+
+def _styled(function: Callable[P, R]) -> Callable[P, R]:
+    @wraps(function)
+    def styled(*args: P.args, **kwargs: P.kwargs) -> R:
+        with _style():
+            return function(*args, **kwargs)
+
+    return styled
+
+
+# ----------------------------------------------------------------------------------------- figures
+
+
+@_styled
+def error_and_loss(records: Records) -> "Figure":
+    """Draw training and held-out error beside the training loss, over epochs, on log axes.
+
+    Raises
+    ------
+    ValueError
+        If there are no records.
+    """
+    _check_records(records)
+    figure = _figure(9.5, 3.4)
+    left, right = figure.subplots(1, 2)
+    _draw_error(left, records)
+    _draw_loss(right, records)
+    return figure
+
+
+@_styled
+def expected_and_actual(records: Records) -> "Figure":
+    """Draw the expected count of weights, which training sees, beside the actual one.
+
+    Raises
+    ------
+    ValueError
+        If there are no records.
+    """
+    _check_records(records)
+    figure = _figure(7, 3.6)
+    axes = figure.subplots()
+    dense = records[-1]["dense_weights"]
+    expected, actual = _series(records, "expected_weights"), _series(records, "weights")
+    low, high = _log_axis(axes, np.concatenate([expected, actual, [dense]]), "{:,.10g}")
+    axes.axhline(dense, color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)))
+    labels = [(float(dense), f"{dense:,} dense", MUTED)]
+    for name, values, colour in (("expected", expected, VERMILION), ("actual", actual, BLUE)):
+        shown = np.clip(values, low, high)
+        _draw_line(axes, records, shown, colour)
+        labels.append((shown[-1], f"{values[-1]:,.0f} {name}", colour))
+    _finish_epochs(axes, records, labels)
+    axes.set_title("Weights left: expected by the surrogate, and actual")
+    return figure
+
+
+@_styled
+def architecture_over_time(records: Records) -> "Figure":
+    """Draw the share of open groups of each gate over epochs, with the final numbers.
+
+    Raises
+    ------
+    ValueError
+        If there are no records, or the network has no gates.
+    """
+    _check_records(records)
+    if not records[-1]["open"]:
+        raise ValueError("the records name no gates; expected one or more in 'open' and 'groups'.")
+    figure = _figure(7, max(3.6, 0.8 + 0.4 * len(records[-1]["open"])))
+    _draw_architecture(figure.subplots(), records)
+    return figure
+
+
+@_styled
+def gate_histogram(gates: Mapping[str, Array], width: float) -> "Figure":
+    """Draw how phi is spread in each gate, over the zones closed, in transition and fully open.
+
+    Parameters
+    ----------
+    gates
+        The name of each gate and its phi, shape (groups,).
+    width
+        Transition width of the gate transform: closed up to -width/2, fully open from width/2.
+
+    Raises
+    ------
+    ValueError
+        If there are no gates, a phi is empty or not finite, or ``width`` is not above 0.
+    """
+    if not gates:
+        raise ValueError("gates is empty; expected the phi of one gate or more.")
+    for name, phi in gates.items():
+        if phi.size == 0 or not np.isfinite(phi).all():
+            raise ValueError(f"phi of gate {name!r} is empty or not finite; it cannot be drawn.")
+    if not (math.isfinite(width) and width > 0):
+        raise ValueError(f"width is {width}; expected a finite number above 0.")
+
+    columns = min(len(gates), 4)
+    rows = -(-len(gates) // columns)
+    figure = _figure(max(2.7 * columns, 4.5), 2.9 * rows)
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=True).flat
+    values = np.concatenate([phi.ravel() for phi in gates.values()]).astype(np.float64)
+    edges = _zone_edges(values, width)
+    for axes, (name, phi) in zip(panels, gates.items(), strict=False):
+        _draw_zones(axes, phi.astype(np.float64), edges)
+        axes.set_title(_spaced(name), pad=20)
+        axes.set_xlabel("φ")
+        axes.xaxis.set_tick_params(labelbottom=True)
+    for axes in panels:  # the places of the grid that are left over
+        axes.set_axis_off()
+    figure.axes[0].set_ylabel("groups")
+    return figure
+
+
+@_styled
+def first_filters(filters: Array, kept: NDArray[np.bool_]) -> "Figure":
+    """Draw the filters of the first convolution, kept ones first, dropped ones crossed out.
+
+    Parameters
+    ----------
+    filters
+        Shape (O, C, KH, KW); the mean over the C channels is drawn.
+    kept
+        Which filters are kept, shape (O,).
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not fit, or a weight is not finite.
+    """
+    _check_filters(filters, kept)
+    columns = min(len(filters), max(10, math.ceil(math.sqrt(3 * len(filters)))))
+    rows = -(-len(filters) // columns)
+    height, width = 0.8 * np.array(filters.shape[2:]) / max(filters.shape[2:])
+    figure = _figure(max(4.5, width * columns + 1.2), height * rows + 0.7)
+    axes = figure.subplots()
+    colours = _draw_filters(axes, filters, kept, columns)
+    axes.set_title(f"First convolution: {int(kept.sum())} of {len(kept)} filters kept")
+
+    # In the units of the axes, so that it is as high as the grid.
+    bar = axes.inset_axes((1 + 0.25 / columns, 0, 0.2 / columns, 1))
+    figure.colorbar(colours, cax=bar, label="weight").outline.set_visible(False)
+    return figure
+
+
+@_styled
+def overview(records: Records, filters: Array, kept: NDArray[np.bool_]) -> "Figure":
+    """Draw a run in one wide picture: error, savings, architecture and filters.
+
+    A dense network has the loss in place of savings and architecture. Arguments and errors are as
+    of the other figures.
+    """
+    _check_records(records)
+    _check_filters(filters, kept)
+    gated = bool(records[-1]["open"])
+    draw = [_draw_error, _draw_savings, _draw_architecture] if gated else [_draw_error, _draw_loss]
+    figure = _figure(13, 3.9)
+    *panels, last = figure.subplots(1, len(draw) + 1, width_ratios=[1] * len(draw) + [0.85])
+    for axes, function in zip(panels, draw, strict=True):
+        function(axes, records)
+    _draw_filters(last, filters, kept, math.isqrt(len(filters)))
+    last.set_title(f"{int(kept.sum())} of {len(kept)} first filters")
+    figure.suptitle(_headline(records[-1]), x=0.01, ha="left", fontsize=14, fontweight="bold")
+    return figure
+
+
+# ----------------------------------------------------------------------------------------- writing
+
+
+def save(figure: "Figure", directory: str | Path, name: str) -> list[Path]:
+    """Write ``name``.png, at 150 dots an inch, and ``name``.svg; return their paths.
+
+    The directory is made if need be. Each file appears whole or not at all, and the same figure
+    gives the same bytes.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for kind, metadata in (("png", None), ("svg", {"Date": None})):
+        buffer = io.BytesIO()
+        with _style():
+            figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
+        path = directory / f"{name}.{kind}"
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            temporary.write_bytes(buffer.getbuffer())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        paths.append(path)
+    return paths
+
+
+def plot_run(
+    directory: str | Path,
+    records: Records,
+    gates: Mapping[str, Array],
+    width: float,
+    filters: Array,
+    kept: NDArray[np.bool_],
+) -> list[Path]:
+    """Write every figure of a run into ``directory``; return the paths.
+
+    The figures of gates are left out for a network without. Arguments and errors are as of the
+    figures.
+    """
+    figures = {
+        "overview": overview(records, filters, kept),
+        "error_and_loss": error_and_loss(records),
+        "first_filters": first_filters(filters, kept),
+    }
+    if gates:
+        figures |= {
+            "expected_and_actual": expected_and_actual(records),
+            "architecture_over_time": architecture_over_time(records),
+            "gate_histogram": gate_histogram(gates, width),
+        }
+    return [path for name, figure in figures.items() for path in save(figure, directory, name)]
+
+
+# ------------------------------------------------------------------------------------------ panels
+
+
+def _draw_error(axes: "Axes", records: Records) -> None:
+    train, held_out = _series(records, "train_error"), _series(records, "held_out_error")
+    low, high = _log_axis(axes, np.concatenate([train, held_out]), "{:g} %")
+    labels = []
+    for name, values, colour in (("train", train, MUTED), ("held-out", held_out, BLUE)):
+        shown = np.clip(values, low, high)
+        _draw_line(axes, records, shown, colour)
+        labels.append((shown[-1], f"{values[-1]:.2f} %\n{name}", colour))
+    _finish_epochs(axes, records, labels)
+    axes.set_title("Classification error")
+
+
+def _draw_loss(axes: "Axes", records: Records) -> None:
+    values = _series(records, "loss")
+    shown = np.clip(values, *_log_axis(axes, values, "{:g}"))
+    _draw_line(axes, records, shown, MUTED)
+    _finish_epochs(axes, records, [(shown[-1], f"{values[-1]:.2g}", MUTED)])
+    axes.set_title("Training loss, without the penalty")
+
+
+def _draw_savings(axes: "Axes", records: Records) -> None:
+    savings = []
+    for name, noun, colour in (("weights", "weights", BLUE), ("macs", "MACs", VERMILION)):
+        ratios = np.array([_times(r[f"dense_{name}"], r[name]) for r in records])
+        savings.append((ratios, f"{_times_text(ratios[-1])}\nfewer {noun}", colour))
+    low, high = _log_axis(axes, np.concatenate([ratios for ratios, *_ in savings]), "{:g}×")
+    labels = []
+    for ratios, text, colour in savings:
+        shown = np.clip(ratios, low, high)
+        _draw_line(axes, records, shown, colour)
+        labels.append((shown[-1], text, colour))
+    _finish_epochs(axes, records, labels)
+    axes.set_title("Savings")
+
+
+def _draw_architecture(axes: "Axes", records: Records) -> None:
+    labels = []
+    axes.set_ylim(0, 105)
+    for i, (name, groups) in enumerate(records[-1]["groups"].items()):
+        colour = COLOURS[i % len(COLOURS)]
+        share = np.array([100 * record["open"][name] / groups for record in records])
+        _draw_line(axes, records, share, colour)
+        left = records[-1]["open"][name]
+        labels.append((share[-1], f"{left} of {groups}\n{_spaced(name)}", colour))
+    axes.set_yticks([0, 25, 50, 75, 100], ["0 %", "25 %", "50 %", "75 %", "100 %"])
+    _finish_epochs(axes, records, labels)
+    axes.set_title("Open gates")
+
+
+def _draw_zones(axes: "Axes", phi: Array, edges: list[Array]) -> None:
+    """Draw a histogram of phi, shape (groups,), in three zones with the given edges of bins."""
+    from matplotlib.ticker import MaxNLocator
+
+    closed, opened = phi <= edges[0][-1], phi >= edges[2][0]
+    zones = (
+        ("closed", closed, MUTED, SHADE),
+        ("partly", ~closed & ~opened, VERMILION, "#FCEDE3"),
+        ("fully open", opened, BLUE, "#E8F2F9"),
+    )
+    axes.set_xlim(edges[0][0], edges[2][-1])
+    for (name, inside, colour, shade), bins in zip(zones, edges, strict=True):
+        axes.axvspan(bins[0], bins[-1], color=shade, zorder=0, linewidth=0)
+        counts, _ = np.histogram(phi[inside], bins)
+        axes.bar(bins[:-1], counts, np.diff(bins), align="edge", color=colour, linewidth=0)
+    axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+    texts = zip(zones, (0.0, 0.5, 1.0), ("left", "center", "right"), strict=True)
+    for (name, inside, colour, _), place, side in texts:
+        text = f"{int(inside.sum())} {name}"
+        axes.text(place, 1.02, text, transform=axes.transAxes, ha=side, fontsize=8.5, color=colour)
+
+
+# ------------------------------------------------------------------------------------------- parts
+
+
+def _figure(width: float, height: float) -> "Figure":
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _draw_line(axes: "Axes", records: Records, values: Array, colour: str) -> None:
+    """Draw values over epochs, with a dot on the last."""
+    epochs = [record["epoch"] for record in records]
+    axes.plot(epochs, values, color=colour, clip_on=False)
+    axes.plot(epochs[-1:], values[-1:], "o", color=colour, markersize=5, clip_on=False)
+
+
+def _finish_epochs(axes: "Axes", records: Records, labels: Labels) -> None:
+    """Set up the axis of epochs, shade those with frozen gates, and label the ends of lines."""
+    from matplotlib.ticker import MaxNLocator
+
+    first, last = records[0]["epoch"], records[-1]["epoch"]
+    if first == last:
+        first, last = first - 0.5, last + 0.5
+    axes.set_xlim(first, last)
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    points = axes.transData.transform([(last, value) for value, *_ in labels])
+    heights = axes.transAxes.inverted().transform(points)[:, 1]
+    _label_ends(axes, heights, labels)
+
+    frozen = [record["epoch"] for record in records if record["frozen"]]
+    if frozen and records[-1]["open"]:
+        # A record tells of the network after an epoch, so freezing came just before the first.
+        start = max(frozen[0] - 1, first)
+        axes.axvspan(start, last, color=SHADE, zorder=0, linewidth=0)
+        # Out of the way of where the lines end.
+        place = max((0.94, 0.5, 0.06), key=lambda place: np.abs(heights - place).min())
+        axes.text(
+            last - 0.02 * (last - first),
+            place,
+            "gates frozen",
+            transform=axes.get_xaxis_transform(),
+            ha="right",
+            va="center",
+            fontsize=8,
+            color=MUTED,
+            bbox={"facecolor": SHADE, "linewidth": 0, "pad": 1},
+        )
+
+
+def _label_ends(axes: "Axes", heights: Array, labels: Labels) -> None:
+    """Write labels right of the axes, at heights in units of the axes, or near where they overlap.
+
+    They move as little as can be (least squares), and stay within the axes.
+    """
+    size, count = 9, len(labels)
+    lines = max(text.count("\n") for _, text, _ in labels) + 1
+    gap = (1.2 * lines + 0.2) * size / 72 * axes.figure.dpi / axes.bbox.height
+    order = np.argsort(heights, kind="stable")
+    # Less the gaps below them, heights need only not decrease.
+    moved = _isotonic(heights[order] - gap * np.arange(count))
+    moved = np.clip(moved, 0, max(0, 1 - gap * (count - 1))) + gap * np.arange(count)
+    for height, index in zip(moved, order, strict=True):
+        _, text, colour = labels[index]
+        axes.annotate(
+            text,
+            (1, height),
+            xycoords="axes fraction",
+            xytext=(8, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=size,
+            fontweight="bold",
+            linespacing=1.1,
+            color=colour,
+        )
+
+
+def _isotonic(values: Array) -> Array:
+    """Return the numbers that do not decrease and are nearest to the values, shape (n,)."""
+    n = len(values)
+    return np.array(
+        [
+            max(min(values[j : k + 1].mean() for k in range(i, n)) for j in range(i + 1))
+            for i in range(n)
+        ]
+    )
+
+
+def _log_axis(axes: "Axes", values: Array, form: str) -> tuple[float, float]:
+    """Make the axis of y logarithmic, from 1-2-5 step to step around the values above 0.
+
+    Returns its limits.
+    """
+    from matplotlib.ticker import NullLocator
+
+    positive = values[np.isfinite(values) & (values > 0)]
+    smallest, largest = (positive.min(), positive.max()) if positive.size else (0.1, 1.0)
+    powers = range(math.floor(math.log10(smallest)) - 1, math.ceil(math.log10(largest)) + 2)
+    steps = [float(f"{digit}e{power}") for power in powers for digit in (1, 2, 5)]
+    low = max(step for step in steps if step <= smallest)
+    high = min(step for step in steps if step >= largest)
+    if low == high or positive.size < values.size:  # room for a flat line; for a 0 at the foot
+        low = steps[steps.index(low) - 1]
+    axes.set_yscale("log")
+    axes.set_ylim(low, high)
+    ticks = [step for step in steps if low <= step <= high]
+    if len(ticks) > 6:
+        ticks = [tick for tick in ticks if f"{tick:e}".startswith("1")]
+    axes.set_yticks(ticks, [form.format(tick) for tick in ticks])
+    axes.yaxis.set_minor_locator(NullLocator())
+    return low, high
+
+
+def _zone_edges(values: Array, width: float) -> list[Array]:
+    """Return the edges of bins for the zones closed, between and open.
+
+    No bin reaches over a border of zones; all are about as wide, but those in a narrow transition.
+    """
+    half = width / 2
+    low, high = min(values.min(), -width), max(values.max(), width)
+    step = (high - low) / 40
+    inner = max(1, round(width / step))
+    step = max(step, width / inner)
+    below, above = (math.floor((side - half) / step) + 1 for side in (-low, high))
+    return [
+        -half - step * np.arange(below, -1, -1),
+        np.linspace(-half, half, inner + 1),
+        half + step * np.arange(above + 1),
+    ]
+
+
+def _draw_filters(
+    axes: "Axes", filters: Array, kept: NDArray[np.bool_], columns: int
+) -> "ScalarMappable":
+    """Draw filters in a grid; return their colours."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import LinearSegmentedColormap, Normalize
+
+    images = filters.mean(axis=1)
+    scale = float(np.abs(images).max()) or 1.0
+    colours, greys = (
+        ScalarMappable(Normalize(-scale, scale), LinearSegmentedColormap.from_list("", shades))
+        for shades in ((BLUE, "white", VERMILION), ("#C9CED4", "#F6F7F8", "#C9CED4"))
+    )
+    height, width = images.shape[1:]
+    # The gap between filters is a fifth of their size.
+    for place, index in enumerate(np.argsort(~kept, kind="stable")):
+        top, left = place // columns * 1.2 * height, place % columns * 1.2 * width
+        x, y = left + np.arange(width + 1), top + np.arange(height + 1)
+        axes.pcolormesh(x, y, (colours if kept[index] else greys).to_rgba(images[index]))
+        ring = ([x[0], x[-1], x[-1], x[0], x[0]], [y[0], y[0], y[-1], y[-1], y[0]])
+        axes.plot(*ring, color="#AFB8C1" if kept[index] else FAINT, linewidth=0.8)
+        if not kept[index]:
+            axes.plot(x[[0, -1]], y[[0, -1]], color=MUTED, linewidth=1)
+            axes.plot(x[[0, -1]], y[[-1, 0]], color=MUTED, linewidth=1)
+    axes.set_aspect("equal", anchor="NW")
+    axes.invert_yaxis()
+    axes.set_axis_off()
+    return colours
+
+
+def _series(records: Records, key: str) -> Array:
+    return np.array([record[key] for record in records], np.float64)
+
+
+def _headline(record: Mapping[str, Any]) -> str:
+    parts = []
+    if record["open"]:
+        before, after = ("-".join(map(str, record[key].values())) for key in ("groups", "open"))
+        weights, macs = (
+            _times_text(_times(record[f"dense_{name}"], record[name]))
+            for name in ("weights", "macs")
+        )
+        parts = [f"{before} → {after}", f"{weights} fewer weights", f"{macs} fewer MACs"]
+    return "   ·   ".join([*parts, f"{record['held_out_error']:.2f} % held-out error"])
+
+
+def _times(dense: int, left: int) -> float:
+    return dense / left if left else math.inf
+
+
+def _times_text(ratio: float) -> str:
+    if math.isinf(ratio):
+        return "∞×"
+    return f"{ratio:.1f}×" if ratio < 10 else f"{ratio:,.0f}×"
+
+
+def _spaced(name: str) -> str:
+    return name.replace(".", " ")
+
+
+def _check_records(records: Records) -> None:
+    if not records:
+        raise ValueError("records is empty; expected the record of one epoch or more.")
+
+
+def _check_filters(filters: Array, kept: NDArray[np.bool_]) -> None:
+    if filters.ndim != 4 or 0 in filters.shape or kept.shape != filters.shape[:1]:
+        raise ValueError(
+            f"filters have shape {filters.shape} and kept {kept.shape}; expected (O, C, KH, KW), "
+            f"none of them 0, and (O,)."
+        )
+    if not np.isfinite(filters).all():
+        raise ValueError("filters hold numbers that are not finite; they cannot be drawn.")

@@ -1,0 +1,306 @@
+"""Training: from a configuration to a pruned network and the record of how it came about."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minidiff.engine import ops
+from minidiff.engine.nn import Module, Sequential
+from minidiff.engine.optim import SGD, Adam, Group, Optimizer, cosine
+from minidiff.engine.tensor import no_grad
+from minidiff.pruning.gates import NOISES, Gate
+from minidiff.pruning.penalty import COSTS, LayerCount, architecture, count, expected_cost
+
+from .augment import Affine
+from .data import Dataset, Split, batches
+from .models import LeNet5
+
+__all__ = [
+    "RECIPES",
+    "Config",
+    "ConfigError",
+    "NonFiniteLossError",
+    "Trainer",
+    "build_model",
+    "error_rate",
+    "gates_of",
+]
+
+
+class ConfigError(ValueError):
+    """A setting that is out of range: which, what was given, what was expected."""
+
+
+class NonFiniteLossError(ArithmeticError):
+    """Training has diverged: where, and what to try."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every choice of a training run.
+
+    Shares are of all steps. Loss = cross-entropy + (penalty / N) * expected cost, with N the
+    number of training images.
+
+    Attributes
+    ----------
+    dataset : str
+        "mnist" or "digits".
+    epochs, batch_size, seed : int
+    lr, momentum, weight_decay : float
+        Of SGD with Nesterov momentum on weights and biases (which are not decayed).
+    warmup : float
+        The share of steps over which the step size rises, before it falls along a cosine.
+    gated : bool
+        False trains the plain dense network.
+    penalty : float
+        Lambda, the weight of the L0 surrogate.
+    cost : str
+        What the surrogate counts, see :func:`~minidiff.pruning.penalty.expected_cost`.
+    gate_lr : float
+        Step size of Adam on the gates' phi; constant.
+    gate_start, gate_stop : float
+        The shares of steps at which gates begin to learn and are frozen.
+    width, initial, noise, sigma
+        Of :class:`~minidiff.pruning.gates.Gate`.
+    augment : bool
+        Random shifts (2 pixels), turns (5 degrees) and sizes (10 %).
+    """
+
+    dataset: str = "mnist"
+    epochs: int = 30
+    batch_size: int = 128
+    seed: int = 0
+    lr: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    warmup: float = 0.02
+    gated: bool = True
+    penalty: float = 0.5
+    cost: str = "balanced"
+    gate_lr: float = 0.01
+    gate_start: float = 0.03
+    gate_stop: float = 0.7
+    width: float = 1.0
+    initial: float = 1.5
+    noise: str | None = None
+    sigma: float = 1.0
+    augment: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            self._require(name, self._whole(name) and getattr(self, name) >= 1, "an integer >= 1")
+        self._require("seed", self._whole("seed") and self.seed >= 0, "an integer >= 0")
+        for name in ("lr", "gate_lr", "width", "sigma"):
+            self._require(name, 0 < getattr(self, name) < math.inf, "a finite number above 0")
+        for name in ("weight_decay", "penalty"):
+            self._require(name, 0 <= getattr(self, name) < math.inf, "a finite number, 0 or more")
+        self._require("momentum", 0 < self.momentum < 1, "a number between 0 and 1")
+        self._require("initial", math.isfinite(self.initial), "a finite number")
+        for name in ("warmup", "gate_start", "gate_stop"):
+            self._require(name, 0 <= getattr(self, name) <= 1, "a share in 0..1")
+        self._require("gate_stop", self.gate_stop >= self.gate_start, "at least gate_start")
+        self._require("cost", self.cost in COSTS, f"one of {', '.join(COSTS)}")
+        self._require("noise", self.noise in (None, *NOISES), f"None, {', '.join(NOISES)}")
+
+    def _whole(self, name: str) -> bool:
+        return isinstance(getattr(self, name), int) and not isinstance(getattr(self, name), bool)
+
+    def _require(self, name: str, holds: bool, expected: str) -> None:
+        if not holds:
+            raise ConfigError(f"{name} is {getattr(self, name)!r}; expected {expected}.")
+
+    @classmethod
+    def recipe(cls, dataset: str, **changes: Any) -> "Config":
+        """Return the default recipe for a dataset, with changes; None changes nothing."""
+        given = {name: value for name, value in changes.items() if value is not None}
+        return replace(RECIPES[dataset], **given)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Config":
+        """Build from what ``to_json`` gave; ConfigError names unknown or missing settings."""
+        known = {field.name for field in fields(cls)}
+        if values.keys() != known:
+            raise ConfigError(
+                f"the configuration has unknown settings {sorted(values.keys() - known)} and lacks "
+                f"{sorted(known - values.keys())}; it was written by another version of minidiff."
+            )
+        return cls(**values)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all settings as plain values."""
+        return asdict(self)
+
+
+RECIPES = {
+    "mnist": Config(),
+    # A fiftieth of the images: more passes, and lambda / N must not grow fiftyfold.
+    "digits": Config(dataset="digits", epochs=120, penalty=0.02, gate_lr=0.02),
+}
+
+
+def build_model(config: Config, rng: np.random.Generator) -> LeNet5:
+    """Build the network of a run, with initial weights drawn from ``rng``."""
+    if not config.gated:
+        return LeNet5(rng=rng, gated=False)
+    return LeNet5(
+        rng=rng,
+        width=config.width,
+        initial=config.initial,
+        noise=config.noise,
+        sigma=config.sigma,
+    )
+
+
+def gates_of(model: Module) -> dict[str, Gate]:
+    """Return the gates of a network by name, such as "conv1.outputs"."""
+    owners = {id(m.phi): m for m in model.modules() if isinstance(m, Gate)}
+    return {
+        name.removesuffix(".phi"): owners[id(parameter)]
+        for name, parameter in model.named_parameters()
+        if id(parameter) in owners
+    }
+
+
+def error_rate(model: Module, split: Split, *, mean: float, std: float) -> float:
+    """Return the share of a split that the model, as in evaluation, gets wrong, in percent."""
+    model.eval()
+    wrong = 0
+    with no_grad():
+        for images, labels in batches(split, 500, mean=mean, std=std):
+            wrong += int((model(images).data.argmax(axis=0) != labels).sum())
+    model.train()
+    return 100 * wrong / len(split)
+
+
+class Trainer:
+    """A network in training: its optimisers, its generators, and how far it has come.
+
+    Parameters
+    ----------
+    config
+        Every choice of the run.
+    data
+        The dataset; of the test split nothing is read.
+    """
+
+    def __init__(self, config: Config, data: Dataset) -> None:
+        self.config, self.data = config, data
+        model_rng, self.rng = np.random.default_rng(config.seed).spawn(2)
+        self.model: Sequential = build_model(config, model_rng)
+        self.shape = data.train.images.shape[1:]
+        self.steps_per_epoch = math.ceil(len(data.train) / config.batch_size)
+        self.steps = config.epochs * self.steps_per_epoch
+        self.step = 0
+
+        self.gates = gates_of(self.model)
+        phis = {id(gate.phi) for gate in self.gates.values()}
+        others = [p for p in self.model.parameters() if id(p) not in phis]
+        # Without decay of the weights a gate could shrink while they grow: the product is the same.
+        self.weights = SGD(
+            [
+                Group([p for p in others if p.ndim > 1], config.lr, config.weight_decay),
+                Group([p for p in others if p.ndim == 1], config.lr),
+            ],
+            momentum=config.momentum,
+            nesterov=True,
+        )
+        # Adam, since the slope of a gate that is nearly open or closed is tiny.
+        self.phis: Optimizer | None = None
+        if self.gates:
+            self.phis = Adam([gate.phi for gate in self.gates.values()], lr=config.gate_lr)
+        self.affine = Affine() if config.augment else None
+
+    @property
+    def gates_learn(self) -> bool:
+        """Whether the next step moves the gates."""
+        share = self.step / self.steps
+        return self.phis is not None and self.config.gate_start <= share < self.config.gate_stop
+
+    def counts(self) -> list[LayerCount]:
+        """Count what is left of each layer."""
+        return count(self.model, self.shape)
+
+    def train_step(self, images: NDArray[np.float32], labels: NDArray[np.int64]) -> tuple[float, int]:
+        """Take one step; return the data loss and the number of images got wrong before it."""
+        config = self.config
+        warmup = round(config.warmup * self.steps)
+        for group in self.weights.groups:
+            group.lr = config.lr * cosine(self.step, self.steps, warmup=warmup)
+
+        logits = self.model(images)
+        loss = ops.cross_entropy(logits, labels)
+        total = loss
+        if self.gates_learn:
+            cost = expected_cost(self.model, self.shape, cost=config.cost)
+            total = loss + (config.penalty / len(self.data.train)) * cost
+        value = loss.item()
+        if not math.isfinite(value):
+            raise NonFiniteLossError(
+                f"the loss is {value} at step {self.step + 1} of {self.steps} (epoch "
+                f"{self.step // self.steps_per_epoch + 1}); the weights of the last epoch are kept. "
+                f"Try a smaller --lr (now {config.lr:g}), a longer --warmup (now "
+                f"{config.warmup:g}), or check the images for values that are not finite."
+            )
+        self.weights.zero_grad()
+        if self.phis is not None:
+            self.phis.zero_grad()
+        total.backward()
+        self.weights.step()
+        if self.phis is not None and self.gates_learn:
+            self.phis.step()
+        self.step += 1
+        return value, int((logits.data.argmax(axis=0) != labels).sum())
+
+    def train_epoch(self, report: Callable[[float], None] = lambda loss: None) -> dict[str, Any]:
+        """Run once over the training images; return the epoch's record for ``metrics.jsonl``.
+
+        ``report`` is called with the data loss after each step.
+        """
+        began = time.perf_counter()
+        losses, wrong, times = [], 0, []
+        data = self.data
+        for images, labels in batches(
+            data.train,
+            self.config.batch_size,
+            mean=data.mean,
+            std=data.std,
+            rng=self.rng,
+            augment=self.affine,
+        ):
+            start = time.perf_counter()
+            loss, missed = self.train_step(images, labels)
+            times.append(time.perf_counter() - start)
+            losses.append(loss * len(labels))
+            wrong += missed
+            report(loss)
+
+        counts = self.counts()
+        return {
+            "epoch": self.step // self.steps_per_epoch,
+            "step": self.step,
+            "loss": sum(losses) / len(data.train),
+            "train_error": 100 * wrong / len(data.train),
+            "held_out_error": error_rate(self.model, data.held_out, mean=data.mean, std=data.std),
+            "expected_weights": self._expected("weights"),
+            "expected_macs": self._expected("macs"),
+            "weights": sum(c.weights[0] for c in counts),
+            "dense_weights": sum(c.weights[1] for c in counts),
+            "macs": sum(c.macs[0] for c in counts),
+            "dense_macs": sum(c.macs[1] for c in counts),
+            "architecture": architecture(counts),
+            "open": {name: int(gate.is_open().sum()) for name, gate in self.gates.items()},
+            "groups": {name: gate.count for name, gate in self.gates.items()},
+            "frozen": not self.gates_learn,
+            "step_ms": 1000 * float(np.median(times)),
+            "seconds": time.perf_counter() - began,
+        }
+
+    def _expected(self, cost: str) -> float:
+        with no_grad():
+            return expected_cost(self.model, self.shape, cost=cost).item()
