@@ -31,6 +31,7 @@ threads.
 from dataclasses import dataclass
 from functools import lru_cache
 from math import erf as _erf
+from typing import Any
 
 import numpy as np
 from numba import njit, prange
@@ -193,8 +194,7 @@ def grad_input(
     samples: int,
     out: Array,  # (C, input places * samples); rows not in ins are left alone
 ) -> None:
-    """Add up, for every input, what it took part in: ``out[c, p] = sum weight[o, c, k] grad[o, q]``
-    over the pairs (q, k) of place p and over o."""
+    """Compute ``out[c, p] = sum weight[o, c, k] * grad[o, q]`` over o and the pairs (q, k) of p."""
     segments = (samples + SEGMENT - 1) // SEGMENT
     inputs = bounds.size - 1
     whole = outs.size - outs.size % 4
@@ -396,9 +396,9 @@ def sgd(
     weight: Array,
     grad: Array,
     velocity: Array,
-    rate: float,
-    momentum: float,
-    decay: float,
+    rate: np.floating[Any],  # of the dtype of weight, lest all be computed in float64
+    momentum: np.floating[Any],
+    decay: np.floating[Any],
     nesterov: bool,
 ) -> None:
     """Take one step of stochastic gradient descent on flat arrays, in place and in one pass."""

@@ -130,7 +130,9 @@ class Module:
             if name in state and np.shape(state[name]) != parameter.shape:
                 wrong.append(f"{name} has shape {np.shape(state[name])}, not {parameter.shape}")
         if wrong:
-            raise ValueError(f"the state does not fit this {type(self).__name__}: {'; '.join(wrong)}.")
+            raise ValueError(
+                f"the state does not fit this {type(self).__name__}: {'; '.join(wrong)}."
+            )
         for name, parameter in parameters.items():
             parameter.data = np.array(state[name], parameter.dtype)
 

@@ -379,7 +379,10 @@ class AvgPool2d(Op):
         rows = (x.shape[1] - tall) // down + 1
         columns = (x.shape[2] - wide) // right + 1
         self.places = [
-            (slice(i, i + down * (rows - 1) + 1, down), slice(j, j + right * (columns - 1) + 1, right))
+            (
+                slice(i, i + down * (rows - 1) + 1, down),
+                slice(j, j + right * (columns - 1) + 1, right),
+            )
             for i in range(tall)
             for j in range(wide)
         ]
@@ -527,5 +530,5 @@ def cross_entropy(logits: TensorLike, labels: NDArray[Any]) -> Tensor:
 def softmax(logits: TensorLike) -> Tensor:
     """Probabilities over the classes of each sample; logits have shape (classes, N)."""
     logits = _tensor(logits)
-    powers = (logits - logits.data.max(axis=0)).exp()
+    powers = (logits - np.asarray(logits.data.max(axis=0))).exp()
     return powers / powers.sum(axis=0)

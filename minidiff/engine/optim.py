@@ -55,7 +55,7 @@ class Optimizer:
             raise ValueError("the optimiser was given no parameters.")
         groups = [item for item in items if isinstance(item, Group)]
         tensors = [item for item in items if isinstance(item, Tensor)]
-        if groups and tensors or len(groups) + len(tensors) < len(items):
+        if (groups and tensors) or len(groups) + len(tensors) < len(items):
             raise TypeError("parameters: expected tensors only, or Groups only.")
         self.groups = groups or [Group(tensors, lr, weight_decay)]
 
@@ -126,7 +126,7 @@ class SGD(Optimizer):
     def _update(self, weight: Array, grad: Array, state: dict[str, Array], group: Group) -> None:
         if "velocity" not in state:
             state["velocity"] = np.zeros_like(weight)
-        number = weight.dtype.type  # plain floats would make the kernel compute in float64
+        number = weight.dtype.type
         kernels.sgd(
             weight.reshape(-1),
             np.ascontiguousarray(grad).reshape(-1),

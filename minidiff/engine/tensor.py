@@ -393,9 +393,9 @@ def _check_versions(op: Op) -> None:
     for tensor, version in zip(op.inputs, op.versions, strict=True):
         if tensor.version != version:
             raise RuntimeError(
-                f"an input of {type(op).__name__} (shape {tensor.shape}) was changed in place after "
-                f"it was used, for instance by an optimiser's step: its old values are gone. Run "
-                f"the forward pass again before backward()."
+                f"an input of {type(op).__name__} (shape {tensor.shape}) was changed in place "
+                f"after it was used, for instance by an optimiser's step: its old values are gone. "
+                f"Run the forward pass again before backward()."
             )
 
 

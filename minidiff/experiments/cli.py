@@ -1,12 +1,15 @@
 """The command line: ``minidiff train``, ``minidiff evaluate RUN``."""
 
 import argparse
+import math
 import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from minidiff import __version__
 from minidiff.pruning.gates import NOISES
@@ -18,6 +21,7 @@ from .training import Config, ConfigError, NonFiniteLossError, Trainer, build_mo
 
 __all__ = ["main"]
 
+LINES = 30  # that a run prints, about; metrics.jsonl has every epoch
 INTERRUPTED = 130  # the exit status of a program that Ctrl-C has ended
 
 
@@ -118,8 +122,8 @@ def _train(options: argparse.Namespace) -> int:
     tqdm = extra("tqdm").tqdm
     _set_threads(options.threads)
     data = load_dataset(options.dataset)
-    changes = {field.name: getattr(options, field.name, None) for field in fields(Config)}
-    config = Config.recipe(data.name, **{**changes, "dataset": None})
+    names = {field.name for field in fields(Config)} - {"dataset"}
+    config = Config.recipe(data.name, **{name: getattr(options, name) for name in names})
     run = Run.create(options.out or _free_directory(f"{data.name}-seed{config.seed}"))
     run.write_json("config.json", config.to_json())
 
@@ -128,8 +132,8 @@ def _train(options: argparse.Namespace) -> int:
         f"         {len(data.train):,} to train on, {len(data.held_out):,} held out for choices, "
         f"{len(data.test):,} to test on"
     )
-    print(f"run      {run.path}\n")
-    print("compiling kernels, once (they are cached) ...", end="\r", flush=True)
+    print(f"run      {run.path}")
+    print("kernels  compiled at the first step, once; then cached\n", flush=True)
 
     trainer = Trainer(config, data)
     records: list[dict[str, Any]] = []
@@ -145,13 +149,15 @@ def _train(options: argparse.Namespace) -> int:
                 bar.set_description(f"epoch {trainer.step // trainer.steps_per_epoch + 1}")
                 bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
 
+        every = math.ceil(config.epochs / LINES)
         try:
-            for _ in range(config.epochs):
+            for epoch in range(1, config.epochs + 1):
                 record = trainer.train_epoch(report)
                 records.append(record)
                 run.append_metrics(record)
                 run.save_checkpoint(trainer.model.state_dict())
-                tqdm.write(_line(record))
+                if epoch % every == 0 or epoch in (1, config.epochs):
+                    tqdm.write(_line(record))
         except KeyboardInterrupt:
             interrupted = True
     if interrupted:
@@ -175,10 +181,9 @@ def _set_threads(threads: int | None) -> None:
 
     if threads is None:
         return
-    if not 1 <= threads <= numba.config.NUMBA_NUM_THREADS:
-        raise ConfigError(
-            f"threads is {threads}; expected 1 to {numba.config.NUMBA_NUM_THREADS} on this machine."
-        )
+    most = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]  # set on import
+    if not 1 <= threads <= most:
+        raise ConfigError(f"threads is {threads}; expected 1 to {most} on this machine.")
     numba.set_num_threads(threads)
 
 
@@ -217,13 +222,14 @@ def _plot(run: Run, trainer: Trainer, records: list[dict[str, Any]]) -> None:
     layers = dict(trainer.model.named_parameters())
     weight = next(p for name, p in layers.items() if name.endswith("weight"))
     first = trainer.gates.get("conv1.outputs")
+    kept = first.is_open() if first else np.ones(len(weight.data), np.bool_)
     plot_run(
         run.path / "plots",
         records,
         {name: gate.phi.data for name, gate in trainer.gates.items()},
         trainer.config.width,
         weight.data,
-        first.is_open() if first else None,
+        kept,
     )
 
 
@@ -264,10 +270,16 @@ def _table(result: dict[str, Any]) -> str:
     rows = [("", "dense", "pruned", "")]
     for label, key in (("weights", "weights"), ("MACs a sample", "macs"), ("bytes", "bytes")):
         dense, left = result[f"dense_{key}"], result[key]
-        rows.append((label, f"{dense:,}", f"{left:,}", f"{dense / left:.1f}x fewer" if left else ""))
+        rows.append(
+            (label, f"{dense:,}", f"{left:,}", f"{dense / left:.1f}x fewer" if left else "")
+        )
     first, last = result["first_step_ms"], result["step_ms"]
-    rows.append(("training step", f"{first:.1f} ms", f"{last:.1f} ms", f"{first / last:.1f}x faster"))
+    rows.append(
+        ("training step", f"{first:.1f} ms", f"{last:.1f} ms", f"{first / last:.1f}x faster")
+    )
     rows.append(("test error", "", f"{result['test_error']:.2f} %", result["architecture"]))
+    if not result["weights"]:
+        rows.append(("", "", "", "Nothing is left: try a smaller --lambda."))
     lines = [f"{a:<15}{b:>12}{c:>12}   {d}".rstrip() for a, b, c, d in rows]
     return "\n" + "\n".join(lines)
 
@@ -285,8 +297,6 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _load(run: Run) -> tuple[Config, Any]:
-    import numpy as np
-
     config = Config.from_json(run.read_json("config.json"))
     model = build_model(config, np.random.default_rng(config.seed))
     try:

@@ -42,8 +42,11 @@ class LeNet5(Sequential):
             if not gated:
                 return inner
             outputs, inputs = inner.weight.shape[:2]
-            sizes = {"outputs": outputs, "inputs": inputs}
-            return Gated(inner, **{role: Gate(sizes[role], rng=rng, **gate) for role in roles})
+            return Gated(
+                inner,
+                inputs=Gate(inputs, rng=rng, **gate) if "inputs" in roles else None,
+                outputs=Gate(outputs, rng=rng, **gate) if "outputs" in roles else None,
+            )
 
         super().__init__(
             conv1=layer(nn.Conv2d(1, 20, 5, rng=rng), "outputs"),  # (20, 24, 24, N)

@@ -17,7 +17,8 @@ mapping that describes the network after an epoch:
 ``frozen``
     Whether the gates no longer moved in this epoch.
 
-An error or a count of 0 has no place on a log axis: it is drawn at the foot, with its true number.
+An error or a count of 0 has no place on a log axis: it is drawn at the foot, with its true number,
+as is the endless saving of a network with nothing left at the top.
 """
 
 import io
@@ -74,6 +75,8 @@ STYLE: Any = {  # how Matplotlib types the keys depends on its version
     "axes.titlepad": 10,
     "axes.titlesize": 11,
     "axes.titleweight": "bold",
+    "figure.constrained_layout.h_pad": 0.11,  # inches
+    "figure.constrained_layout.w_pad": 0.11,
     "figure.facecolor": "white",
     "font.family": "DejaVu Sans",  # comes with Matplotlib, so figures are the same everywhere
     "font.size": 10,
@@ -199,11 +202,11 @@ def gate_histogram(gates: Mapping[str, Array], width: float) -> "Figure":
 
     columns = min(len(gates), 4)
     rows = -(-len(gates) // columns)
-    figure = _figure(max(2.7 * columns, 4.5), 2.9 * rows)
+    figure = _figure(max(3.0 * columns, 4.5), 2.9 * rows)
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True).flat
     values = np.concatenate([phi.ravel() for phi in gates.values()]).astype(np.float64)
     edges = _zone_edges(values, width)
-    for axes, (name, phi) in zip(panels, gates.items(), strict=False):
+    for (name, phi), axes in zip(gates.items(), panels, strict=False):
         _draw_zones(axes, phi.astype(np.float64), edges)
         axes.set_title(_spaced(name), pad=20)
         axes.set_xlabel("φ")
@@ -239,8 +242,8 @@ def first_filters(filters: Array, kept: NDArray[np.bool_]) -> "Figure":
     colours = _draw_filters(axes, filters, kept, columns)
     axes.set_title(f"First convolution: {int(kept.sum())} of {len(kept)} filters kept")
 
-    # In the units of the axes, so that it is as high as the grid.
-    bar = axes.inset_axes((1 + 0.25 / columns, 0, 0.2 / columns, 1))
+    # An inset is as high as the grid; 0.2 and 0.16 are inches.
+    bar = axes.inset_axes((1 + 0.2 / (width * columns), 0, 0.16 / (width * columns), 1))
     figure.colorbar(colours, cax=bar, label="weight").outline.set_visible(False)
     return figure
 
@@ -256,13 +259,13 @@ def overview(records: Records, filters: Array, kept: NDArray[np.bool_]) -> "Figu
     _check_filters(filters, kept)
     gated = bool(records[-1]["open"])
     draw = [_draw_error, _draw_savings, _draw_architecture] if gated else [_draw_error, _draw_loss]
-    figure = _figure(13, 3.9)
-    *panels, last = figure.subplots(1, len(draw) + 1, width_ratios=[1] * len(draw) + [0.85])
+    figure = _figure(11.5, 3.7)
+    *panels, last = figure.subplots(1, len(draw) + 1, width_ratios=[1] * len(draw) + [1.05])
     for axes, function in zip(panels, draw, strict=True):
         function(axes, records)
     _draw_filters(last, filters, kept, math.isqrt(len(filters)))
-    last.set_title(f"{int(kept.sum())} of {len(kept)} first filters")
-    figure.suptitle(_headline(records[-1]), x=0.01, ha="left", fontsize=14, fontweight="bold")
+    last.set_title(f"{int(kept.sum())} of {len(kept)} filters")
+    figure.suptitle(_headline(records[-1]), x=0.01, ha="left", fontsize=13.5, fontweight="bold")
     return figure
 
 
@@ -348,7 +351,9 @@ def _draw_savings(axes: "Axes", records: Records) -> None:
     for name, noun, colour in (("weights", "weights", BLUE), ("macs", "MACs", VERMILION)):
         ratios = np.array([_times(r[f"dense_{name}"], r[name]) for r in records])
         savings.append((ratios, f"{_times_text(ratios[-1])}\nfewer {noun}", colour))
-    low, high = _log_axis(axes, np.concatenate([ratios for ratios, *_ in savings]), "{:g}×")
+    low, high = _log_axis(
+        axes, np.concatenate([[1.0], *(ratios for ratios, *_ in savings)]), "{:g}×"
+    )
     labels = []
     for ratios, text, colour in savings:
         shown = np.clip(ratios, low, high)
@@ -383,12 +388,12 @@ def _draw_zones(axes: "Axes", phi: Array, edges: list[Array]) -> None:
         ("fully open", opened, BLUE, "#E8F2F9"),
     )
     axes.set_xlim(edges[0][0], edges[2][-1])
-    for (name, inside, colour, shade), bins in zip(zones, edges, strict=True):
+    for (_, inside, colour, shade), bins in zip(zones, edges, strict=True):
         axes.axvspan(bins[0], bins[-1], color=shade, zorder=0, linewidth=0)
         counts, _ = np.histogram(phi[inside], bins)
         axes.bar(bins[:-1], counts, np.diff(bins), align="edge", color=colour, linewidth=0)
     axes.set_ylim(bottom=0)
-    axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
     texts = zip(zones, (0.0, 0.5, 1.0), ("left", "center", "right"), strict=True)
     for (name, inside, colour, _), place, side in texts:
         text = f"{int(inside.sum())} {name}"
@@ -423,7 +428,7 @@ def _finish_epochs(axes: "Axes", records: Records, labels: Labels) -> None:
         first, last = first - 0.5, last + 0.5
     axes.set_xlim(first, last)
     axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
     points = axes.transData.transform([(last, value) for value, *_ in labels])
     heights = axes.transAxes.inverted().transform(points)[:, 1]
     _label_ends(axes, heights, labels)
@@ -434,17 +439,16 @@ def _finish_epochs(axes: "Axes", records: Records, labels: Labels) -> None:
         start = max(frozen[0] - 1, first)
         axes.axvspan(start, last, color=SHADE, zorder=0, linewidth=0)
         # Out of the way of where the lines end.
-        place = max((0.94, 0.5, 0.06), key=lambda place: np.abs(heights - place).min())
+        place = max((0.87, 0.5, 0.12), key=lambda place: np.abs(heights - place).min())
         axes.text(
             last - 0.02 * (last - first),
             place,
-            "gates frozen",
+            "gates\nfrozen",
             transform=axes.get_xaxis_transform(),
             ha="right",
             va="center",
             fontsize=8,
             color=MUTED,
-            bbox={"facecolor": SHADE, "linewidth": 0, "pad": 1},
         )
 
 
@@ -455,8 +459,8 @@ def _label_ends(axes: "Axes", heights: Array, labels: Labels) -> None:
     """
     size, count = 9, len(labels)
     lines = max(text.count("\n") for _, text, _ in labels) + 1
-    gap = (1.2 * lines + 0.2) * size / 72 * axes.figure.dpi / axes.bbox.height
-    order = np.argsort(heights, kind="stable")
+    gap = (1.2 * lines + 0.4) * size / 72 * axes.figure.dpi / axes.bbox.height
+    order = np.lexsort((-np.arange(count), heights))  # of equals the first comes on top
     # Less the gaps below them, heights need only not decrease.
     moved = _isotonic(heights[order] - gap * np.arange(count))
     moved = np.clip(moved, 0, max(0, 1 - gap * (count - 1))) + gap * np.arange(count)
@@ -488,20 +492,23 @@ def _isotonic(values: Array) -> Array:
 
 
 def _log_axis(axes: "Axes", values: Array, form: str) -> tuple[float, float]:
-    """Make the axis of y logarithmic, from 1-2-5 step to step around the values above 0.
+    """Make the axis of y logarithmic, from 1-2-5 step to step around the values.
 
-    Returns its limits.
+    Returns its limits, between which there is room at the foot for 0, at the top for infinity.
     """
     from matplotlib.ticker import NullLocator
 
     positive = values[np.isfinite(values) & (values > 0)]
-    smallest, largest = (positive.min(), positive.max()) if positive.size else (0.1, 1.0)
+    smallest, largest = (positive.min(), positive.max()) if positive.size else (1.0, 1.0)
     powers = range(math.floor(math.log10(smallest)) - 1, math.ceil(math.log10(largest)) + 2)
     steps = [float(f"{digit}e{power}") for power in powers for digit in (1, 2, 5)]
     low = max(step for step in steps if step <= smallest)
     high = min(step for step in steps if step >= largest)
-    if low == high or positive.size < values.size:  # room for a flat line; for a 0 at the foot
+    flat = low == high
+    if flat or (values <= 0).any():
         low = steps[steps.index(low) - 1]
+    if flat or np.isposinf(values).any():
+        high = steps[steps.index(high) + 1]
     axes.set_yscale("log")
     axes.set_ylim(low, high)
     ticks = [step for step in steps if low <= step <= high]
@@ -541,7 +548,7 @@ def _draw_filters(
     scale = float(np.abs(images).max()) or 1.0
     colours, greys = (
         ScalarMappable(Normalize(-scale, scale), LinearSegmentedColormap.from_list("", shades))
-        for shades in ((BLUE, "white", VERMILION), ("#C9CED4", "#F6F7F8", "#C9CED4"))
+        for shades in ((BLUE, "white", VERMILION), ("#9AA2AB", "#F6F7F8", "#9AA2AB"))
     )
     height, width = images.shape[1:]
     # The gap between filters is a fifth of their size.
@@ -552,8 +559,8 @@ def _draw_filters(
         ring = ([x[0], x[-1], x[-1], x[0], x[0]], [y[0], y[0], y[-1], y[-1], y[0]])
         axes.plot(*ring, color="#AFB8C1" if kept[index] else FAINT, linewidth=0.8)
         if not kept[index]:
-            axes.plot(x[[0, -1]], y[[0, -1]], color=MUTED, linewidth=1)
-            axes.plot(x[[0, -1]], y[[-1, 0]], color=MUTED, linewidth=1)
+            axes.plot(x[[0, -1]], y[[0, -1]], color=MUTED, linewidth=0.8)
+            axes.plot(x[[0, -1]], y[[-1, 0]], color=MUTED, linewidth=0.8)
     axes.set_aspect("equal", anchor="NW")
     axes.invert_yaxis()
     axes.set_axis_off()
@@ -572,8 +579,10 @@ def _headline(record: Mapping[str, Any]) -> str:
             _times_text(_times(record[f"dense_{name}"], record[name]))
             for name in ("weights", "macs")
         )
-        parts = [f"{before} → {after}", f"{weights} fewer weights", f"{macs} fewer MACs"]
-    return "   ·   ".join([*parts, f"{record['held_out_error']:.2f} % held-out error"])
+        parts = [f"{weights} fewer weights", f"{macs} fewer MACs"]
+        if len(record["open"]) <= 5:  # more do not fit
+            parts.insert(0, f"{before} → {after}")
+    return "  ·  ".join([*parts, f"{record['held_out_error']:.2f} % held-out error"])
 
 
 def _times(dense: int, left: int) -> float:

@@ -14,7 +14,14 @@ from minidiff.engine.nn import Module, Sequential
 from minidiff.engine.optim import SGD, Adam, Group, Optimizer, cosine
 from minidiff.engine.tensor import no_grad
 from minidiff.pruning.gates import NOISES, Gate
-from minidiff.pruning.penalty import COSTS, LayerCount, architecture, count, expected_cost
+from minidiff.pruning.penalty import (
+    COSTS,
+    LayerCount,
+    architecture,
+    count,
+    expected_cost,
+    gated_sizes,
+)
 
 from .augment import Affine
 from .data import Dataset, Split, batches
@@ -81,9 +88,9 @@ class Config:
     weight_decay: float = 5e-4
     warmup: float = 0.02
     gated: bool = True
-    penalty: float = 0.5
+    penalty: float = 0.35
     cost: str = "balanced"
-    gate_lr: float = 0.01
+    gate_lr: float = 0.005
     gate_start: float = 0.03
     gate_stop: float = 0.7
     width: float = 1.0
@@ -140,7 +147,7 @@ class Config:
 RECIPES = {
     "mnist": Config(),
     # A fiftieth of the images: more passes, and lambda / N must not grow fiftyfold.
-    "digits": Config(dataset="digits", epochs=120, penalty=0.02, gate_lr=0.02),
+    "digits": Config(dataset="digits", epochs=120, penalty=0.01, gate_lr=0.01, gate_start=0.1),
 }
 
 
@@ -226,7 +233,9 @@ class Trainer:
         """Count what is left of each layer."""
         return count(self.model, self.shape)
 
-    def train_step(self, images: NDArray[np.float32], labels: NDArray[np.int64]) -> tuple[float, int]:
+    def train_step(
+        self, images: NDArray[np.float32], labels: NDArray[np.int64]
+    ) -> tuple[float, int]:
         """Take one step; return the data loss and the number of images got wrong before it."""
         config = self.config
         warmup = round(config.warmup * self.steps)
@@ -243,7 +252,7 @@ class Trainer:
         if not math.isfinite(value):
             raise NonFiniteLossError(
                 f"the loss is {value} at step {self.step + 1} of {self.steps} (epoch "
-                f"{self.step // self.steps_per_epoch + 1}); the weights of the last epoch are kept. "
+                f"{self.step // self.steps_per_epoch + 1}); the last epoch's weights are kept. "
                 f"Try a smaller --lr (now {config.lr:g}), a longer --warmup (now "
                 f"{config.warmup:g}), or check the images for values that are not finite."
             )
@@ -294,9 +303,10 @@ class Trainer:
             "macs": sum(c.macs[0] for c in counts),
             "dense_macs": sum(c.macs[1] for c in counts),
             "architecture": architecture(counts),
-            "open": {name: int(gate.is_open().sum()) for name, gate in self.gates.items()},
-            "groups": {name: gate.count for name, gate in self.gates.items()},
-            "frozen": not self.gates_learn,
+            # Open and of use: what the architecture names.
+            "open": {key: left for key, (left, _) in gated_sizes(counts).items()},
+            "groups": {key: whole for key, (_, whole) in gated_sizes(counts).items()},
+            "frozen": self.step >= self.config.gate_stop * self.steps,
             "step_ms": 1000 * float(np.median(times)),
             "seconds": time.perf_counter() - began,
         }

@@ -236,11 +236,11 @@ class Gated(Module):
                     f"of shape {shape}."
                 )
         self.layer = layer
-        self.outputs, self.inputs, self.weights, self.groups = outputs, inputs, weights, groups
+        self.inputs, self.outputs, self.weights, self.groups = inputs, outputs, weights, groups
 
     def gates(self) -> Iterator[tuple[str, Gate]]:
         """Yield (role, gate) for the gates there are."""
-        for role in ("outputs", "inputs", "weights"):
+        for role in ("inputs", "outputs", "weights"):
             gate = getattr(self, role)
             if gate is not None:
                 yield role, gate

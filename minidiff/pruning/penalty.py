@@ -27,7 +27,7 @@ from minidiff.engine.tensor import Tensor
 
 from .gates import Gate, Gated
 
-__all__ = ["COSTS", "LayerCount", "architecture", "count", "expected_cost", "gated_layers"]
+__all__ = ["COSTS", "LayerCount", "architecture", "count", "expected_cost", "gated_sizes"]
 
 Live = Any  # a Tensor of probabilities, or an array of 0 and 1
 
@@ -57,7 +57,7 @@ class Step:
         return int(np.prod(self.layer.weight.shape[2:]))
 
     def weights(self, value: Callable[[Gate], Live]) -> Live:
-        """Return the (expected) number of weights that are left, a Tensor or an array of shape ()."""
+        """Return the (expected) number of weights left, a Tensor or an array of shape ()."""
         if self.gated is None or self.gated.weights is None or self.gated.groups is None:
             return self.kernel_size * self.live_in.sum() * self.live_out.sum()
         shape = self.layer.weight.shape
@@ -107,11 +107,6 @@ def _chain(module: Module, prefix: str) -> Iterator[tuple[str, Module]]:
             yield from _chain(layer, f"{prefix}.{name}" if prefix else name)
     else:
         yield prefix, module
-
-
-def gated_layers(model: Module) -> list[Gated]:
-    """List the gated layers, in order."""
-    return [module for _, module in _chain(model, "") if isinstance(module, Gated)]
 
 
 def expected_cost(model: Module, shape: Shape, *, cost: str = "weights") -> Tensor:
@@ -206,10 +201,16 @@ def count(model: Module, shape: Shape) -> list[LayerCount]:
     return counts[::-1]
 
 
+def gated_sizes(counts: list[LayerCount]) -> dict[str, tuple[int, int]]:
+    """Return (left, of how many) for each gated role, by name, as in "conv1.outputs"."""
+    return {
+        f"{layer.name}.{role}": getattr(layer, role)
+        for layer in counts
+        for role in ("inputs", "outputs")
+        if role in layer.gated
+    }
+
+
 def architecture(counts: list[LayerCount]) -> str:
     """Write what gates have left as in the literature: for LeNet5, "8-10-112-68"."""
-    numbers = []
-    for layer in counts:
-        numbers += [layer.inputs[0]] if "inputs" in layer.gated else []
-        numbers += [layer.outputs[0]] if "outputs" in layer.gated else []
-    return "-".join(map(str, numbers))
+    return "-".join(str(left) for left, _ in gated_sizes(counts).values())

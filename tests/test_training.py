@@ -1,0 +1,139 @@
+"""Training: the recipe's steps, its records, its errors, and that a seed decides every bit."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from minidiff.experiments.data import Dataset, Split
+from minidiff.experiments.training import (
+    RECIPES,
+    Config,
+    ConfigError,
+    NonFiniteLossError,
+    Trainer,
+    error_rate,
+)
+
+
+def blobs(count: int, seed: int, dtype: type = np.uint8) -> Split:
+    """Images that a network can tell apart: class k has a bright bar in row 2k + 4."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 10, count)
+    images = rng.integers(0, 60, (count, 1, 28, 28))
+    for image, label in zip(images, labels, strict=True):
+        image[0, 2 * label + 4 : 2 * label + 6] += 180
+    scaled = images.astype(dtype) if dtype is np.uint8 else (images / 255).astype(dtype)
+    return Split(scaled, labels)
+
+
+def dataset(dtype: type = np.uint8) -> Dataset:
+    return Dataset("blobs", "Made up.", blobs(300, 0, dtype), blobs(60, 1, dtype), blobs(60, 2, dtype))
+
+
+SHORT = Config(
+    dataset="digits", epochs=4, batch_size=50, penalty=0.02, gate_lr=0.2, gate_start=0.2, lr=0.02
+)
+
+
+def run(config: Config, data: Dataset | None = None) -> tuple[Trainer, list[dict]]:
+    trainer = Trainer(config, data or dataset())
+    return trainer, [trainer.train_epoch() for _ in range(config.epochs)]
+
+
+def test_training_learns_and_prunes_and_freezes_the_gates() -> None:
+    trainer, records = run(SHORT)
+    assert records[-1]["loss"] < records[0]["loss"] / 2
+    assert records[-1]["held_out_error"] < 30
+    assert records[-1]["weights"] < records[0]["weights"] == 430_500
+    assert records[-1]["macs"] < records[0]["macs"] == 2_293_000
+    assert [r["frozen"] for r in records] == [False, False, True, True]
+    assert records[3]["open"] == records[2]["open"]
+    sizes = "-".join(str(n) for n in records[-1]["open"].values())
+    assert records[-1]["architecture"] == sizes
+    json.dumps(records, allow_nan=False)
+    assert trainer.step == trainer.steps == 24
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not() -> None:
+    states = [run(dataclasses.replace(SHORT, epochs=2, seed=s))[0].model.state_dict() for s in (3, 3, 4)]
+    assert all(np.array_equal(states[0][name], states[1][name]) for name in states[0])
+    assert not np.array_equal(states[0]["conv1.layer.weight"], states[2]["conv1.layer.weight"])
+
+
+@pytest.mark.parametrize("noise", ["normal", "logistic", "uniform"])
+def test_stochastic_gates_train(noise: str) -> None:
+    _, records = run(dataclasses.replace(SHORT, epochs=2, noise=noise, sigma=0.5))
+    assert records[-1]["loss"] < records[0]["loss"]
+
+
+def test_augmented_and_float_images_train() -> None:
+    _, records = run(dataclasses.replace(SHORT, epochs=2, augment=True), dataset(np.float32))
+    assert records[-1]["loss"] < records[0]["loss"]
+
+
+def test_a_dense_network_has_no_gates_and_stays_whole() -> None:
+    trainer, records = run(dataclasses.replace(SHORT, epochs=1, gated=False))
+    assert not trainer.gates
+    assert records[0]["weights"] == 430_500
+    assert records[0]["architecture"] == ""
+
+
+def test_error_rate_counts_wrong_answers_of_the_network_in_evaluation() -> None:
+    data = dataset()
+    trainer = Trainer(SHORT, data)
+    error = error_rate(trainer.model, data.test, mean=data.mean, std=data.std)
+    images = (data.test.images.transpose(1, 2, 3, 0) / 255 - data.mean) / data.std
+    guesses = trainer.model.eval()(images.astype(np.float32)).data.argmax(axis=0)
+    assert error == pytest.approx(100 * np.mean(guesses != data.test.labels))
+
+
+def test_a_loss_that_is_not_finite_names_the_step_and_what_to_try() -> None:
+    with pytest.raises(NonFiniteLossError, match=r"at step \d+ of 24 .*--lr \(now 1e\+08\)"):
+        run(dataclasses.replace(SHORT, lr=1e8, warmup=0.0))
+
+
+def test_images_that_are_not_finite_are_refused_before_training() -> None:
+    images = np.zeros((4, 1, 28, 28), np.float32)
+    images[2, 0, 3, 5] = np.nan
+    with pytest.raises(ValueError, match=r"images\[2, 0, 3, 5\] is nan"):
+        Split(images, np.zeros(4, np.int64))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("epochs", 0),
+        ("epochs", 1.5),
+        ("epochs", True),
+        ("batch_size", 0),
+        ("seed", -1),
+        ("lr", 0.0),
+        ("lr", float("nan")),
+        ("momentum", 1.0),
+        ("weight_decay", -1e-3),
+        ("warmup", 1.5),
+        ("penalty", -0.1),
+        ("penalty", float("inf")),
+        ("cost", "flops"),
+        ("gate_lr", -1.0),
+        ("gate_start", -0.1),
+        ("gate_stop", 0.01),
+        ("width", 0.0),
+        ("width", float("nan")),
+        ("initial", float("inf")),
+        ("noise", "cauchy"),
+        ("sigma", 0.0),
+    ],
+)
+def test_a_setting_out_of_range_is_named_with_its_value(name: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=f"{name} is {str(value)!r}|{name} is {value!r}"):
+        dataclasses.replace(Config(), **{name: value})
+
+
+def test_a_configuration_survives_json_and_names_what_does_not_fit() -> None:
+    for config in RECIPES.values():
+        assert Config.from_json(json.loads(json.dumps(config.to_json()))) == config
+    with pytest.raises(ConfigError, match=r"unknown settings \['depth'\] and lacks \['lr'\]"):
+        Config.from_json({"depth": 3} | {k: v for k, v in Config().to_json().items() if k != "lr"})
