@@ -23,7 +23,22 @@ def train(out: Path, *more: str) -> int:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("cli") / "run"
-    assert train(out, "--epochs", "12", "--gate-lr", "0.1", "--gate-start", "0.4", "--lr", "0.03", "--warmup", "0.2") == 0
+    assert (
+        train(
+            out,
+            "--epochs",
+            "12",
+            "--gate-lr",
+            "0.1",
+            "--gate-start",
+            "0.4",
+            "--lr",
+            "0.03",
+            "--warmup",
+            "0.2",
+        )
+        == 0
+    )
     return out
 
 
@@ -47,7 +62,12 @@ def test_train_leaves_a_whole_run_directory(trained: Path) -> None:
 def test_train_prints_a_closing_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train(tmp_path / "run", "--epochs", "1", "--batch-size", "400") == 0
     out = capsys.readouterr().out
-    for words in ("1,197 to train on, 300 held out", "test error", "MACs a sample", "training step"):
+    for words in (
+        "1,197 to train on, 300 held out",
+        "test error",
+        "MACs a sample",
+        "training step",
+    ):
         assert words in out
 
 
@@ -120,7 +140,9 @@ def test_a_value_out_of_range_leaves_nothing_behind(
     option: str, value: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
-    assert message in failure(capsys, "train", "--dataset", "digits", "--out", str(out), option, value)
+    assert message in failure(
+        capsys, "train", "--dataset", "digits", "--out", str(out), option, value
+    )
     assert not out.exists()
 
 

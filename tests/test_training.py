@@ -29,7 +29,9 @@ def blobs(count: int, seed: int, dtype: type = np.uint8) -> Split:
 
 
 def dataset(dtype: type = np.uint8) -> Dataset:
-    return Dataset("blobs", "Made up.", blobs(300, 0, dtype), blobs(60, 1, dtype), blobs(60, 2, dtype))
+    return Dataset(
+        "blobs", "Made up.", blobs(300, 0, dtype), blobs(60, 1, dtype), blobs(60, 2, dtype)
+    )
 
 
 SHORT = Config(
@@ -57,7 +59,9 @@ def test_training_learns_and_prunes_and_freezes_the_gates() -> None:
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_does_not() -> None:
-    states = [run(dataclasses.replace(SHORT, epochs=2, seed=s))[0].model.state_dict() for s in (3, 3, 4)]
+    states = [
+        run(dataclasses.replace(SHORT, epochs=2, seed=s))[0].model.state_dict() for s in (3, 3, 4)
+    ]
     assert all(np.array_equal(states[0][name], states[1][name]) for name in states[0])
     assert not np.array_equal(states[0]["conv1.layer.weight"], states[2]["conv1.layer.weight"])
 

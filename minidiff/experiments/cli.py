@@ -4,6 +4,7 @@ import argparse
 import math
 import statistics
 import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -127,11 +128,13 @@ def _train(options: argparse.Namespace) -> int:
     run = Run.create(options.out or _free_directory(f"{data.name}-seed{config.seed}"))
     run.write_json("config.json", config.to_json())
 
-    print(f"data     {data.source}")
-    print(
-        f"         {len(data.train):,} to train on, {len(data.held_out):,} held out for choices, "
-        f"{len(data.test):,} to test on"
+    sizes = (
+        f"{len(data.train):,} to train on, {len(data.held_out):,} held out for choices, "
+        f"{len(data.test):,} to test on."
     )
+    indent = " " * 9
+    print(textwrap.fill(f"data     {data.source}", 100, subsequent_indent=indent))
+    print(indent + sizes)
     print(f"run      {run.path}")
     print("kernels  compiled at the first step, once; then cached\n", flush=True)
 
