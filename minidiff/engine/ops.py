@@ -18,14 +18,22 @@ Pair: TypeAlias = int | tuple[int, int]
 
 __all__ = [
     "avg_pool2d",
+    "clip",
     "conv2d",
     "cross_entropy",
     "dropout",
+    "erf",
+    "exp",
     "flatten",
     "linear",
+    "log",
     "max_pool2d",
+    "maximum",
     "relu",
+    "sigmoid",
     "softmax",
+    "sqrt",
+    "tanh",
 ]
 
 
@@ -269,6 +277,49 @@ def _same_dtype(name: str, **tensors: Tensor) -> None:
     if len({t.dtype for t in tensors.values()}) > 1:
         given = ", ".join(f"{key} {t.dtype}" for key, t in tensors.items())
         raise ValueError(f"{name}: dtypes differ ({given}); expected all float32 or all float64.")
+
+
+# -- functions of one element ----------------------------------------------------------------
+
+
+def exp(x: TensorLike) -> Tensor:
+    """Exponential."""
+    return _tensor(x).exp()
+
+
+def log(x: TensorLike) -> Tensor:
+    """Natural logarithm."""
+    return _tensor(x).log()
+
+
+def sqrt(x: TensorLike) -> Tensor:
+    """Square root."""
+    return _tensor(x).sqrt()
+
+
+def tanh(x: TensorLike) -> Tensor:
+    """Hyperbolic tangent."""
+    return _tensor(x).tanh()
+
+
+def sigmoid(x: TensorLike) -> Tensor:
+    """Logistic function 1 / (1 + exp(-x))."""
+    return _tensor(x).sigmoid()
+
+
+def erf(x: TensorLike) -> Tensor:
+    """Error function."""
+    return _tensor(x).erf()
+
+
+def maximum(x: TensorLike, y: TensorLike) -> Tensor:
+    """Larger of two, element by element; where equal, each gets half the gradient."""
+    return _tensor(x).maximum(y)
+
+
+def clip(x: TensorLike, low: float | None, high: float | None) -> Tensor:
+    """Limit to [low, high]; no gradient flows where the value is outside."""
+    return _tensor(x).clip(low, high)
 
 
 # -- activations -----------------------------------------------------------------------------

@@ -150,7 +150,7 @@ def _train(options: argparse.Namespace) -> int:
             bar.update()
             if trainer.step % 10 == 0:
                 bar.set_description(f"epoch {trainer.step // trainer.steps_per_epoch + 1}")
-                bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+                bar.set_postfix_str(f"loss {loss:.3f}{_live(records)}", refresh=False)
 
         every = math.ceil(config.epochs / LINES)
         try:
@@ -202,6 +202,18 @@ def _free_directory(name: str) -> Path:
 def _ratio(record: dict[str, Any], what: str) -> str:
     left = record[what]
     return f"{record[f'dense_{what}'] / left:.1f}x" if left else "all"
+
+
+def _live(records: list[dict[str, Any]]) -> str:
+    """Say in a few words how far the last whole epoch has come."""
+    if not records:
+        return ""
+    last = records[-1]
+    return (
+        f", error {last['train_error']:.2f}% train {last['held_out_error']:.2f}% held out, "
+        f"{last['architecture'] or 'dense'}, {_ratio(last, 'weights')} fewer weights, "
+        f"{_ratio(last, 'macs')} fewer MACs"
+    )
 
 
 def _header() -> str:

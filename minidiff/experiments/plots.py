@@ -430,7 +430,8 @@ def _finish_epochs(axes: "Axes", records: Records, labels: Labels) -> None:
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
     points = axes.transData.transform([(last, value) for value, *_ in labels])
-    heights = axes.transAxes.inverted().transform(points)[:, 1]
+    # A loss that is not a number has no height, but a label all the same.
+    heights = np.nan_to_num(axes.transAxes.inverted().transform(points)[:, 1])
     _label_ends(axes, heights, labels)
 
     frozen = [record["epoch"] for record in records if record["frozen"]]
@@ -504,17 +505,22 @@ def _log_axis(axes: "Axes", values: Array, form: str) -> tuple[float, float]:
     steps = [float(f"{digit}e{power}") for power in powers for digit in (1, 2, 5)]
     low = max(step for step in steps if step <= smallest)
     high = min(step for step in steps if step >= largest)
-    flat = low == high
-    if flat or (values <= 0).any():
+    flat, zero, endless = low == high, (values <= 0).any(), np.isposinf(values).any()
+    if flat or zero:
         low = steps[steps.index(low) - 1]
-    if flat or np.isposinf(values).any():
+    if flat or endless:
         high = steps[steps.index(high) + 1]
-    axes.set_yscale("log")
-    axes.set_ylim(low, high)
     ticks = [step for step in steps if low <= step <= high]
     if len(ticks) > 6:
         ticks = [tick for tick in ticks if f"{tick:e}".startswith("1")]
-    axes.set_yticks(ticks, [form.format(tick) for tick in ticks])
+    names = {tick: form.format(tick) for tick in ticks}
+    if zero:
+        names[low] = form.format(0)
+    if endless:
+        names[high] = form.format(math.inf).replace("inf", "∞")
+    axes.set_yscale("log")
+    axes.set_ylim(low, high)
+    axes.set_yticks(list(names), list(names.values()))
     axes.yaxis.set_minor_locator(NullLocator())
     return low, high
 
