@@ -81,7 +81,8 @@ def test_values_in_range_and_deterministic(
     before = images.copy()
     result = affine(images, np.random.default_rng(seed))
     assert result.shape == images.shape
-    assert result.min() >= 0 and result.max() <= images.max()
+    assert result.min() >= 0
+    assert result.max() <= images.max()
     np.testing.assert_array_equal(result, affine(images, np.random.default_rng(seed)))
     np.testing.assert_array_equal(images, before)
 
@@ -126,7 +127,7 @@ def test_affine_rejects(name: str, value: float) -> None:
 
 
 def test_affine_rejects_scale_of_one() -> None:
-    with pytest.raises(ValueError, match="scale is 1.0; .* below 1"):
+    with pytest.raises(ValueError, match=r"scale is 1\.0; .* below 1"):
         Affine(scale=1.0)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
@@ -30,7 +30,7 @@ from minidiff.experiments.data import (
     read_idx,
 )
 
-fuzz = settings(deadline=None, max_examples=150)
+fuzz = settings(deadline=None, max_examples=100)
 arrays = hnp.arrays(np.uint8, hnp.array_shapes(max_dims=4, max_side=6))
 seeds = st.integers(0, 2**32 - 1)
 
@@ -62,6 +62,10 @@ def encode(array: NDArray[np.uint8]) -> bytes:
     return header(*array.shape) + array.tobytes()
 
 
+def pack(content: bytes) -> bytes:
+    return gzip.compress(content, mtime=0)  # the same bytes at any time of day
+
+
 def read_bytes(path: Path, content: bytes, rank: int | None = None) -> NDArray[np.uint8]:
     path.write_bytes(content)
     return read_idx(path, rank=rank)
@@ -71,7 +75,7 @@ def read_bytes(path: Path, content: bytes, rank: int | None = None) -> NDArray[n
 @given(arrays, st.booleans())
 def test_idx_round_trip(scratch: Path, array: NDArray[np.uint8], compress: bool) -> None:
     content = encode(array)
-    found = read_bytes(scratch, gzip.compress(content) if compress else content, array.ndim)
+    found = read_bytes(scratch, pack(content) if compress else content, array.ndim)
     assert found.dtype == np.uint8
     assert found.flags.writeable
     np.testing.assert_array_equal(found, array)
@@ -82,7 +86,7 @@ def test_idx_round_trip(scratch: Path, array: NDArray[np.uint8], compress: bool)
 def test_idx_truncated_anywhere(
     scratch: Path, array: NDArray[np.uint8], compress: bool, draw: st.DataObject
 ) -> None:
-    content = gzip.compress(encode(array)) if compress else encode(array)
+    content = pack(encode(array)) if compress else encode(array)
     end = draw.draw(st.integers(0, len(content) - 1))
     with pytest.raises(DataError, match="file"):
         read_bytes(scratch, content[:end])
@@ -103,7 +107,7 @@ def test_idx_header_bit_flip(scratch: Path, array: NDArray[np.uint8], draw: st.D
 def test_gzip_bit_flip_never_gives_other_data(
     scratch: Path, array: NDArray[np.uint8], draw: st.DataObject
 ) -> None:
-    content = bytearray(gzip.compress(encode(array)))
+    content = bytearray(pack(encode(array)))
     bit = draw.draw(st.integers(0, 8 * len(content) - 1))
     content[bit // 8] ^= 1 << bit % 8
     try:
@@ -130,7 +134,7 @@ def test_idx_trailing_bytes(
 ) -> None:
     content = encode(array) + extra
     with pytest.raises(DataError, match="holds more bytes"):
-        read_bytes(scratch, gzip.compress(content) if compress else content)
+        read_bytes(scratch, pack(content) if compress else content)
 
 
 @pytest.mark.parametrize(
@@ -144,9 +148,9 @@ def test_idx_trailing_bytes(
         (header(3, 0, 3), r"shape \(3, 0, 3\), 0 bytes; expected 1 to"),
         (header(2**32 - 1, 2**32 - 1, 2**32 - 1), "expected 1 to 1073741824"),
         (header(2, 2, 2) + bytes(7), "holds only 7 bytes .* exactly 8"),
-        (gzip.compress(header(2, 2, 2) + bytes(8))[:-1], "broken gzip data"),
-        (gzip.compress(header(2, 2, 2) + bytes(8))[:-8] + bytes(8), "broken gzip data .*CRC"),
-        (gzip.compress(header(2, 2, 2) + bytes(8)) + b"garbage", "broken gzip data"),
+        (pack(header(2, 2, 2) + bytes(8))[:-1], "broken gzip data"),
+        (pack(header(2, 2, 2) + bytes(8))[:-8] + bytes(8), "broken gzip data .*CRC"),
+        (pack(header(2, 2, 2) + bytes(8)) + b"garbage", "broken gzip data"),
         (b"\x1f\x8b\x08\x00garbage after the magic", "broken gzip data"),
     ],
 )
@@ -171,8 +175,8 @@ def test_idx_missing_file(tmp_path: Path) -> None:
     "content",
     [
         pytest.param(header(2**30) + bytes(10), id="forged header"),
-        pytest.param(gzip.compress(header(2**30) + bytes(10)), id="forged header in gzip"),
-        pytest.param(gzip.compress(header(10) + bytes(2**24), 1), id="gzip bomb"),
+        pytest.param(pack(header(2**30) + bytes(10)), id="forged header in gzip"),
+        pytest.param(pack(header(10) + bytes(2**24)), id="gzip bomb"),
     ],
 )
 def test_idx_memory_is_bounded(scratch: Path, content: bytes) -> None:
@@ -274,7 +278,7 @@ def originals(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
             array = rng.integers(256, size=(count, 28, 28), dtype=np.uint8)
         else:
             array = np.arange(count, dtype=np.uint8) % 10
-        files[name] = gzip.compress(encode(array))
+        files[name] = pack(encode(array))
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     monkeypatch.setattr(data, "MNIST_HASHES", hashes)
     return files
@@ -339,7 +343,8 @@ def test_mnist_from_cache_tells_of_empty_data_dir(
     assert load_dataset(held_out=7).source == "MNIST, from the cache directory."
     elsewhere = tmp_path / "elsewhere"
     monkeypatch.setenv("MINIDIFF_DATA_DIR", str(elsewhere))
-    assert f"{elsewhere / 'mnist'} (from MINIDIFF_DATA_DIR) lacks" in load_dataset().source
+    note = f"{elsewhere / 'mnist'} (from MINIDIFF_DATA_DIR) lacks"
+    assert note in load_dataset(held_out=7).source
     assert not elsewhere.exists()
 
 
@@ -364,7 +369,7 @@ def test_altered_file_is_an_error(
     if place_name == "variable":
         place(cache, originals)  # a good copy further down the line does not excuse it
         monkeypatch.setenv("MINIDIFF_DATA_DIR", str(tmp_path))
-    with pytest.raises(DataError, match="SHA-256 is .* expected .* replace it") as caught:
+    with pytest.raises(DataError, match=r"SHA-256 is .* expected .* replace it") as caught:
         load_dataset(name)
     message = str(caught.value)
     assert str(directory / altered) in message
@@ -426,7 +431,7 @@ def test_partial_download_leaves_nothing(
     cache: Path, originals: dict[str, bytes], serve: Callable[[Serve], list[str]]
 ) -> None:
     serve(lambda url: originals[url.rsplit("/", 1)[1]][:-5])
-    with pytest.raises(MissingDataError, match="the download failed: .*hash") as caught:
+    with pytest.raises(MissingDataError, match=r"the download failed: .*hash") as caught:
         load_dataset("mnist")
     assert all(mirror in str(caught.value) for mirror in data.MNIST_MIRRORS)
     assert contents(cache) == {}
@@ -469,7 +474,7 @@ def silent(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("silent")
 def test_silent_network_is_given_up_soon(cache: Path) -> None:
-    with pytest.raises(MissingDataError, match="no answer within 0.02 s"):
+    with pytest.raises(MissingDataError, match=r"no answer within 0\.02 s"):
         load_dataset("mnist")
 
 
@@ -509,8 +514,11 @@ def test_digits() -> None:
     splits = (dataset.train, dataset.held_out, dataset.test)
     assert [len(split) for split in splits] == [1197, 300, 300]
     images = np.concatenate([split.images for split in splits])
-    assert images.dtype == np.uint8 and images.shape == (1797, 1, 28, 28)
-    assert images.max() > 240 and not images[:, :, :4].any() and not images[..., 24:].any()
+    assert images.dtype == np.uint8
+    assert images.shape == (1797, 1, 28, 28)
+    assert images.max() > 240
+    assert not images[:, :, :4].any()
+    assert not images[..., 24:].any()
 
     # Disjoint and complete: every original, in its enlarged form, is there once.
     labels = np.concatenate([split.labels for split in splits])
@@ -528,7 +536,7 @@ def test_missing_extras_are_named(cache: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(ImportError, match=r'scikit-learn could .* pip install "minidiff\[train\]"'):
         load_dataset("digits")
-    with pytest.raises(MissingDataError, match="MNIST was not .* scikit-learn could not"):
+    with pytest.raises(MissingDataError, match=r"MNIST was not .* scikit-learn could not"):
         load_dataset()
     monkeypatch.setitem(sys.modules, "pooch", None)
     with pytest.raises(MissingDataError, match=r'pooch could .* pip install "minidiff\[train\]"'):
@@ -543,7 +551,7 @@ def test_unknown_dataset() -> None:
 @pytest.mark.parametrize("held_out", [0, -1, 60_000, 2.5, True, "5"])
 @pytest.mark.parametrize("name", data.DATASETS)
 def test_held_out_rejected(name: str, held_out: Any) -> None:
-    with pytest.raises(ValueError, match="expected an integer in 1..59999"):
+    with pytest.raises(ValueError, match=r"expected an integer in 1\.\.59999"):
         load_dataset(name, held_out=held_out)
 
 
@@ -576,13 +584,15 @@ def random_split(count: int, dtype: Any = np.uint8, channels: int = 2) -> Split:
 
 @fuzz
 @given(
-    st.integers(1, 40), st.integers(1, 50), st.one_of(st.none(), seeds), st.booleans(), st.data()
+    st.integers(1, 40),
+    st.integers(1, 50),
+    st.one_of(st.none(), seeds),
+    st.booleans(),
+    st.sampled_from([np.uint8, np.float32]),
 )
-@example(count=6, size=3, seed=0, drop_last=True, draw=None)
 def test_batches_cover_the_split_once_in_the_documented_layout(
-    count: int, size: int, seed: int | None, drop_last: bool, draw: Any
+    count: int, size: int, seed: int | None, drop_last: bool, dtype: Any
 ) -> None:
-    dtype = draw.draw(st.sampled_from([np.uint8, np.float32])) if draw else np.uint8
     split = random_split(count, dtype)
     drop_last = drop_last and size <= count
     rng = None if seed is None else np.random.default_rng(seed)
@@ -598,7 +608,8 @@ def test_batches_cover_the_split_once_in_the_documented_layout(
         assert len(np.unique(order)) == len(order)  # so each exactly once, unless dropped
 
     for images, labels in found:
-        assert images.dtype == np.float32 and images.flags.c_contiguous
+        assert images.dtype == np.float32
+        assert images.flags.c_contiguous
         assert labels.dtype == np.int64
         pixels = split.images[labels].astype(np.float64) / (255 if dtype == np.uint8 else 1)
         expected = (pixels.transpose(1, 2, 3, 0) - 0.2) / 0.3
@@ -640,7 +651,8 @@ def test_augmented_images_are_in_the_range_of_the_split(result: Any) -> None:
     split = random_split(10)
 
     def invert(images: data.Pixels, rng: np.random.Generator) -> data.Pixels:
-        assert images.dtype == np.uint8 and images.shape[1:] == (2, 3, 4)
+        assert images.dtype == np.uint8
+        assert images.shape[1:] == (2, 3, 4)
         return (255 - images).astype(result)
 
     rng = np.random.default_rng(0)

@@ -46,7 +46,7 @@ class Run:
 
     def __init__(self, x: Any, weight: Any, stride: Any, ins: Indices, outs: Indices) -> None:
         self.x, self.weight, self.ins, self.outs = x, weight, ins, outs
-        channels, height, width, self.samples = x.shape
+        _, height, width, self.samples = x.shape
         self.win = kernels.window(height, width, self.samples, weight.shape[2:], stride)
         self.size = weight.shape[2] * weight.shape[3]
         self.taps = (ins[:, None] * self.size + np.arange(self.size)).ravel()
@@ -120,7 +120,8 @@ def check(seed: int, case: Convolution, ins: Indices, outs: Indices, dtype: Any)
     grad_weight = run.grad_weight(grad)
     expected_weight[:, dead_in] = 0
     np.testing.assert_allclose(grad_weight, expected_weight, rtol=0, atol=eps * (9 + terms))
-    assert not grad_weight[dead_out].any() and not grad_weight[:, dead_in].any()
+    assert not grad_weight[dead_out].any()
+    assert not grad_weight[:, dead_in].any()
 
     grad_bias = np.full(len(bias), SENTINEL, dtype)
     kernels.sum_rows(grad.reshape(len(grad), -1), outs, grad_bias)
@@ -246,7 +247,7 @@ def test_one_and_two_threads_give_the_same_bits(
                 scaled,
                 grad_scaled,
                 grad_factors,
-            ]  # fmt: skip
+            ]
         )
     for one, two in zip(*results, strict=True):
         assert one.tobytes() == two.tobytes()

@@ -27,7 +27,7 @@ cost nothing. Threads share out outputs, never the terms of a sum: the same bits
 threads.
 """
 
-# The loops write out what they do four times, and speak of single numbers: arrays of i, j and k.
+import os
 from dataclasses import dataclass
 from functools import lru_cache
 from math import erf as _erf
@@ -38,6 +38,10 @@ from numba import njit, prange
 from numpy.typing import NDArray
 
 from ._types import Array, Indices
+
+# Threads that wait for others sleep. Where a machine has other work too, waiting in a busy loop
+# makes a step ten times slower; read when the first parallel kernel starts.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 # Sums may be reordered; NaN and infinity keep their meaning (unlike under full fastmath).
 FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
@@ -330,7 +334,7 @@ def max_pool(
             begin = (first[q] + shifts[k]) * samples
             v = x[c, begin : begin + samples]
             for s in range(samples):
-                larger = not v[s] <= y[s]  # so that NaN is passed on
+                larger = v[s] > y[s] or v[s] != v[s]  # NaN is taken, and kept
                 y[s] = v[s] if larger else y[s]
                 k_max[s] = k if larger else k_max[s]
 

@@ -133,8 +133,10 @@ class Module:
             raise ValueError(
                 f"the state does not fit this {type(self).__name__}: {'; '.join(wrong)}."
             )
+        # All are converted before the first is set.
+        arrays = {name: np.array(state[name], p.dtype, order="C") for name, p in parameters.items()}
         for name, parameter in parameters.items():
-            parameter.data = np.array(state[name], parameter.dtype)
+            parameter.data = arrays[name]
 
 
 def he_normal(shape: Shape, rng: np.random.Generator, dtype: DTypeLike = np.float32) -> Array:

@@ -39,7 +39,7 @@ __all__ = [
 
 def pair(value: Pair, name: str, least: int = 1) -> tuple[int, int]:
     """Return (vertical, horizontal) for an int or a pair; ValueError if below ``least``."""
-    both = (value, value) if isinstance(value, int | np.integer) else tuple(value)
+    both = value if isinstance(value, tuple | list) else (value, value)
     if len(both) != 2 or any(not isinstance(v, int | np.integer) or v < least for v in both):
         raise ValueError(f"{name} is {value!r}; expected an integer >= {least}, or a pair of them.")
     return int(both[0]), int(both[1])

@@ -125,10 +125,11 @@ class SGD(Optimizer):
 
     def _update(self, weight: Array, grad: Array, state: dict[str, Array], group: Group) -> None:
         if "velocity" not in state:
-            state["velocity"] = np.zeros_like(weight)
+            state["velocity"] = np.zeros(weight.shape, weight.dtype)
         number = weight.dtype.type
+        flat = np.ascontiguousarray(weight)  # itself, unless it was set from a transposed array
         kernels.sgd(
-            weight.reshape(-1),
+            flat.reshape(-1),
             np.ascontiguousarray(grad).reshape(-1),
             state["velocity"].reshape(-1),
             number(group.lr),
@@ -136,6 +137,8 @@ class SGD(Optimizer):
             number(group.weight_decay),
             self.nesterov,
         )
+        if flat is not weight:
+            weight[...] = flat
 
 
 class Adam(Optimizer):

@@ -233,7 +233,7 @@ class Tensor:
             op = tensor.creator
             if op is None:
                 if tensor.grad is not None:
-                    tensor.grad = tensor.grad + grad
+                    tensor.grad = np.asarray(tensor.grad + grad)
                 else:
                     tensor.grad = grad if grad.flags.writeable else grad.copy()
                 continue
@@ -241,11 +241,11 @@ class Tensor:
             for parent, part in zip(op.inputs, op.backward(grad), strict=True):
                 if part is None or not parent.requires_grad:
                     continue
-                part = _unbroadcast(part, parent.shape)
+                part = np.asarray(_unbroadcast(part, parent.shape), parent.dtype)
                 if np.may_share_memory(part, grad):
                     part = _shared(part)
                 key = id(parent)
-                grads[key] = grads[key] + part if key in grads else part
+                grads[key] = np.asarray(grads[key] + part) if key in grads else part
 
     # -- operators ---------------------------------------------------------------------------
 
@@ -403,9 +403,14 @@ def _unbroadcast(grad: Array, shape: tuple[int, ...]) -> Array:
     """Sum a gradient over the axes along which its input was broadcast."""
     if grad.shape == shape:
         return grad
-    grad = grad.sum(axis=tuple(range(grad.ndim - len(shape))))
+    grad = np.asarray(grad.sum(axis=tuple(range(grad.ndim - len(shape)))))
     stretched = tuple(i for i, n in enumerate(shape) if n == 1 and grad.shape[i] != 1)
-    return np.asarray(grad.sum(axis=stretched, keepdims=True)) if stretched else np.asarray(grad)
+    return np.asarray(grad.sum(axis=stretched, keepdims=True)) if stretched else grad
+
+
+def _plain(number: Any) -> Any:
+    """Turn a NumPy number into one of Python, which does not widen float32."""
+    return number.item() if isinstance(number, np.generic) else number
 
 
 # -- arithmetic ------------------------------------------------------------------------------
@@ -473,7 +478,7 @@ class Power(Op):
     def __init__(self, exponent: float) -> None:
         if isinstance(exponent, Tensor):
             raise TypeError("the exponent is a Tensor; expected a number. Use exp and log instead.")
-        self.exponent = exponent
+        self.exponent = _plain(exponent)
 
     def forward(self, a: Array) -> Array:
         self.a = a
@@ -536,7 +541,9 @@ class Transpose(Op):
         return a.transpose(self.axes)
 
     def backward(self, grad: Array) -> tuple[Array | None, ...]:
-        return (grad.transpose(None if self.axes is None else tuple(np.argsort(self.axes))),)
+        if self.axes is None:
+            return (grad.T,)
+        return (grad.transpose(np.argsort([axis % grad.ndim for axis in self.axes])),)
 
 
 class Index(Op):
@@ -680,7 +687,7 @@ class Clip(Op):
     def __init__(self, low: float | None, high: float | None) -> None:
         if low is not None and high is not None and low > high:
             raise ValueError(f"clip to [{low}, {high}]: low must not be above high.")
-        self.low, self.high = low, high
+        self.low, self.high = _plain(low), _plain(high)
 
     def forward(self, a: Array) -> Array:
         out = np.asarray(np.clip(a, self.low, self.high))

@@ -15,7 +15,7 @@ mapping that describes the network after an epoch:
 ``open``, ``groups``
     For each gate, by name: its open groups, and all its groups. Empty for a dense network.
 ``frozen``
-    Whether the gates no longer moved in this epoch.
+    Whether the gates had stopped moving by the end of the epoch.
 
 An error or a count of 0 has no place on a log axis: it is drawn at the foot, with its true number,
 as is the endless saving of a network with nothing left at the top.
@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 
 from minidiff.engine._types import Array
 
-# Matplotlib is imported where it is used: it takes longer to load than all of minidiff.
+# Matplotlib is imported where it is used, to keep importing minidiff quick.
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.cm import ScalarMappable
@@ -435,10 +435,9 @@ def _finish_epochs(axes: "Axes", records: Records, labels: Labels) -> None:
     _label_ends(axes, heights, labels)
 
     frozen = [record["epoch"] for record in records if record["frozen"]]
-    if frozen and records[-1]["open"]:
-        # A record tells of the network after an epoch, so freezing came just before the first.
-        start = max(frozen[0] - 1, first)
-        axes.axvspan(start, last, color=SHADE, zorder=0, linewidth=0)
+    # Gates that stop only with the last epoch leave nothing to shade.
+    if frozen and frozen[0] < records[-1]["epoch"] and records[-1]["open"]:
+        axes.axvspan(frozen[0], last, color=SHADE, zorder=0, linewidth=0)
         # Out of the way of where the lines end.
         place = max((0.87, 0.5, 0.12), key=lambda place: np.abs(heights - place).min())
         axes.text(

@@ -178,6 +178,11 @@ def scale_slices(x: Tensor, z: Tensor) -> Tensor:
     return out
 
 
+def _broadcasts(small: Shape, large: Shape) -> bool:
+    tail = large[len(large) - len(small) :]
+    return len(small) <= len(large) and all(n in (1, m) for n, m in zip(small, tail, strict=True))
+
+
 class Gated(Module):
     """A layer whose weight and bias are multiplied by gates, and computed only where open.
 
@@ -230,7 +235,7 @@ class Gated(Module):
                     f"Gated: the weights gate has {weights.count} groups, but there are "
                     f"{groups.count} groups."
                 )
-            if np.broadcast_shapes(groups.labels.shape, shape) != shape:
+            if not _broadcasts(groups.labels.shape, shape):
                 raise ValueError(
                     f"Gated: groups of shape {groups.labels.shape} do not broadcast to the weight "
                     f"of shape {shape}."

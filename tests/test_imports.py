@@ -1,0 +1,109 @@
+"""The layers of the package: engine <- pruning <- experiments, and extras only where needed."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import minidiff
+
+ROOT = Path(minidiff.__file__).parent
+SOURCES = sorted(ROOT.rglob("*.py"))
+CORE = {"minidiff", "numpy", "numba", "matplotlib"}
+EXTRAS = ("pooch", "requests", "safetensors", "sklearn", "tqdm")
+
+
+def name(path: Path) -> str:
+    return path.relative_to(ROOT.parent).as_posix()
+
+
+def imported(source: str, package: tuple[str, ...], nodes: Iterator[ast.AST]) -> Iterator[str]:
+    """Yield the full dotted names that import statements among ``nodes`` bring in."""
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            # ``from ..a import b`` goes up a package for each dot after the first; b may be a module.
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            base = (*above, *(node.module.split(".") if node.module else ()))
+            yield from (".".join((*base, alias.name)) for alias in node.names)
+
+
+def imports(path: Path, nested: bool = True) -> set[str]:
+    """Return what a file imports: anywhere in it, or only when it is imported itself."""
+    source = path.read_text(encoding="utf-8")
+    package = path.relative_to(ROOT.parent).parent.parts
+    tree = ast.parse(source)
+    return set(imported(source, package, ast.walk(tree) if nested else at_import(tree)))
+
+
+def at_import(tree: ast.AST) -> Iterator[ast.AST]:
+    """Walk all but the bodies of functions and what only a type checker runs."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        yield node
+        yield from at_import(node)
+
+
+def belongs(module: str, package: str) -> bool:
+    return module == package or module.startswith(package + ".")
+
+
+def test_the_reader_of_imports_resolves_relative_ones():
+    code = "import a.b\nfrom . import c\nfrom .d import e\nfrom ..f import g\nfrom h import i"
+    found = set(imported(code, ("p", "q"), ast.walk(ast.parse(code))))
+    assert found == {"a.b", "p.q.c", "p.q.d.e", "p.f.g", "h.i"}
+
+
+@pytest.mark.parametrize(
+    ("package", "forbidden"),
+    [("engine", ("pruning", "experiments")), ("pruning", ("experiments",))],
+)
+def test_imports_run_from_experiments_through_pruning_to_the_engine(package, forbidden):
+    files = sorted((ROOT / package).rglob("*.py"))
+    assert len(files) > 3
+    for path in files:
+        for module in imports(path):
+            # What ``minidiff`` itself offers comes from everywhere.
+            parts = module.split(".")
+            assert parts[0] != "minidiff" or parts[1] in ("engine", "pruning"), name(path)
+            for other in forbidden:
+                assert not belongs(module, f"minidiff.{other}"), name(path)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name)
+def test_modules_import_nothing_beyond_the_core_until_it_is_needed(path):
+    outside = {module.split(".")[0] for module in imports(path, nested=False)}
+    assert outside <= CORE | set(sys.stdlib_module_names)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name)
+def test_nothing_is_pickled(path):
+    source = path.read_text(encoding="utf-8")
+    names = {module.split(".")[0] for module in imports(path)}
+    assert not names & {"pickle", "cPickle", "dill", "joblib", "marshal", "shelve"}
+    assert "allow_pickle=True" not in source
+
+
+def test_importing_minidiff_is_light():
+    heavy = (*EXTRAS, "matplotlib.pyplot")
+    code = f"import minidiff, sys; print(*(m for m in {heavy!r} if m in sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=ROOT.parent,
+        check=True,
+    )
+    assert done.stdout.split() == []
+    assert done.stderr == ""
+
+
+def test_everything_that_minidiff_promises_is_there():
+    assert [n for n in minidiff.__all__ if not hasattr(minidiff, n)] == []

@@ -1,0 +1,496 @@
+"""The surrogate of L0 against every state of the gates, and the counts against what matters."""
+
+import itertools
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+import minidiff as md
+from minidiff import nn
+from minidiff.pruning.penalty import COSTS, gated_sizes
+from tests.strategies import arrays, seeds
+
+PRICES = {"weights": lambda n: 1, "macs": lambda n: n, "balanced": lambda n: n ** (1 / 3)}
+KINDS = ("convolutions", "dense", "grouped", "plain ends")
+kinds = st.sampled_from(KINDS)
+some = settings(max_examples=25)
+
+
+# -- small networks, and their weights one by one ---------------------------------------------------
+
+
+def build(kind: str, seed: int = 0, **options: Any) -> tuple[nn.Sequential, tuple[int, ...]]:
+    """Return a network of at most ten gates, all weights positive, and the shape of its input."""
+    rng = np.random.default_rng(seed)
+    draws: dict[str, Any] = {"rng": rng, "dtype": np.float64}
+
+    def gate(size: int) -> md.Gate:
+        return md.Gate(size, **({"rng": rng, "dtype": np.float64, "sigma": 0.8} | options))
+
+    if kind == "convolutions":  # 3 + 2 + 4 + 1 gates
+        model = nn.Sequential(
+            conv1=md.Gated(nn.Conv2d(1, 3, 2, padding=1, **draws), outputs=gate(3)),  # (3, 6, 5)
+            pool=nn.MaxPool2d((2, 1)),  # (3, 3, 5)
+            relu=nn.ReLU(),
+            conv2=md.Gated(nn.Conv2d(3, 2, (2, 3), stride=(1, 2), **draws), outputs=gate(2)),
+            mean=nn.AvgPool2d((1, 2)),  # (2, 2, 1)
+            flatten=nn.Flatten(),  # each channel twice
+            dense=md.Gated(nn.Linear(4, 1, **draws), inputs=gate(4), outputs=gate(1)),
+        )
+        shape: tuple[int, ...] = (1, 5, 4)
+    elif kind == "dense":  # 2 + 3 + 3 + 2
+        model = nn.Sequential(
+            md.Gated(nn.Linear(2, 3, **draws), inputs=gate(2), outputs=gate(3)),
+            nn.Sequential(nn.ReLU(), nn.Dropout(0.5, rng=rng)),
+            md.Gated(nn.Linear(3, 2, **draws), inputs=gate(3)),
+            md.Gated(nn.Linear(2, 2, **draws), outputs=gate(2)),
+        )
+        shape = (2,)
+    elif kind == "grouped":  # 2 + 4 + 3
+        along = md.Groups.along((2, 2, 2, 2), (2, 3))  # a gate for each place of the kernel
+        by = md.Groups.by([[0, 1], [1, 2], [2, 2]])
+        conv, dense = nn.Conv2d(2, 2, 2, **draws), nn.Linear(2, 3, **draws)
+        model = nn.Sequential(
+            conv=md.Gated(conv, outputs=gate(2), weights=gate(4), groups=along),
+            flatten=nn.Flatten(),
+            dense=md.Gated(dense, weights=gate(3), groups=by),
+        )
+        shape = (2, 2, 2)
+    else:  # 3 + 2
+        model = nn.Sequential(
+            first=nn.Linear(2, 3, **draws),
+            middle=md.Gated(nn.Linear(3, 2, **draws), inputs=gate(3), outputs=gate(2)),
+            last=nn.Linear(2, 2, **draws),
+        )
+        shape = (2,)
+    for name, parameter in model.named_parameters():
+        if not name.endswith("phi"):
+            parameter.data = rng.uniform(0.5, 1.5, parameter.shape)
+    return model, shape
+
+
+def gates_of(model: nn.Module) -> list[md.Gate]:
+    return [module for module in model.modules() if isinstance(module, md.Gate)]
+
+
+def leaves_of(model: nn.Module) -> list[nn.Module]:
+    if not isinstance(model, nn.Sequential):
+        return [model]
+    return [leaf for layer in model.layers for leaf in leaves_of(layer)]
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One weight: at how many places it is used, and the gates that must all be open for it."""
+
+    places: int
+    gates: frozenset[tuple[int, int]]  # (id of the gate, number of the group)
+
+
+def weights_of(model: nn.Module, shape: tuple[int, ...]) -> list[Weight]:
+    """List every weight of a model. Shapes are taken from a run of it, not from what it says."""
+    weights = []
+    x = md.Tensor(np.ones((*shape, 1)))
+    behind: list[set[tuple[int, int]]] = [set() for _ in range(shape[0])]
+    for module in leaves_of(model):
+        before, x = x, module(x)
+        layer = module.layer if isinstance(module, md.Gated) else module
+        if isinstance(layer, nn.Flatten):
+            behind = [behind[c] for c in range(before.shape[0]) for _ in range(before[c].size)]
+        if not isinstance(layer, nn.Conv2d | nn.Linear):
+            continue
+        gated = module if isinstance(module, md.Gated) else md.Gated(layer)
+        out_gates: list[set[tuple[int, int]]] = [set() for _ in range(layer.weight.shape[0])]
+        if gated.outputs is not None:
+            out_gates = [{(id(gated.outputs), o)} for o in range(len(out_gates))]
+        for index in np.ndindex(layer.weight.shape):
+            path = behind[index[1]] | out_gates[index[0]]
+            if gated.inputs is not None:
+                path = path | {(id(gated.inputs), index[1])}
+            if gated.weights is not None:
+                labels = np.broadcast_to(gated.groups.labels, layer.weight.shape)
+                path = path | {(id(gated.weights), int(labels[index]))}
+            weights.append(Weight(int(np.prod(x.shape[1:-1])), frozenset(path)))
+        behind = out_gates
+    return weights
+
+
+def probability(gate: md.Gate, phi: float) -> float:
+    t = (phi + gate.width / 2) / gate.sigma
+    if gate.noise == "logistic":
+        return 1 / (1 + math.exp(-t))
+    if gate.noise == "uniform":
+        return min(1.0, max(0.0, (1 + t) / 2))
+    return NormalDist().cdf(t)
+
+
+def expectation(model: nn.Module, shape: tuple[int, ...], cost: str) -> float:
+    """Go through all states of all gates: probability times what the open weights cost."""
+    bits = [(id(gate), i) for gate in gates_of(model) for i in range(gate.count)]
+    chances = [probability(g, phi) for g in gates_of(model) for phi in g.phi.data.tolist()]
+    assert len(bits) <= 10
+    weights = weights_of(model, shape)
+    total = 0.0
+    for state in itertools.product((False, True), repeat=len(bits)):
+        chance = math.prod(p if is_open else 1 - p for p, is_open in zip(chances, state, strict=True))
+        opened = {bit for bit, is_open in zip(bits, state, strict=True) if is_open}
+        total += chance * sum(PRICES[cost](w.places) for w in weights if w.gates <= opened)
+    return total
+
+
+def scatter(model: nn.Module, seed: int, low: float = -1.5, high: float = 1.5) -> None:
+    rng = np.random.default_rng(seed)
+    for gate in gates_of(model):
+        gate.phi.data = rng.uniform(low, high, gate.count)
+
+
+# -- the surrogate ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cost", COSTS)
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=3)
+@given(seed=seeds)
+def test_expected_cost_is_the_mean_over_all_states_of_the_gates(kind, cost, seed):
+    model, shape = build(kind)
+    scatter(model, seed)
+    assert md.expected_cost(model, shape, cost=cost).item() == pytest.approx(
+        expectation(model, shape, cost), rel=1e-6
+    )
+
+
+@pytest.mark.parametrize("noise", ["normal", "logistic", "uniform"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_expected_cost_of_stochastic_gates_is_what_training_steps_leave_on_average(kind, noise):
+    model, shape = build(kind, noise=noise)
+    scatter(model, 1, -1.0, 0.7)
+    weights = weights_of(model, shape)
+    used = []
+    for _ in range(1500):
+        opened = {(id(gate), int(i)) for gate in gates_of(model) for i in np.flatnonzero(gate().data)}
+        used.append(sum(w.places for w in weights if w.gates <= opened))
+    error = np.std(used) / math.sqrt(len(used))
+    assert error > 0
+    expected = md.expected_cost(model, shape, cost="macs").item()
+    assert abs(np.mean(used) - expected) < 4 * error
+
+
+@some
+@given(kinds, seeds, st.sampled_from(sorted(COSTS)))
+def test_the_gradient_of_expected_cost_is_that_of_finite_differences(kind, seed, cost):
+    model, shape = build(kind)
+    scatter(model, seed)
+    gates = gates_of(model)
+
+    def run(*phis: md.Tensor) -> md.Tensor:
+        for gate, phi in zip(gates, phis, strict=True):
+            gate.phi = phi  # type: ignore[assignment]
+        return md.expected_cost(model, shape, cost=cost)
+
+    assert md.gradcheck(run, [md.Tensor(g.phi.data, requires_grad=True) for g in gates])
+
+
+@some
+@given(kinds, seeds)
+def test_every_gate_of_a_half_open_network_is_pushed_to_close(kind, seed):
+    model, shape = build(kind)
+    scatter(model, seed)
+    md.expected_cost(model, shape).backward()
+    for gate in gates_of(model):
+        assert gate.phi.grad.shape == (gate.count,)
+        assert (gate.phi.grad > 0).all()
+
+
+def test_a_deterministic_gate_that_is_closed_is_still_pushed():
+    model, shape = build("dense")
+    scatter(model, 0, -2.0, -1.0)
+    assert not any(gate.is_open().any() for gate in gates_of(model))
+    md.expected_cost(model, shape).backward()
+    assert all((gate.phi.grad > 0).all() for gate in gates_of(model))
+
+
+@some
+@given(kinds, seeds, st.sampled_from(sorted(COSTS)))
+def test_with_gates_surely_open_or_closed_expected_cost_is_a_count(kind, seed, cost):
+    model, shape = build(kind, sigma=0.01)
+    rng = np.random.default_rng(seed)
+    for gate in gates_of(model):
+        gate.phi.data = rng.choice([-3.0, 3.0], gate.count)
+    opened = {(id(g), int(i)) for g in gates_of(model) for i in np.flatnonzero(g.is_open())}
+    expected = sum(PRICES[cost](w.places) for w in weights_of(model, shape) if w.gates <= opened)
+    assert md.expected_cost(model, shape, cost=cost).item() == pytest.approx(expected, abs=1e-4)
+
+
+# -- counts -----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Influence:
+    """What of a layer the output of the network depends on: a mask of each kind."""
+
+    inputs: NDArray[np.bool_]
+    outputs: NDArray[np.bool_]
+    weights: NDArray[np.bool_]
+
+
+def influences(model: nn.Module, shape: tuple[int, ...]) -> list[Influence]:
+    """Change every weight and bias in turn, and see whether the network answers otherwise.
+
+    All numbers are positive, so that no ReLU hides a change and no two changes cancel. An output
+    matters if its bias does; an input, if one of its weights does.
+    """
+    model.eval()
+    x = np.random.default_rng(0).uniform(0.5, 1.5, (*shape, 2))
+    with md.no_grad():
+        before = model(x).data.copy()
+
+        def matters(array: NDArray[Any]) -> NDArray[np.bool_]:
+            mask = np.zeros(array.shape, bool)
+            for index in np.ndindex(array.shape):
+                kept, array[index] = array[index], 2 * array[index] + 1
+                mask[index] = (model(x).data != before).any()
+                array[index] = kept
+            return mask
+
+        found = []
+        for module in leaves_of(model):
+            layer = module.layer if isinstance(module, md.Gated) else module
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                weights = matters(layer.weight.data)
+                others = (0, *range(2, weights.ndim))
+                found.append(
+                    Influence(weights.any(axis=others), matters(layer.bias.data), weights)
+                )
+    return found
+
+
+def assert_counts_are_influences(model: nn.Module, shape: tuple[int, ...]) -> None:
+    for layer, found in zip(md.count(model, shape), influences(model, shape), strict=True):
+        assert layer.weights == (found.weights.sum(), found.weights.size), layer.name
+        assert layer.outputs == (found.outputs.sum(), found.outputs.size), layer.name
+        if found.weights.any():  # else inputs are neither used nor unused
+            assert layer.inputs == (found.inputs.sum(), found.inputs.size), layer.name
+
+
+def open_or_close(model: nn.Module, seed: int, at_least_one: bool) -> None:
+    rng = np.random.default_rng(seed)
+    for gate in gates_of(model):
+        gate.phi.data = rng.choice([-2.0, 0.2, 2.0], gate.count)
+        if at_least_one:
+            gate.phi.data[rng.integers(gate.count)] = 2.0
+
+
+@some
+@given(st.sampled_from(["dense", "plain ends"]), seeds)
+def test_counts_are_of_what_the_output_depends_on(kind, seed):
+    model, shape = build(kind)
+    open_or_close(model, seed, at_least_one=True)
+    opened = all(layer.weights[0] for layer in md.count(model, shape))
+    if opened:  # gates of different layers can also close a layer between them
+        assert_counts_are_influences(model, shape)
+
+
+@pytest.mark.parametrize("inputs", list(itertools.product([-2.0, 2.0], repeat=4))[1:])
+@pytest.mark.parametrize("second", [(2.0, 2.0), (2.0, -2.0)])
+def test_a_filter_whose_every_feature_is_closed_further_on_does_not_count(inputs, second):
+    model, shape = build("convolutions")
+    layers = dict(model.children())
+    layers["conv1"].outputs.phi.data = np.array([2.0, -2.0, 2.0])
+    layers["conv2"].outputs.phi.data = np.array(second)
+    layers["dense"].inputs.phi.data = np.array(inputs)
+    left = [
+        second[c] > 0 and (inputs[2 * c] > 0 or inputs[2 * c + 1] > 0) for c in range(2)
+    ]
+    counts = md.count(model, shape)
+    assert counts[1].outputs == (sum(left), 2)
+    assert counts[1].weights == (2 * 6 * sum(left), 36)
+    if any(left):
+        assert_counts_are_influences(model, shape)
+
+
+@some
+@given(kinds, seeds)
+def test_counts_are_of_what_the_output_depends_on_however_much_is_closed(kind, seed):
+    """Also where a layer is closed altogether, or a channel by the gates of single weights."""
+    model, shape = build(kind)
+    open_or_close(model, seed, at_least_one=False)
+    assert_counts_are_influences(model, shape)
+
+
+def test_what_leads_into_a_layer_that_is_all_closed_does_not_count():
+    rng = np.random.default_rng(0)
+    model = nn.Sequential(
+        nn.Linear(2, 3, rng=rng), md.Gated(nn.Linear(3, 2, rng=rng), outputs=md.Gate(2, initial=-2))
+    )
+    assert [layer.weights[0] for layer in md.count(model, (2,))] == [0, 0]
+
+
+def test_a_channel_whose_weights_are_all_closed_one_by_one_does_not_count():
+    rng = np.random.default_rng(0)
+    second = md.Gated(
+        nn.Linear(3, 2, rng=rng), weights=md.Gate(3), groups=md.Groups.along((2, 3), 1)
+    )
+    second.weights.phi.data = np.array([2, -2, 2])
+    counts = md.count(nn.Sequential(nn.Linear(2, 3, rng=rng), second), (2,))
+    assert (counts[1].weights, counts[0].outputs, counts[0].weights) == ((4, 6), (2, 3), (4, 6))
+
+
+@some
+@given(kinds, seeds)
+def test_macs_are_the_weights_left_times_the_places_they_are_used_at(kind, seed):
+    model, shape = build(kind)
+    open_or_close(model, seed, at_least_one=False)
+    counts = md.count(model, shape)
+    x: Any = md.Tensor(np.ones((*shape, 1)))
+    places = []
+    for module in leaves_of(model):
+        x = module(x)
+        if isinstance(module, nn.Conv2d | nn.Linear | md.Gated):
+            places.append(int(np.prod(x.shape[1:-1])))
+    assert [c.macs for c in counts] == [
+        (c.weights[0] * n, c.weights[1] * n) for c, n in zip(counts, places, strict=True)
+    ]
+
+
+def test_layers_are_named_as_in_the_model_and_say_which_gates_they_have():
+    model, shape = build("dense")
+    counts = md.count(model, shape)
+    assert [c.name for c in counts] == ["0", "2", "3"]
+    assert [set(c.gated) for c in counts] == [{"inputs", "outputs"}, {"inputs"}, {"outputs"}]
+    model, shape = build("grouped")
+    assert set(md.count(model, shape)[0].gated) == {"outputs", "weights"}
+    nested = nn.Sequential(body=nn.Sequential(model), head=nn.Linear(3, 1, rng=model_rng()))
+    assert [c.name for c in md.count(nested, shape)] == ["body.0.conv", "body.0.dense", "head"]
+
+
+def model_rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+def test_a_layer_by_itself_can_be_counted():
+    gate = md.Gate(3)
+    gate.phi.data = np.array([2, -2, 2])
+    (layer,) = md.count(md.Gated(nn.Linear(4, 3, rng=model_rng()), outputs=gate), (4,))
+    assert (layer.inputs, layer.outputs, layer.weights) == ((4, 4), (2, 3), (8, 12))
+    assert md.count(nn.Sequential(nn.ReLU()), (4,)) == []
+
+
+def test_counting_draws_nothing_and_is_of_evaluation():
+    rng = np.random.default_rng(0)
+    gate = md.Gate(3, initial=2.0, noise="normal", sigma=100.0, rng=rng)
+    model = md.Gated(nn.Linear(4, 3, rng=model_rng()), outputs=gate)
+    assert md.count(model, (4,))[0].outputs == (3, 3)
+    md.expected_cost(model, (4,))
+    assert rng.random() == np.random.default_rng(0).random()
+
+
+def test_the_counts_of_a_large_layer_are_exact():
+    # 4097 * 4099 is odd and above 2^24, which float32 cannot hold.
+    layer = nn.Linear(1, 1, rng=model_rng())
+    layer.weight = nn.Parameter(np.broadcast_to(np.float32(0), (4099, 4097)))
+    layer.bias = nn.Parameter(np.broadcast_to(np.float32(0), 4099))
+    (found,) = md.count(layer, (4097,))
+    assert found.weights == (4097 * 4099, 4097 * 4099)
+
+
+# -- LeNet5 ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gated", [True, False])
+def test_lenet5_has_430500_weights_and_2293000_macs(gated):
+    model = md.LeNet5(rng=model_rng(), gated=gated)
+    counts = md.count(model, model.input_shape)
+    assert sum(c.weights[0] for c in counts) == sum(c.weights[1] for c in counts) == 430_500
+    assert sum(c.macs[0] for c in counts) == sum(c.macs[1] for c in counts) == 2_293_000
+    assert [c.name for c in counts] == ["conv1", "conv2", "dense1", "dense2"]
+    assert md.architecture(counts) == ("20-50-800-500" if gated else "")
+
+
+def test_expected_cost_of_an_open_lenet5_is_its_count():
+    model = md.LeNet5(rng=model_rng(), initial=20.0)
+    shape = model.input_shape
+    assert md.expected_cost(model, shape).item() == 430_500
+    assert md.expected_cost(model, shape, cost="macs").item() == 2_293_000
+
+
+def pruned_lenet5() -> md.LeNet5:
+    model = md.LeNet5(rng=model_rng())
+    layers = dict(model.children())
+
+    def leave(gate: md.Gate, opened: Any) -> None:
+        gate.phi.data = np.full(gate.count, -1.0)
+        gate.phi.data[opened] = 1.0
+
+    leave(layers["conv1"].outputs, np.arange(0, 16, 2))  # 8
+    leave(layers["conv2"].outputs, np.arange(11))  # 11, of which the last is of no use:
+    leave(layers["dense1"].inputs, [*range(112), *range(176, 300)])  # 112 of its inputs live
+    leave(layers["dense1"].outputs, np.arange(100, 168))  # 68
+    return model
+
+
+def test_a_pruned_lenet5_is_counted_layer_by_layer_and_written_as_in_the_literature():
+    model = pruned_lenet5()
+    counts = md.count(model, model.input_shape)
+    assert md.architecture(counts) == "8-7-112-68"
+    assert [c.weights[0] for c in counts] == [8 * 25, 8 * 7 * 25, 112 * 68, 68 * 10]
+    assert [c.macs[0] for c in counts] == [8 * 25 * 576, 8 * 7 * 25 * 64, 112 * 68, 68 * 10]
+    assert gated_sizes(counts) == {
+        "conv1.outputs": (8, 20),
+        "conv2.outputs": (7, 50),
+        "dense1.inputs": (112, 800),
+        "dense1.outputs": (68, 500),
+    }
+
+
+# -- errors ---------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_cost_is_an_error_that_lists_the_known_ones():
+    model, shape = build("dense")
+    with pytest.raises(ValueError, match="cost is 'flops'; expected one of weights, macs, balanced"):
+        md.expected_cost(model, shape, cost="flops")
+
+
+class Strange(nn.Module):
+    def forward(self, x: md.Tensor) -> md.Tensor:
+        return x
+
+
+@pytest.mark.parametrize("run", [md.count, md.expected_cost])
+def test_a_module_that_counting_does_not_know_is_an_error_that_names_it(run):
+    body = nn.Sequential(linear=nn.Linear(2, 2, rng=model_rng()), odd=Strange())
+    with pytest.raises(TypeError, match=r"body.odd is a Strange; counting knows Sequential"):
+        run(nn.Sequential(body=body), (2,))
+    with pytest.raises(TypeError, match="the model is a Strange"):
+        run(Strange(), (2,))
+
+
+@pytest.mark.parametrize("run", [md.count, md.expected_cost])
+@pytest.mark.parametrize(("kind", "shape"), [("plain ends", (5,)), ("convolutions", (2, 5, 4))])
+def test_a_shape_that_does_not_fit_the_model_is_an_error(run, kind, shape):
+    model, _ = build(kind)
+    with pytest.raises(ValueError):  # noqa: PT011 - the text is not settled
+        run(model, shape)
+
+
+@some
+@given(arrays((5,), -1, 1), seeds)
+def test_a_gate_in_several_layers_gathers_the_gradient_of_all(phi, seed):
+    """One mask for two layers side by side in depth: probabilities are asked once, used twice."""
+    gate = md.Gate(5, dtype=np.float64)
+    gate.phi.data = phi
+    rng = np.random.default_rng(seed)
+    first, second = nn.Linear(2, 5, rng=rng), nn.Linear(3, 5, rng=rng)
+    apart = nn.Linear(5, 3, rng=rng)
+    model = nn.Sequential(md.Gated(first, outputs=gate), apart, md.Gated(second, outputs=gate))
+    md.expected_cost(model, (2,)).backward()
+    slope = np.exp(-((phi + 0.5) ** 2) / 2) / math.sqrt(2 * math.pi)
+    # Each group has 2 weights of the first layer, 3 of the one between and 3 of the last.
+    np.testing.assert_allclose(gate.phi.grad, 8 * slope, rtol=1e-6)
