@@ -34,7 +34,7 @@ def gate_at(phi: NDArray[np.float64], dtype: Any = np.float64, **options: Any) -
     return gate
 
 
-# -- values -----------------------------------------------------------------------------------------
+# -- values
 
 
 @given(st.integers(1, 9).flatmap(phis), st.floats(0.1, 10), dtypes)
@@ -69,7 +69,7 @@ def test_a_closed_gate_gets_no_gradient_and_one_in_transition_does(phi):
     np.testing.assert_array_equal(gate.phi.grad != 0, np.abs(phi) < 0.5)
 
 
-# -- noise ------------------------------------------------------------------------------------------
+# -- noise
 
 
 @pytest.mark.parametrize("noise", NOISES)
@@ -168,7 +168,7 @@ def test_a_deterministic_closed_gate_keeps_a_gradient_through_its_open_probabili
     assert (gate.phi.grad > 0).all()
 
 
-# -- gated layers: closed slices left out, against all computed -------------------------------
+# -- gated layers: closed slices left out, against all computed
 
 
 def column(z: md.Tensor, ndim: int, axis: int = 0) -> md.Tensor:
@@ -364,7 +364,7 @@ def test_gates_are_listed_by_role_and_their_phi_among_the_parameters():
     assert names == {"layer.weight", "layer.bias", "outputs.phi", "inputs.phi", "weights.phi"}
 
 
-# -- a whole network ----------------------------------------------------------------------------
+# -- a whole network
 
 
 def network(seed: int, noise: str | None = None) -> nn.Sequential:
@@ -491,7 +491,7 @@ def test_nothing_of_a_closed_input_is_read():
     assert_same(results(gated, gated, x, 0), clean, atol=0)
 
 
-# -- errors -----------------------------------------------------------------------------------------
+# -- errors
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ def imported(source: str, package: tuple[str, ...], nodes: Iterator[ast.AST]) ->
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            # ``from ..a import b`` goes up a package for each dot after the first; b may be a module.
+            # ``from ..a import b`` goes up a package for each dot but one; b may be a module.
             above = package[: len(package) - node.level + 1] if node.level else ()
             base = (*above, *(node.module.split(".") if node.module else ()))
             yield from (".".join((*base, alias.name)) for alias in node.names)

@@ -34,7 +34,7 @@ def floats_around(x: float, dtype: Any) -> NDArray[Any]:
     return np.array(below[:0:-1] + above, dtype)
 
 
-# -- fact 1: exact zeros and ones; a smooth step between ------------------------------------
+# -- fact 1: exact zeros and ones; a smooth step between ---------------------------------------
 
 
 @given(widths, dtypes, seeds)
@@ -124,7 +124,7 @@ def test_its_gradient_is_the_slope_of_finite_differences(data, width):
     assert md.gradcheck(lambda t: md.binary_gate(t, width), [md.Tensor(x, requires_grad=True)])
 
 
-# -- fact 2: approximately Bernoulli, whatever the distribution ---------------------------------
+# -- fact 2: approximately Bernoulli, whatever the distribution --------------------------------
 
 
 @given(widths, dtypes, seeds)
@@ -221,7 +221,7 @@ def test_thresholds_of_one_gaussian_copula_give_a_law_no_independent_gates_could
     assert abs(both - expected) < 5 * np.sqrt(expected * (1 - expected) / samples)
 
 
-# -- fact 3: closed for the derivative too --------------------------------------------------------
+# -- fact 3: closed for the derivative too -----------------------------------------------------
 
 
 @given(widths, dtypes, seeds)
@@ -236,7 +236,7 @@ def test_where_it_is_0_its_derivative_is_exactly_0(width, dtype, seed):
     assert (derivative[~closed & (np.abs(x) < 0.49 * width)] > 0).all()
 
 
-# -- arrays, tensors, errors --------------------------------------------------------------------
+# -- arrays, tensors, errors -------------------------------------------------------------------
 
 
 @given(st.data(), dtypes)

@@ -87,7 +87,7 @@ def gradcheck(
             if not abs(numeric - analytic) <= tolerance * (1 + abs(numeric)):
                 where = "a random direction"
                 if np.count_nonzero(probe) == 1:
-                    where = f"element {tuple(int(n[0]) for n in np.nonzero(probe))}"
+                    where = f"element {tuple(np.argwhere(probe)[0].tolist())}"
                 raise AssertionError(
                     f"input {i}, along {where}: the gradient says {analytic:.8g}, finite "
                     f"differences say {numeric:.8g}."

@@ -12,6 +12,7 @@ The ops behind Python's operators, and those that change or reduce shapes, live 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from itertools import compress
 from typing import Any, SupportsIndex, TypeAlias, Union
 
 import numpy as np
@@ -238,8 +239,8 @@ class Tensor:
                     tensor.grad = grad if grad.flags.writeable else grad.copy()
                 continue
             _check_versions(op)
-            for parent, part in zip(op.inputs, op.backward(grad), strict=True):
-                if part is None or not parent.requires_grad:
+            for parent, needed, part in zip(op.inputs, op.needs, op.backward(grad), strict=True):
+                if part is None or not needed:
                     continue
                 part = np.asarray(_unbroadcast(part, parent.shape), parent.dtype)
                 if np.may_share_memory(part, grad):
@@ -368,7 +369,7 @@ def _topological_order(root: Tensor) -> list[Tensor]:
     while stack:
         tensor, parents = stack[-1]
         for parent in parents:
-            if parent.requires_grad and id(parent) not in seen:
+            if id(parent) not in seen:
                 seen.add(id(parent))
                 stack.append((parent, _parents(parent)))
                 break
@@ -386,7 +387,9 @@ def _shared(grad: Array) -> Array:
 
 
 def _parents(tensor: Tensor) -> Iterator[Tensor]:
-    return iter(tensor.creator.inputs if tensor.creator is not None else ())
+    op = tensor.creator
+    # What required a gradient when the op was applied, whatever has been set since.
+    return iter(()) if op is None else compress(op.inputs, op.needs)
 
 
 def _check_versions(op: Op) -> None:

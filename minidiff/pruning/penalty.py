@@ -15,7 +15,7 @@ loss.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -56,8 +56,17 @@ class Step:
         """Places of the kernel."""
         return int(np.prod(self.layer.weight.shape[2:]))
 
-    def weights(self, value: Callable[[Gate], Live]) -> Live:
-        """Return the (expected) number of weights left, a Tensor or an array of shape ()."""
+    def open_weights(self, is_open: Callable[[Gate], NDArray[np.bool_]]) -> NDArray[np.bool_]:
+        """Return which weights have only open gates at their ends and on themselves, (O, I, K)."""
+        paths = (self.live_out > 0)[:, None] & (self.live_in > 0)
+        whole: NDArray[np.bool_] = np.repeat(paths[:, :, None], self.kernel_size, axis=2)
+        if self.gated is not None and self.gated.weights is not None and self.gated.groups:
+            labels = np.broadcast_to(self.gated.groups.labels, self.layer.weight.shape)
+            whole &= is_open(self.gated.weights)[labels].reshape(whole.shape)
+        return whole
+
+    def expected_weights(self, value: Callable[[Gate], Live]) -> Live:
+        """Return the expected number of weights left, a Tensor or an array of shape ()."""
         if self.gated is None or self.gated.weights is None or self.gated.groups is None:
             return self.kernel_size * self.live_in.sum() * self.live_out.sum()
         shape = self.layer.weight.shape
@@ -72,13 +81,19 @@ def walk(model: Module, shape: Shape, value: Callable[[Gate], Live]) -> Iterator
 
     ``value`` says how live each group of a gate is.
 
-    Raises TypeError for a module that is not one of the engine's layers, a Gated or a Sequential.
+    Raises TypeError for a module that is not one of the engine's layers, a Gated or a Sequential,
+    and ValueError for a layer that does not fit its input.
     """
-    live: Live = np.ones(shape[0], np.float32)
+    live: Live = np.ones(shape[0], np.float32) if shape else np.ones(0)
     for name, module in _chain(model, ""):
         gated = module if isinstance(module, Gated) else None
         layer = gated.layer if gated else module
         if isinstance(layer, nn.Conv2d | nn.Linear):
+            if shape[:1] != layer.weight.shape[1:2] or len(shape) != max(1, layer.weight.ndim - 1):
+                raise ValueError(
+                    f"{name or 'the model'} has a weight of shape {layer.weight.shape}, which does "
+                    f"not fit an input of shape {shape}; is the shape without the batch?"
+                )
             if gated and gated.inputs:
                 live = live * value(gated.inputs)
             shape = layer.output_shape(shape)
@@ -129,7 +144,7 @@ def expected_cost(model: Module, shape: Shape, *, cost: str = "weights") -> Tens
     Raises
     ------
     ValueError
-        If ``cost`` is unknown.
+        If ``cost`` is unknown, or a layer does not fit its input.
     TypeError
         If the model holds a module that counting does not know.
     """
@@ -143,7 +158,7 @@ def expected_cost(model: Module, shape: Shape, *, cost: str = "weights") -> Tens
 
     total = Tensor(0.0)
     for step in walk(model, shape, probability):
-        total = total + COSTS[cost](step.places) * step.weights(probability)
+        total = total + COSTS[cost](step.places) * step.expected_weights(probability)
     return total
 
 
@@ -171,33 +186,33 @@ class LayerCount:
 def count(model: Module, shape: Shape) -> list[LayerCount]:
     """Count what is left of each layer: inputs, outputs, weights and MACs.
 
-    A channel of which no later layer uses anything does not count, nor does one whose own gate is
-    closed. Arguments and errors are as of :func:`expected_cost`.
+    What cannot change the network's output does not count, though its own gate may be open: a
+    channel that no later layer uses, say. Arguments and errors are as of :func:`expected_cost`.
     """
 
-    def is_open(gate: Gate) -> NDArray[np.float32]:
-        return gate.is_open().astype(np.float32)
+    def is_open(gate: Gate) -> NDArray[np.bool_]:
+        return gate.is_open()
 
-    steps = list(walk(model, shape, is_open))
-    used = np.ones_like(steps[-1].live_out) if steps else np.ones(0)
     counts = []
-    for step in reversed(steps):
-        outputs = step.live_out.size
-        # ``used`` may be per place of each channel, behind a Flatten.
-        live_out = step.live_out * used.reshape(outputs, -1).any(axis=1)
-        step = replace(step, live_out=live_out)
-        weights, dense = int(step.weights(is_open)), step.layer.weight.size
+    used: NDArray[np.bool_] | None = None  # of a layer's outputs, by later layers
+    for step in reversed(list(walk(model, shape, is_open))):
+        outputs, inputs = step.layer.weight.shape[:2]
+        live_out = step.live_out > 0
+        if used is not None:  # it may be per place of each channel, behind a Flatten
+            live_out &= used.reshape(outputs, -1).any(axis=1)
+        weights = step.open_weights(is_open) & live_out[:, None, None]
+        used = weights.any(axis=(0, 2))
+        left = int(weights.sum())
         counts.append(
             LayerCount(
                 name=step.name,
-                inputs=(int(step.live_in.sum()), step.live_in.size),
+                inputs=(int(used.sum()), inputs),
                 outputs=(int(live_out.sum()), outputs),
-                weights=(weights, dense),
-                macs=(weights * step.places, dense * step.places),
+                weights=(left, weights.size),
+                macs=(left * step.places, weights.size * step.places),
                 gated=tuple(role for role, _ in step.gated.gates()) if step.gated else (),
             )
         )
-        used = step.live_in
     return counts[::-1]
 
 
