@@ -67,7 +67,7 @@ class Run:
         out = np.full(self.x.shape, SENTINEL, self.x.dtype)
         kernels.grad_input(
             grad.reshape(len(grad), -1), self.weight.reshape(len(grad), -1), self.ins, self.outs,
-            self.win.bounds, self.win.sources, self.win.places, self.size, self.samples,
+            self.size, self.samples, self.win.strips, self.win.contributions,
             out.reshape(len(out), -1),
         )  # fmt: skip
         return out

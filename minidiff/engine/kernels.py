@@ -30,6 +30,7 @@ threads.
 import os
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 from math import erf as _erf
 from typing import Any
 
@@ -64,18 +65,20 @@ class Window:
         Where the input of each run begins within a channel.
     shifts : (K,) int64
         How far each of the kernel's K places lies from its first.
-    bounds, sources, places : (H*W + 1,), (P,), (P,) int64
-        For input place p, the pairs ``bounds[p]:bounds[p + 1]`` are what it took part in: output
-        place ``sources`` through kernel place ``places``.
+    strips : (S + 1, 2) int64
+        For the input gradient: the first place of each strip of neighbouring input places in a
+        row, and the first of its contributions; last, where both end.
+    contributions : (P, 4) int64
+        Where in its strip a contribution begins, at which output place, how many places it spans,
+        and through which place of the kernel.
     """
 
     out_shape: tuple[int, int]
     run: int
     starts: Indices
     shifts: Indices
-    bounds: Indices
-    sources: Indices
-    places: Indices
+    strips: Indices
+    contributions: Indices
 
 
 @lru_cache(maxsize=256)
@@ -83,28 +86,49 @@ def window(
     height: int, width: int, samples: int, kernel: tuple[int, int], stride: tuple[int, int]
 ) -> Window:
     """Describe a kernel that moves over ``height`` x ``width`` places of ``samples`` numbers."""
-    rows = np.arange(0, height - kernel[0] + 1, stride[0])
+    rows = np.arange(0, height - kernel[0] + 1, stride[0]) * width
     columns = np.arange(0, width - kernel[1] + 1, stride[1])
-    first = (rows[:, None] * width + columns).ravel()  # input place of each output place
-    shift = (np.arange(kernel[0])[:, None] * width + np.arange(kernel[1])).ravel()
-
-    touched = first[:, None] + shift  # (output places, K)
-    order = np.argsort(touched, axis=None, kind="stable")
-    bounds = np.searchsorted(touched.ravel()[order], np.arange(height * width + 1))
-
+    shifts = np.arange(kernel[0])[:, None] * width + np.arange(kernel[1])
     if stride[1] == 1:  # a whole output row is one run
-        starts, run = rows * width * samples, len(columns) * samples
+        starts, run = rows, len(columns) * samples
     else:
-        starts, run = first * samples, samples
+        starts, run = (rows[:, None] + columns).ravel(), samples
+    strips, contributions = _strips(height, width, samples, kernel, stride)
     return Window(
         out_shape=(len(rows), len(columns)),
         run=run,
-        starts=starts,
-        shifts=shift * samples,
-        bounds=bounds,
-        sources=order // shift.size,
-        places=order % shift.size,
+        starts=starts * samples,
+        shifts=shifts.ravel() * samples,
+        strips=strips,
+        contributions=contributions,
     )
+
+
+def _strips(
+    height: int, width: int, samples: int, kernel: tuple[int, int], stride: tuple[int, int]
+) -> tuple[Indices, Indices]:
+    """List what contributes to the gradient of each strip of input; see :class:`Window`."""
+    rows = (height - kernel[0]) // stride[0] + 1
+    columns = (width - kernel[1]) // stride[1] + 1
+    wide = max(1, SEGMENT // samples)  # as many places as the buffer holds
+    strips: list[tuple[int, int]] = []
+    parts: list[tuple[int, int, int, int]] = []
+    for row, left in product(range(height), range(0, width, wide)):
+        right = min(left + wide, width)
+        strips.append((row * width + left, len(parts)))
+        for k, n in product(range(kernel[0]), range(kernel[1])):
+            i, between = divmod(row - k, stride[0])
+            if between or not 0 <= i < rows:
+                continue
+            # Output columns j whose place n of the kernel falls on left <= j * stride + n < right.
+            first = max(0, -((n - left) // stride[1]))
+            end = min(columns, (right - 1 - n) // stride[1] + 1)
+            together = max(0, end - first) if stride[1] == 1 else 1
+            for j in range(first, end, max(1, together)):
+                at = j * stride[1] + n - left
+                parts.append((at, i * columns + j, together, k * kernel[1] + n))
+    strips.append((height * width, len(parts)))
+    return np.array(strips, np.int64), np.array(parts, np.int64).reshape(-1, 4)
 
 
 @njit(fastmath=FASTMATH, cache=True, inline="always")
@@ -191,36 +215,40 @@ def grad_input(
     weight: Array,  # (O, C * K)
     ins: Indices,
     outs: Indices,
-    bounds: Indices,
-    sources: Indices,
-    places: Indices,
     kernel_size: int,  # K
     samples: int,
+    strips: Indices,
+    contributions: Indices,
     out: Array,  # (C, input places * samples); rows not in ins are left alone
 ) -> None:
-    """Compute ``out[c, p] = sum weight[o, c, k] * grad[o, q]`` over o and the pairs (q, k) of p."""
-    segments = (samples + SEGMENT - 1) // SEGMENT
-    inputs = bounds.size - 1
+    """Compute the derivative of the sum in :func:`forward` with respect to x.
+
+    A strip of input, for four channels at once, is gathered in the buffer: no two tasks write to
+    the same place.
+    """
+    segments = (samples + SEGMENT - 1) // SEGMENT  # above 1 only if a strip is a single place
+    count = len(strips) - 1
     whole = outs.size - outs.size % 4
-    for task in prange((ins.size + 3) // 4 * inputs * segments):
-        first = task // (inputs * segments) * 4
-        p = task // segments % inputs
+    for task in prange((ins.size + 3) // 4 * count * segments):
+        first = task // (count * segments) * 4
+        strip = task // segments % count
         s0 = task % segments * SEGMENT
-        m = min(SEGMENT, samples - s0)
         last = min(first + 3, ins.size - 1)
         c0, c1 = ins[first] * kernel_size, ins[min(first + 1, last)] * kernel_size
         c2, c3 = ins[min(first + 2, last)] * kernel_size, ins[last] * kernel_size
         y = np.zeros(4 * STRIDE, grad.dtype)
-        for pair in range(bounds[p], bounds[p + 1]):
-            k = places[pair]
-            i0, i1, i2, i3 = c0 + k, c1 + k, c2 + k, c3 + k
-            begin = sources[pair] * samples + s0
+        for p in range(strips[strip, 1], strips[strip + 1, 1]):
+            at, source, places, k = contributions[p]
+            m = min(SEGMENT, places * samples - s0)
+            begin = source * samples + s0
             end = begin + m
+            z = y[at * samples :]
+            i0, i1, i2, i3 = c0 + k, c1 + k, c2 + k, c3 + k
             for b in range(0, whole, 4):
                 o0, o1, o2, o3 = outs[b], outs[b + 1], outs[b + 2], outs[b + 3]
                 w0, w1, w2, w3 = weight[o0], weight[o1], weight[o2], weight[o3]
                 _add_block(
-                    y,
+                    z,
                     m,
                     grad[o0, begin:end],
                     grad[o1, begin:end],
@@ -233,10 +261,11 @@ def grad_input(
                 )
             for b in range(whole, outs.size):
                 w = weight[outs[b]]
-                _add_run(y, m, grad[outs[b], begin:end], w[i0], w[i1], w[i2], w[i3])
+                _add_run(z, m, grad[outs[b], begin:end], w[i0], w[i1], w[i2], w[i3])
+        begin = strips[strip, 0] * samples + s0
+        end = min(strips[strip + 1, 0] * samples, begin + SEGMENT)
         for b in range(first, last + 1):
-            begin = p * samples + s0
-            out[ins[b], begin : begin + m] = y[(b - first) * STRIDE : (b - first) * STRIDE + m]
+            out[ins[b], begin:end] = y[(b - first) * STRIDE : (b - first) * STRIDE + end - begin]
 
 
 @njit(fastmath=FASTMATH, cache=True, inline="always")

@@ -58,7 +58,7 @@ def _rows(shape: tuple[int, ...], active: Indices | None, dtype: Any) -> Array:
 
 
 class Conv2d(Op):
-    """Cross-correlation; a dense layer is the case of a 1x1 kernel on 1x1 places."""
+    """Cross-correlation."""
 
     def __init__(self, stride: tuple[int, int] = (1, 1), padding: tuple[int, int] = (0, 0)) -> None:
         self.stride, self.padding = stride, padding
@@ -109,11 +109,10 @@ class Conv2d(Op):
                 weight,
                 self.ins,
                 self.outs,
-                self.window.bounds,
-                self.window.sources,
-                self.window.places,
                 weight.shape[1] // channels,
                 samples,
+                self.window.strips,
+                self.window.contributions,
                 padded.reshape(channels, -1),
             )
             above, beside = self.padding
@@ -197,20 +196,62 @@ def conv2d(
     return out
 
 
-class Linear(Conv2d):
-    """weight @ x + bias, as a convolution of 1x1 places."""
+class Linear(Op):
+    """weight @ x + bias[:, None].
+
+    All three products are sums of :func:`minidiff.engine.kernels.forward` with a single run. The
+    gradients are computed with features last, as runs are longer that way: ``grad @ x.T`` and
+    ``grad.T @ weight``.
+    """
 
     def forward(self, x: Array, weight: Array, bias: Array) -> Array:
-        out = super().forward(x[:, None, None], weight[:, :, None, None], bias)
-        return out.reshape(len(out), -1)
+        x_active, weight_active, bias_active = (t.active for t in self.inputs)
+        self.out_active = weight_active if bias_active is weight_active else None
+        self.x, self.weight = np.ascontiguousarray(x), np.ascontiguousarray(weight)
+        self.ins = _listed(x_active, len(x))
+        self.outs = _listed(self.out_active, len(weight))
+        out = _rows((len(weight), x.shape[1]), self.out_active, x.dtype)
+        _multiply(self.weight, self.ins, self.x, self.ins, bias, self.outs, out)
+        return out
 
     def backward(self, grad: Array) -> tuple[Array | None, ...]:
-        grad_x, grad_weight, grad_bias = super().backward(grad[:, None, None])
-        return (
-            None if grad_x is None else grad_x[:, 0, 0],
-            None if grad_weight is None else grad_weight[:, :, 0, 0],
-            grad_bias,
-        )
+        grad = np.ascontiguousarray(grad)
+        grad_x = grad_weight = grad_bias = None
+        outputs, samples = grad.shape
+        batch = np.arange(samples)
+        all_ins, all_outs = len(self.ins) == len(self.x), len(self.outs) == outputs
+        if self.needs[0]:
+            weight = self.weight if all_ins else self.weight[:, self.ins]
+            out = np.empty((samples, len(self.ins)), grad.dtype)
+            zeros = np.zeros(samples, grad.dtype)
+            transposed = np.ascontiguousarray(grad.T)
+            _multiply(transposed, self.outs, weight, self.outs, zeros, batch, out)
+            grad_x = _rows(self.x.shape, None if all_ins else self.ins, grad.dtype)
+            grad_x[slice(None) if all_ins else self.ins] = out.T
+        if self.needs[1]:
+            x = np.ascontiguousarray((self.x if all_ins else self.x[self.ins]).T)
+            out = np.empty((outputs, len(self.ins)), grad.dtype)
+            zeros = np.zeros(outputs, grad.dtype)
+            _multiply(grad, batch, x, batch, zeros, self.outs, out)
+            grad_weight = out
+            if not (all_ins and all_outs):
+                grad_weight = np.zeros(self.weight.shape, grad.dtype)
+                grad_weight[np.ix_(self.outs, self.ins)] = out[self.outs]
+        if self.needs[2]:
+            grad_bias = np.zeros(outputs, grad.dtype)
+            kernels.sum_rows(grad, self.outs, grad_bias)
+        return grad_x, grad_weight, grad_bias
+
+
+ORIGIN = np.zeros(1, np.int64)
+
+
+def _multiply(
+    a: Array, columns: Indices, b: Array, rows: Indices, bias: Array, outs: Indices, out: Array
+) -> None:
+    """Compute ``out[o] = bias[o] + sum_i a[o, columns[i]] * b[rows[i]]`` for the outs listed."""
+    run = b.shape[1]
+    kernels.forward(b.reshape(-1), a, bias, columns, rows * run, outs, ORIGIN, run, out)
 
 
 def linear(x: TensorLike, weight: TensorLike, bias: TensorLike | None = None) -> Tensor:
