@@ -138,11 +138,23 @@ def test_the_noise_has_the_law_it_is_called_by(noise):
     assert (np.abs(drawn).max() <= 1.0 + 1e-3) is np.bool_(noise == "uniform")
 
 
-@given(st.integers(1, 6).flatmap(phis), st.floats(0.1, 3), st.floats(0.1, 3))
-def test_deterministic_gates_are_open_as_if_they_had_normal_noise(phi, width, sigma):
-    p = gate_at(phi, width=width, sigma=sigma).open_probability().data
-    expected = [0.5 * math.erfc(-(v + width / 2) / sigma / math.sqrt(2)) for v in phi]
-    np.testing.assert_allclose(p, expected, rtol=0, atol=1e-12)
+# P(noise > -t); deterministic gates are taken to have normal noise.
+TAILS: dict[str | None, Callable[[float], float]] = {
+    None: lambda t: 0.5 * math.erfc(-t / math.sqrt(2)),
+    "normal": lambda t: 0.5 * math.erfc(-t / math.sqrt(2)),
+    "logistic": lambda t: 1 / (1 + math.exp(-t)),
+    "uniform": lambda t: min(1, max(0, (1 + t) / 2)),
+}
+
+
+@pytest.mark.parametrize("noise", TAILS)
+@settings(max_examples=40)
+@given(phi=st.integers(1, 6).flatmap(phis), width=st.floats(0.1, 3), sigma=st.floats(0.1, 3))
+def test_open_probability_is_the_tail_of_the_noise(noise, phi, width, sigma):
+    rng = np.random.default_rng(0)
+    gate = gate_at(phi, width=width, sigma=sigma, noise=noise, rng=rng)
+    expected = [TAILS[noise]((v + width / 2) / sigma) for v in phi]
+    np.testing.assert_allclose(gate.open_probability().data, expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("noise", [None, *NOISES])

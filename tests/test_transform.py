@@ -270,5 +270,13 @@ def test_a_width_that_is_not_finite_and_above_0_is_an_error_that_names_it(x, wid
         md.binary_gate(x, width)
 
 
+@pytest.mark.parametrize("width", [1e-50, 1e39])
+def test_a_width_that_the_dtype_of_x_cannot_hold_is_an_error_that_names_it(width):
+    # 0 or infinity in float32: divided by that, 0 would be NaN and every gate half open.
+    with pytest.raises(ValueError, match="width is"):
+        md.binary_gate(np.zeros(2, np.float32), width)
+    assert (md.binary_gate(np.zeros(2), width) == 0.5).all()  # float64 holds it
+
+
 def test_a_nan_stays_a_nan_rather_than_a_closed_gate():
     assert np.isnan(md.binary_gate(np.array([np.nan]))).all()

@@ -40,9 +40,10 @@ from numpy.typing import NDArray
 
 from ._types import Array, Indices
 
-# Threads that wait for others sleep. Where a machine has other work too, waiting in a busy loop
-# makes a step ten times slower; read when the first parallel kernel starts.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Threads that wait for others do so in a busy loop, but soon fall asleep: to wait for long would
+# make a step ten times slower wherever a machine has other work too. GNU's OpenMP reads this when
+# the first parallel kernel starts.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 # Sums may be reordered; NaN and infinity keep their meaning (unlike under full fastmath).
 FASTMATH = {"reassoc", "contract", "arcp", "nsz"}

@@ -304,6 +304,8 @@ class Sequential(Module):
     def __init__(self, *layers: Module, **named: Module) -> None:
         self.layers = [*layers, *named.values()]
         self.names = [*map(str, range(len(layers))), *named]
+        if len(set(self.names)) < len(self.names):
+            raise ValueError(f"Sequential: two layers have one name, of {self.names}.")
 
     def _members(self) -> Iterator[tuple[str, Any]]:
         return zip(self.names, self.layers, strict=True)

@@ -58,6 +58,9 @@ class Optimizer:
         if (groups and tensors) or len(groups) + len(tensors) < len(items):
             raise TypeError("parameters: expected tensors only, or Groups only.")
         self.groups = groups or [Group(tensors, lr, weight_decay)]
+        seen = [id(parameter) for group in self.groups for parameter in group.parameters]
+        if len(set(seen)) < len(seen):
+            raise ValueError("a parameter is given twice; it would take two steps in one.")
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
@@ -181,8 +184,8 @@ class Adam(Optimizer):
 def cosine(step: int, steps: int, *, warmup: int = 0) -> float:
     """Return the factor of the step size at ``step``: up linearly, then down along a cosine.
 
-    It is 1 at the end of the warm-up and 0 after the last step (Loshchilov & Hutter 2017,
-    arXiv:1608.03983, without restarts).
+    It is 1 at the end of the warm-up and, unless that is all there is, 0 after the last step
+    (Loshchilov & Hutter 2017, arXiv:1608.03983, without restarts).
 
     >>> [round(cosine(step, 4), 3) for step in range(5)]
     [1.0, 0.854, 0.5, 0.146, 0.0]

@@ -196,7 +196,9 @@ class Tensor:
         return float(self._data.item())
 
     def backward(self, grad: Array | None = None) -> None:
-        """Add to ``.grad`` of every leaf that requires it the derivative of this tensor.
+        """Add the derivative of this tensor to ``.grad`` of every leaf it was computed from.
+
+        That is every leaf which required a gradient when it was used.
 
         Gradients of results on the way are dropped as soon as they have been used. The tape stays:
         a second call adds the same once more.

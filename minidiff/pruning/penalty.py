@@ -6,9 +6,10 @@ number of weights of a layer, *coupled* with its neighbours, is a sum of product
     K * sum_i live_in[i] * sum_o live_out[o]
 
 with K the places of the kernel (1 for a dense layer). Put the probabilities that gates are open
-in place of ``live`` and it is the expected count, if gates are independent: the surrogate, whose
-gradient is never zero. Put 0 and 1 and it is the count itself. MACs are weights times output
-places.
+in place of ``live`` and it is the expected count, if gates are independent: the surrogate, with a
+gradient also where gates are closed (with noise that has tails, that is, not with uniform noise).
+MACs are weights times output places. The count itself is sharper: it also leaves out what is open
+but of no use, since nothing later reads it.
 
 The formula is ours; the paper (Shulman 2020, arXiv:2012.03653) speaks of a surrogate of the L0
 loss.

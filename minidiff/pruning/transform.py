@@ -75,10 +75,16 @@ def binary_gate(x: Tensor | NDArray[Any], width: float = 1.0) -> Tensor | Array:
     array([0.     , 0.15625, 0.5    , 1.     ])
     """
     check_positive("width", width)
-    if isinstance(x, Tensor):
-        return BinaryGate(width)(x)
-    x = np.asarray(x)
-    return BinaryGate(width).forward(x if x.dtype.kind == "f" else x.astype(np.float64))
+    values = x.data if isinstance(x, Tensor) else np.asarray(x)
+    if values.dtype.kind != "f":
+        values = values.astype(np.float64)
+    limits = np.finfo(values.dtype)
+    if not limits.tiny <= width <= limits.max:
+        raise ValueError(
+            f"width is {width}, which {values.dtype} cannot hold; expected {limits.tiny:.2g} to "
+            f"{limits.max:.2g}."
+        )
+    return BinaryGate(width)(x) if isinstance(x, Tensor) else BinaryGate(width).forward(values)
 
 
 def check_positive(name: str, value: float) -> None:
