@@ -79,10 +79,11 @@ def binary_gate(x: Tensor | NDArray[Any], width: float = 1.0) -> Tensor | Array:
     if values.dtype.kind != "f":
         values = values.astype(np.float64)
     limits = np.finfo(values.dtype)
-    if not limits.tiny <= width <= limits.max:
+    least, most = float(limits.tiny), float(limits.max)
+    if not least <= width <= most:
         raise ValueError(
-            f"width is {width}, which {values.dtype} cannot hold; expected {limits.tiny:.2g} to "
-            f"{limits.max:.2g}."
+            f"width is {width}, which {values.dtype} cannot hold; expected {least:.2g} to "
+            f"{most:.2g}."
         )
     return BinaryGate(width)(x) if isinstance(x, Tensor) else BinaryGate(width).forward(values)
 
