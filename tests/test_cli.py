@@ -34,8 +34,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "0.4",
             "--lr",
             "0.03",
-            "--warmup",
-            "0.2",
         )
         == 0
     )

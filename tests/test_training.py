@@ -95,7 +95,7 @@ def test_error_rate_counts_wrong_answers_of_the_network_in_evaluation() -> None:
 
 def test_a_loss_that_is_not_finite_names_the_step_and_what_to_try() -> None:
     with pytest.raises(NonFiniteLossError, match=r"at step \d+ of 24 .*--lr \(now 1e\+08\)"):
-        run(dataclasses.replace(SHORT, lr=1e8, warmup=0.0))
+        run(dataclasses.replace(SHORT, lr=1e8, warmup=0))
 
 
 def test_images_that_are_not_finite_are_refused_before_training() -> None:
@@ -117,7 +117,7 @@ def test_images_that_are_not_finite_are_refused_before_training() -> None:
         ("lr", float("nan")),
         ("momentum", 1.0),
         ("weight_decay", -1e-3),
-        ("warmup", 1.5),
+        ("warmup", -1),
         ("penalty", -0.1),
         ("penalty", float("inf")),
         ("cost", "flops"),

@@ -91,7 +91,7 @@ def _add_training_options(group: Any) -> None:
     group.add_argument("--momentum", type=float, metavar="X")
     group.add_argument("--weight-decay", type=float, metavar="X")
     group.add_argument("--batch-size", type=int, metavar="N")
-    group.add_argument("--warmup", type=float, metavar="SHARE", help="of the steps, for --lr")
+    group.add_argument("--warmup", type=int, metavar="N", help="steps until --lr is reached")
 
 
 def _add_gate_options(group: Any) -> None:

@@ -61,8 +61,9 @@ class Config:
     epochs, batch_size, seed : int
     lr, momentum, weight_decay : float
         Of SGD with Nesterov momentum on weights and biases (which are not decayed).
-    warmup : float
-        The share of steps over which the step size rises, before it falls along a cosine.
+    warmup : int
+        The number of steps (at most half of all) over which the step size rises, before it falls
+        along a cosine.
     gated : bool
         False trains the plain dense network.
     penalty : float
@@ -86,7 +87,7 @@ class Config:
     lr: float = 0.05
     momentum: float = 0.9
     weight_decay: float = 5e-4
-    warmup: float = 0.02
+    warmup: int = 250
     gated: bool = True
     penalty: float = 0.35
     cost: str = "balanced"
@@ -102,14 +103,15 @@ class Config:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
             self._require(name, self._whole(name) and getattr(self, name) >= 1, "an integer >= 1")
-        self._require("seed", self._whole("seed") and self.seed >= 0, "an integer >= 0")
+        for name in ("seed", "warmup"):
+            self._require(name, self._whole(name) and getattr(self, name) >= 0, "an integer >= 0")
         for name in ("lr", "gate_lr", "width", "sigma"):
             self._require(name, 0 < getattr(self, name) < math.inf, "a finite number above 0")
         for name in ("weight_decay", "penalty"):
             self._require(name, 0 <= getattr(self, name) < math.inf, "a finite number, 0 or more")
         self._require("momentum", 0 < self.momentum < 1, "a number between 0 and 1")
         self._require("initial", math.isfinite(self.initial), "a finite number")
-        for name in ("warmup", "gate_start", "gate_stop"):
+        for name in ("gate_start", "gate_stop"):
             self._require(name, 0 <= getattr(self, name) <= 1, "a share in 0..1")
         self._require("gate_stop", self.gate_stop >= self.gate_start, "at least gate_start")
         self._require("cost", self.cost in COSTS, f"one of {', '.join(COSTS)}")
@@ -238,7 +240,7 @@ class Trainer:
     ) -> tuple[float, int]:
         """Take one step; return the data loss and the number of images got wrong before it."""
         config = self.config
-        warmup = round(config.warmup * self.steps)
+        warmup = min(config.warmup, self.steps // 2)
         for group in self.weights.groups:
             group.lr = config.lr * cosine(self.step, self.steps, warmup=warmup)
 
@@ -254,7 +256,7 @@ class Trainer:
                 f"the loss is {value} at step {self.step + 1} of {self.steps} (epoch "
                 f"{self.step // self.steps_per_epoch + 1}); the last epoch's weights are kept. "
                 f"Try a smaller --lr (now {config.lr:g}), a longer --warmup (now "
-                f"{config.warmup:g}), or check the images for values that are not finite."
+                f"{config.warmup}), or check the images for values that are not finite."
             )
         self.weights.zero_grad()
         if self.phis is not None:
