@@ -74,6 +74,8 @@ class Config:
         Step size of Adam on the gates' phi; constant.
     gate_start, gate_stop : float
         The shares of steps at which gates begin to learn and are frozen.
+    ramp : float
+        The share of steps, from ``gate_start`` on, over which lambda rises from 0 to its value.
     width, initial, noise, sigma
         Of :class:`~minidiff.pruning.gates.Gate`.
     augment : bool
@@ -81,7 +83,7 @@ class Config:
     """
 
     dataset: str = "mnist"
-    epochs: int = 30
+    epochs: int = 40
     batch_size: int = 128
     seed: int = 0
     lr: float = 0.05
@@ -89,11 +91,12 @@ class Config:
     weight_decay: float = 5e-4
     warmup: int = 250
     gated: bool = True
-    penalty: float = 0.35
+    penalty: float = 0.45
     cost: str = "balanced"
     gate_lr: float = 0.005
     gate_start: float = 0.03
     gate_stop: float = 0.7
+    ramp: float = 0.3
     width: float = 1.0
     initial: float = 1.5
     noise: str | None = None
@@ -111,7 +114,7 @@ class Config:
             self._require(name, 0 <= getattr(self, name) < math.inf, "a finite number, 0 or more")
         self._require("momentum", 0 < self.momentum < 1, "a number between 0 and 1")
         self._require("initial", math.isfinite(self.initial), "a finite number")
-        for name in ("gate_start", "gate_stop"):
+        for name in ("gate_start", "gate_stop", "ramp"):
             self._require(name, 0 <= getattr(self, name) <= 1, "a share in 0..1")
         self._require("gate_stop", self.gate_stop >= self.gate_start, "at least gate_start")
         self._require("cost", self.cost in COSTS, f"one of {', '.join(COSTS)}")
@@ -249,7 +252,8 @@ class Trainer:
         total = loss
         if self.gates_learn:
             cost = expected_cost(self.model, self.shape, cost=config.cost)
-            total = loss + (config.penalty / len(self.data.train)) * cost
+            risen = (self.step / self.steps - config.gate_start) / max(config.ramp, 1e-9)
+            total = loss + (config.penalty * min(1.0, risen) / len(self.data.train)) * cost
         value = loss.item()
         if not math.isfinite(value):
             raise NonFiniteLossError(
