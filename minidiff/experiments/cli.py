@@ -17,7 +17,8 @@ from minidiff.pruning.gates import NOISES
 from minidiff.pruning.penalty import COSTS, LayerCount
 
 from .data import DATASETS, DataError, Dataset, load_dataset
-from .runs import Run, RunError, extra
+from .extras import extra
+from .runs import Run, RunError
 from .training import Config, ConfigError, NonFiniteLossError, Trainer, build_model, error_rate
 
 __all__ = ["main"]

@@ -18,13 +18,14 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import import_module
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .extras import extra
 
 __all__ = [
     "Augment",
@@ -385,7 +386,7 @@ def _find_mnist(offline: bool) -> tuple[Path, str]:
         reasons.append(f"{DATA_VARIABLE} is not set")
 
     try:
-        cache = Path(_extra("pooch").os_cache("minidiff")) / "mnist"
+        cache = Path(extra("pooch").os_cache("minidiff")) / "mnist"
     except ImportError as error:
         reasons.append(f"the cache and the download were not tried: {error}")
     else:
@@ -434,8 +435,8 @@ def _missing_files(directory: Path) -> list[str]:
 
 def _download_mnist(directory: Path, names: Iterable[str]) -> None:
     """Download files into ``directory``; each appears there whole and verified, or not at all."""
-    pooch = _extra("pooch")
-    _extra("tqdm")  # draws the progress bar
+    pooch = extra("pooch")
+    extra("tqdm")  # draws the progress bar
     downloader = pooch.HTTPDownloader(progressbar=True, timeout=(PROBE_SECONDS, STALL_SECONDS))
     for name in names:
         failures = []
@@ -490,7 +491,7 @@ def _probe(downloader: Any, url: str) -> None:
 
 
 def _load_digits(note: str = "") -> Dataset:
-    bunch = _extra("sklearn.datasets", "scikit-learn").load_digits()
+    bunch = extra("sklearn.datasets", "scikit-learn").load_digits()
     labels = np.asarray(bunch.target, dtype=np.int64)
 
     # As in MNIST, the digit fills 20x20 pixels in the middle of 28x28. Bilinear enlargement is
@@ -507,16 +508,6 @@ def _load_digits(note: str = "") -> Dataset:
     train, held_out, test = (Split(images[i], labels[i]) for i in np.split(order, [1197, 1497]))
     source = "The 1,797 handwritten 8x8 digits of scikit-learn, enlarged to 28x28."
     return Dataset("digits", source + note, train, held_out, test)
-
-
-def _extra(module: str, package: str | None = None) -> Any:
-    """Import a module of the optional extra ``train``."""
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise ImportError(
-            f'{package or module} could not be imported ({error}); pip install "minidiff[train]".'
-        ) from error
 
 
 # ----------------------------------------------------------------------------------------- batches

@@ -8,28 +8,19 @@ finished) and ``plots/``.
 import json
 import os
 from collections.abc import Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Run", "RunError", "extra"]
+from .extras import extra
+
+__all__ = ["Run", "RunError"]
 
 
 class RunError(Exception):
     """A run directory that cannot be written, or does not hold what it should."""
-
-
-def extra(module: str, package: str | None = None) -> Any:
-    """Import a module of the optional extra ``train``; ImportError says how to install it."""
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise ImportError(
-            f'{package or module} could not be imported ({error}); pip install "minidiff[train]".'
-        ) from error
 
 
 class Run:
