@@ -168,7 +168,7 @@ def test_open_probability_is_differentiable_in_phi(noise, phi, width, sigma):
         phi = np.where(np.abs(np.abs(phi + width / 2) - sigma) < 1e-3, phi + 0.01, phi)
 
     def probability(phi: md.Tensor) -> md.Tensor:
-        gate.phi = phi  # type: ignore[assignment]
+        gate.phi = phi
         return gate.open_probability()
 
     assert md.gradcheck(probability, [md.Tensor(phi, requires_grad=True)])

@@ -196,7 +196,7 @@ def test_the_gradient_of_expected_cost_is_that_of_finite_differences(kind, seed,
 
     def run(*phis: md.Tensor) -> md.Tensor:
         for gate, phi in zip(gates, phis, strict=True):
-            gate.phi = phi  # type: ignore[assignment]
+            gate.phi = phi
         return md.expected_cost(model, shape, cost=cost)
 
     assert md.gradcheck(run, [md.Tensor(g.phi.data, requires_grad=True) for g in gates])

@@ -84,7 +84,7 @@ class Op:
 
 def _as_tensors(inputs: tuple[TensorLike, ...]) -> "tuple[Tensor, ...]":
     if all(isinstance(value, Tensor) for value in inputs):
-        return inputs  # type: ignore[return-value]
+        return inputs  # type: ignore[return-value]  # all() does not narrow the type
     # Plain numbers take the dtype of the tensor they meet, so float32 stays float32.
     dtypes = [v.dtype for v in inputs if isinstance(v, Tensor | np.ndarray)]
     floats = [d for d in dtypes if d.kind == "f"]

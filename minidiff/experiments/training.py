@@ -296,6 +296,7 @@ class Trainer:
             report(loss)
 
         counts = self.counts()
+        sizes = gated_sizes(counts)
         return {
             "epoch": self.step // self.steps_per_epoch,
             "step": self.step,
@@ -310,8 +311,8 @@ class Trainer:
             "dense_macs": sum(c.macs[1] for c in counts),
             "architecture": architecture(counts),
             # Open and of use: what the architecture names.
-            "open": {key: left for key, (left, _) in gated_sizes(counts).items()},
-            "groups": {key: whole for key, (_, whole) in gated_sizes(counts).items()},
+            "open": {key: left for key, (left, _) in sizes.items()},
+            "groups": {key: whole for key, (_, whole) in sizes.items()},
             "frozen": self.step >= self.config.gate_stop * self.steps,
             "step_ms": 1000 * float(np.median(times)),
             "seconds": time.perf_counter() - began,
