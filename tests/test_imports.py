@@ -12,7 +12,7 @@ import minidiff
 
 ROOT = Path(minidiff.__file__).parent
 SOURCES = sorted(ROOT.rglob("*.py"))
-CORE = {"minidiff", "numpy", "numba", "matplotlib"}
+CORE = {"minidiff", "numpy", "numba", "matplotlib", "llvmlite"}  # which Numba is built on
 EXTRAS = ("pooch", "requests", "safetensors", "sklearn", "tqdm")
 
 

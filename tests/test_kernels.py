@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from minidiff.engine import kernels
-from minidiff.engine.kernels import SEGMENT
+from minidiff.engine.kernels import LANES, TILE
 from tests import naive
 from tests.strategies import (
     Convolution,
@@ -28,8 +28,8 @@ from tests.strategies import (
 Indices = NDArray[np.int64]
 SENTINEL = 77.0
 
-# Around what a task works on at once, in forward (SEGMENT) and in grad_weight (two of them).
-BATCHES = (1, 3, SEGMENT - 1, SEGMENT, SEGMENT + 1, 1000, 2 * SEGMENT + 3)
+# Around what the kernels keep in registers at once.
+BATCHES = (1, 3, LANES - 1, LANES, LANES + 1, TILE - 1, TILE, TILE + 1, 2 * TILE + 3, 1000)
 
 
 @pytest.fixture
@@ -44,30 +44,27 @@ def threads() -> Iterator[Callable[[int], None]]:
 class Run:
     """One convolution by the three kernels, computing only ``ins`` and ``outs``."""
 
-    def __init__(self, x: Any, weight: Any, stride: Any, ins: Indices, outs: Indices) -> None:
-        self.x, self.weight, self.ins, self.outs = x, weight, ins, outs
-        _, height, width, self.samples = x.shape
-        self.win = kernels.window(height, width, self.samples, weight.shape[2:], stride)
-        self.size = weight.shape[2] * weight.shape[3]
-        self.taps = (ins[:, None] * self.size + np.arange(self.size)).ravel()
-        plane = height * width * self.samples
-        self.offsets = (ins[:, None] * plane + self.win.shifts).ravel()
-        self.out_shape = (len(weight), *self.win.out_shape, self.samples)
+    def __init__(self, x: Any, weight: Any, case: Convolution, ins: Indices, outs: Indices) -> None:
+        self.x, self.ins, self.outs, self.samples = x, ins, outs, x.shape[3]
+        self.weight = weight.reshape(*weight.shape[:2], -1)
+        self.seen, self.seeing = kernels.geometry(
+            x.shape[1:3], weight.shape[2:], case.stride, case.padding
+        )
+        self.out_shape = (len(weight), *self.seen.shape, self.samples)
 
     def forward(self, bias: Any) -> Any:
         out = np.full(self.out_shape, SENTINEL, self.x.dtype)
-        kernels.forward(
-            self.x.reshape(-1), self.weight.reshape(len(self.weight), -1), bias,
-            self.taps, self.offsets, self.outs, self.win.starts, self.win.run,
-            out.reshape(len(out), -1),
+        kernels.correlate(
+            self.x.reshape(len(self.x), -1), self.weight, False, bias, self.ins, self.outs,
+            self.seen.runs, self.seen.parts, self.samples, out.reshape(len(out), -1),
         )  # fmt: skip
         return out
 
     def grad_input(self, grad: Any) -> Any:
         out = np.full(self.x.shape, SENTINEL, self.x.dtype)
-        kernels.grad_input(
-            grad.reshape(len(grad), -1), self.weight.reshape(len(grad), -1), self.ins, self.outs,
-            self.size, self.samples, self.win.strips, self.win.contributions,
+        kernels.correlate(
+            grad.reshape(len(grad), -1), self.weight, True, np.zeros(len(out), out.dtype),
+            self.outs, self.ins, self.seeing.runs, self.seeing.parts, self.samples,
             out.reshape(len(out), -1),
         )  # fmt: skip
         return out
@@ -75,8 +72,8 @@ class Run:
     def grad_weight(self, grad: Any) -> Any:
         out = np.zeros_like(self.weight)
         kernels.grad_weight(
-            self.x.reshape(-1), grad.reshape(len(grad), -1), self.taps, self.offsets, self.outs,
-            self.win.starts, self.win.run, out.reshape(len(out), -1),
+            self.x.reshape(len(self.x), -1), grad.reshape(len(grad), -1), self.ins, self.outs,
+            self.seen.runs, self.seen.parts, self.samples, out,
         )  # fmt: skip
         return out
 
@@ -100,9 +97,9 @@ def check(seed: int, case: Convolution, ins: Indices, outs: Indices, dtype: Any)
     weight[dead_out] = np.nan
     weight[:, dead_in] = np.nan
 
-    run = Run(x, weight, case.stride, ins, outs)
+    run = Run(x, weight, case, ins, outs)
     out = run.forward(bias)
-    expected = naive.conv2d(clean_x, clean_weight, bias, case.stride)
+    expected = naive.conv2d(clean_x, clean_weight, bias, case.stride, case.padding)
     # An error of rounding for each term of the sum; terms are at most 1.
     eps = float(np.finfo(dtype).eps)
     np.testing.assert_allclose(out[outs], expected[outs], rtol=0, atol=eps * (9 + 54))
@@ -113,7 +110,7 @@ def check(seed: int, case: Convolution, ins: Indices, outs: Indices, dtype: Any)
     clean_grad[dead_out] = 0
     grad[dead_out] = np.nan
     expected_x, expected_weight, expected_bias = naive.grad_conv2d(
-        clean_x, clean_weight, clean_grad, case.stride
+        clean_x, clean_weight, clean_grad, case.stride, case.padding
     )
     grad_x = run.grad_input(grad)
     np.testing.assert_allclose(grad_x[ins], expected_x[ins], rtol=0, atol=eps * 60)
@@ -122,6 +119,7 @@ def check(seed: int, case: Convolution, ins: Indices, outs: Indices, dtype: Any)
     terms = grad[0].size
     grad_weight = run.grad_weight(grad)
     expected_weight[:, dead_in] = 0
+    expected_weight = expected_weight.reshape(grad_weight.shape)
     np.testing.assert_allclose(grad_weight, expected_weight, rtol=0, atol=eps * (9 + terms))
     assert not grad_weight[dead_out].any()
     assert not grad_weight[:, dead_in].any()
@@ -133,7 +131,7 @@ def check(seed: int, case: Convolution, ins: Indices, outs: Indices, dtype: Any)
 
 
 @settings(max_examples=60)
-@given(st.data(), convolutions(padded=False), dtypes, seeds)
+@given(st.data(), convolutions(), dtypes, seeds)
 def test_convolution_kernels_match_loops_on_any_channels_and_touch_no_others(
     data: st.DataObject, case: Convolution, dtype: Any, seed: int
 ) -> None:
@@ -143,13 +141,14 @@ def test_convolution_kernels_match_loops_on_any_channels_and_touch_no_others(
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("stride", [(1, 1), (2, 1), (1, 2)])
+@pytest.mark.parametrize("padding", [(0, 0), (1, 2)])
 @pytest.mark.parametrize("samples", BATCHES)
-def test_convolution_kernels_match_loops_across_segments(
-    samples: int, stride: tuple[int, int], dtype: Any
+def test_convolution_kernels_match_loops_across_tiles(
+    samples: int, padding: tuple[int, int], stride: tuple[int, int], dtype: Any
 ) -> None:
-    case = Convolution((3, 3, 4, samples), (5, 3, 2, 2), stride, (0, 0))
-    check(samples, case, np.array([0, 2]), np.array([0, 1, 2, 4]), dtype)
-    check(samples, case, np.arange(3), np.arange(5), dtype)
+    case = Convolution((3, 3, 4, samples), (7, 3, 2, 2), stride, padding)
+    check(samples, case, np.array([0, 2]), np.array([0, 1, 2, 4, 5, 6]), dtype)
+    check(samples, case, np.arange(3), np.arange(7), dtype)
 
 
 @pytest.mark.parametrize("ins", [0, 1, 2, 5, 17])
@@ -169,29 +168,25 @@ def test_max_pool_kernels_match_loops_on_any_channels_and_touch_no_others(
     x = data.draw(arrays(case.x, 0, 4, np.int64)).astype(dtype)
     live = data.draw(actives(channels))
     dead = np.setdiff1d(np.arange(channels), live)
-    win = kernels.window(height, width, 1, case.kernel, case.stride)
-    rows, columns = win.out_shape
-    first = np.array(
-        [i * case.stride[0] * width + j * case.stride[1] for i, j in np.ndindex(rows, columns)]
-    )
-    out = np.full((channels, rows, columns, samples), SENTINEL, dtype)
+    seen, seeing = kernels.geometry((height, width), case.kernel, case.stride)
+    out = np.full((channels, *seen.shape, samples), SENTINEL, dtype)
     winner = np.zeros(out.shape, np.uint8).reshape(channels, -1)
     kernels.max_pool(
-        x.reshape(channels, -1), live, first, win.shifts, samples,
+        x.reshape(channels, -1), live, seen.runs, seen.parts, samples,
         out.reshape(channels, -1), winner,
     )  # fmt: skip
     np.testing.assert_array_equal(out[live], naive.max_pool2d(x, case.kernel, case.stride)[live])
     assert (out[dead] == SENTINEL).all()
 
     grad = data.draw(arrays(out.shape, dtype=dtype))
-    grad_x = np.zeros(x.shape, dtype)
+    grad_x = np.full(x.shape, SENTINEL, dtype)
     kernels.grad_max_pool(
-        grad.reshape(channels, -1), winner, live, first, win.shifts, samples,
+        grad.reshape(channels, -1), winner, live, seeing.runs, seeing.parts, samples,
         grad_x.reshape(channels, -1),
     )  # fmt: skip
     expected = naive.grad_max_pool2d(x, grad, case.kernel, case.stride)
     np.testing.assert_allclose(grad_x[live], expected[live], rtol=1e-5, atol=1e-6)
-    assert not grad_x[dead].any()
+    assert (grad_x[dead] == SENTINEL).all()
 
 
 @settings(max_examples=30)
@@ -225,7 +220,8 @@ def test_one_and_two_threads_give_the_same_bits(
     weight = rng.standard_normal((10, 7, 3, 3)).astype(dtype)
     bias = rng.standard_normal(10).astype(dtype)
     ins, outs = np.array([0, 1, 3, 4, 6]), np.array([0, 2, 3, 4, 5, 8, 9])
-    run = Run(x, weight, stride, ins, outs)
+    case = Convolution(x.shape, weight.shape, stride, (1, 1))
+    run = Run(x, weight, case, ins, outs)
     grad = rng.standard_normal(run.out_shape).astype(dtype)
     results = []
     for count in (1, 2):

@@ -5,37 +5,37 @@ memory. One channel at one place is a contiguous run of N numbers, and so is a r
 W*N numbers. Every inner loop below walks such a run, so it vectorises for any number of channels,
 and to leave out a channel is to leave out a slab of memory that is never touched.
 
-**One equation.** A convolution and a dense layer are the same sum. Write the input as flat
-memory, call each pair (input channel, place in the kernel) a *tap*, and let ``offsets[t]`` say
-how far tap t lies from the first one. Then, for a run r of output places that starts at
-``starts[r]``,
+**One equation.** A convolution, its gradient with respect to the input, and a dense layer are the
+same sum over pairs of an input channel c and a *part* p,
 
-    out[o, r, s] = bias[o] + sum_t weight[o, t] * x[starts[r] + offsets[t] + s]
+    out[o, q, s] = bias[o] + sum_c sum_p weight[o, c, place_p] * x[c, at_p(q), s]
 
-Height, width, kernel size and stride live in those two vectors (:func:`window`), and a dense
-layer has a single run and a tap per feature. The three kernels below are this sum and its two
-derivatives.
+where a part says through which place of the kernel the output place q sees which input place, and
+s counts the samples. Neighbouring output places that see their inputs alike form a *run*: memory
+that is contiguous in x and in out. Kernel size, stride and padding live in two index arrays
+(:func:`geometry`); a dense layer is a single place that sees a single place.
 
-**Four by four.** One step multiplies a 4x4 block of weights into four runs of input and adds to
-four runs of output: 16 multiply-adds for 8 loads and 4 stores, near what a core can do. The
-four output runs lie in one small buffer at distances known to the compiler, as it must prove that
-they do not overlap; the distance is no power of two, as such addresses compete for the same
-places in the cache.
+**Register tiles.** The sum for 5 channels and 64 numbers of a run is kept in registers while the
+loop goes over all channels and parts: 20 vector multiply-adds for each 4 loads of x and 5 of weights,
+and nothing is written until the sum is complete. The gradient of the weight keeps 5 times 5 sums
+of products in registers alike. A core can hardly do better: it is at its limit, not at memory's.
 
-**Skipping is data.** ``outs`` and ``ins`` list the channels to compute. Channels not listed
-cost nothing. Threads share out outputs, never the terms of a sum: the same bits at any number of
-threads.
+**Skipping is data.** ``ins`` and ``outs`` list the channels to compute; those not listed cost
+nothing. Threads share out outputs, never the terms of a sum, and each sum has one order: the same
+bits at any number of threads.
 """
 
 import os
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import product
 from math import erf as _erf
 from typing import Any
 
+import llvmlite.binding as llvm
 import numpy as np
-from numba import njit, prange
+from numba import carray, njit, prange, types
+from numba.core.cgutils import alloca_once
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from ._types import Array, Indices
@@ -48,322 +48,346 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 # Sums may be reordered; NaN and infinity keep their meaning (unlike under full fastmath).
 FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
 
-SEGMENT = 512  # numbers of a run in work at once: what fits the nearest cache
-STRIDE = SEGMENT + 16  # between the four buffered runs
+# An index that is unsigned needs no provision for negative ones, which in the innermost loops would
+# cost as much as the arithmetic.
+U = np.uint64
+
+# The sizes of register tiles: of 32 vectors of 16 numbers, or of 16 of 8 numbers.
+_WIDE = bool(llvm.get_host_cpu_features().get("avx512f", False))
+TILE = 64 if _WIDE else 16
+LANES = 16 if _WIDE else 8
+_ROWS, _TAPS = 5, (5 if _WIDE else 2)
+_rows, _taps, _tile, _lanes, _zero = U(_ROWS), U(_TAPS), U(TILE), U(LANES), U(0)
+_TILE_SHAPE, _SUMS_SHAPE = (_ROWS, TILE), (_ROWS, _TAPS, LANES)
+_ALIGNMENT = 64  # bytes: a vector that crosses this boundary costs two loads
+
+
+@intrinsic
+def _registers(typingctx, like):  # type: ignore[no-untyped-def]
+    """Return the address of room for a tile of the dtype of ``like``.
+
+    It lies on the stack, and as it is only ever indexed by constants once loops are unrolled, the
+    compiler keeps its elements in registers. NumPy's arrays it cannot move there.
+    """
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        return alloca_once(
+            builder,
+            context.get_value_type(like.dtype),
+            size=max(_ROWS * TILE, _ROWS * _TAPS * LANES),
+        )
+
+    return types.CPointer(like.dtype)(like), generate
+
+
+def empty(shape: tuple[int, ...], dtype: Any) -> Array:
+    """Make an array as ``np.empty`` does, but aligned as vectors like it."""
+    dtype = np.dtype(dtype)
+    size = dtype.itemsize
+    for n in shape:
+        size *= n
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    first = -memory.__array_interface__["data"][0] % _ALIGNMENT
+    return memory[first : first + size].view(dtype).reshape(shape)
+
+
+def aligned(x: Array) -> Array:
+    """Return ``x`` itself if it is contiguous and aligned, else a copy that is."""
+    if x.flags.c_contiguous and x.__array_interface__["data"][0] % _ALIGNMENT == 0:
+        return x
+    out = empty(x.shape, x.dtype)
+    out[...] = x
+    return out
+
+
+# -- geometry --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Window:
-    """Where a kernel touches its (padded) input, as offsets into memory; see the module's text.
+class Geometry:
+    """Which input places each output place sees, and through which places of the kernel.
 
     Attributes
     ----------
-    out_shape : (int, int)
+    shape : (int, int)
         Height and width of the output.
-    run : int
-        Length of a contiguous run of output, in numbers.
-    starts : (R,) int64
-        Where the input of each run begins within a channel.
-    shifts : (K,) int64
-        How far each of the kernel's K places lies from its first.
-    strips : (S + 1, 2) int64
-        For the input gradient: the first place of each strip of neighbouring input places in a
-        row, and the first of its contributions; last, where both end.
-    contributions : (P, 4) int64
-        Where in its strip a contribution begins, at which output place, how many places it spans,
-        and through which place of the kernel.
+    runs : (R + 1, 3) int64
+        Of each run: its first output place, the number of its places, and its first part. The
+        last row tells where parts end.
+    parts : (P, 2) int64
+        The input place that the run's first output place sees, and the place of the kernel.
     """
 
-    out_shape: tuple[int, int]
-    run: int
-    starts: Indices
-    shifts: Indices
-    strips: Indices
-    contributions: Indices
+    shape: tuple[int, int]
+    runs: Indices
+    parts: Indices
 
 
 @lru_cache(maxsize=256)
-def window(
-    height: int, width: int, samples: int, kernel: tuple[int, int], stride: tuple[int, int]
-) -> Window:
-    """Describe a kernel that moves over ``height`` x ``width`` places of ``samples`` numbers."""
-    rows = np.arange(0, height - kernel[0] + 1, stride[0]) * width
-    columns = np.arange(0, width - kernel[1] + 1, stride[1])
-    shifts = np.arange(kernel[0])[:, None] * width + np.arange(kernel[1])
-    if stride[1] == 1:  # a whole output row is one run
-        starts, run = rows, len(columns) * samples
-    else:
-        starts, run = (rows[:, None] + columns).ravel(), samples
-    strips, contributions = _strips(height, width, samples, kernel, stride)
-    return Window(
-        out_shape=(len(rows), len(columns)),
-        run=run,
-        starts=starts * samples,
-        shifts=shifts.ravel() * samples,
-        strips=strips,
-        contributions=contributions,
+def geometry(
+    size: tuple[int, int],
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int] = (0, 0),
+) -> tuple[Geometry, Geometry]:
+    """Describe a kernel moving over an input of ``size``: what outputs see, and what sees inputs.
+
+    The second is the first seen from the other side, as gradients need it.
+    """
+    (height, width), (tall, wide) = size, kernel
+    rows = (height + 2 * padding[0] - tall) // stride[0] + 1
+    columns = (width + 2 * padding[1] - wide) // stride[1] + 1
+    i, j, k, n = np.ix_(*map(np.arange, (rows, columns, tall, wide)))
+    y, x = i * stride[0] + k - padding[0], j * stride[1] + n - padding[1]
+    inside = (0 <= y) & (y < height) & (0 <= x) & (x < width)
+    outputs = np.broadcast_to(i * columns + j, inside.shape)[inside]
+    inputs = (y * width + x)[inside]
+    places = np.broadcast_to(k * wide + n, inside.shape)[inside]
+    return (
+        _runs((rows, columns), outputs, inputs, places),
+        _runs(size, inputs, outputs, places),
     )
 
 
-def _strips(
-    height: int, width: int, samples: int, kernel: tuple[int, int], stride: tuple[int, int]
-) -> tuple[Indices, Indices]:
-    """List what contributes to the gradient of each strip of input; see :class:`Window`."""
-    rows = (height - kernel[0]) // stride[0] + 1
-    columns = (width - kernel[1]) // stride[1] + 1
-    wide = max(1, SEGMENT // samples)  # as many places as the buffer holds
-    strips: list[tuple[int, int]] = []
-    parts: list[tuple[int, int, int, int]] = []
-    for row, left in product(range(height), range(0, width, wide)):
-        right = min(left + wide, width)
-        strips.append((row * width + left, len(parts)))
-        for k, n in product(range(kernel[0]), range(kernel[1])):
-            i, between = divmod(row - k, stride[0])
-            if between or not 0 <= i < rows:
-                continue
-            # Output columns j whose place n of the kernel falls on left <= j * stride + n < right.
-            first = max(0, -((n - left) // stride[1]))
-            end = min(columns, (right - 1 - n) // stride[1] + 1)
-            together = max(0, end - first) if stride[1] == 1 else 1
-            for j in range(first, end, max(1, together)):
-                at = j * stride[1] + n - left
-                parts.append((at, i * columns + j, together, k * kernel[1] + n))
-    strips.append((height * width, len(parts)))
-    return np.array(strips, np.int64), np.array(parts, np.int64).reshape(-1, 4)
+def _runs(shape: tuple[int, int], to: Indices, of: Indices, places: Indices) -> Geometry:
+    """Group who sees whom by ``to``, and neighbours in a row that see alike into runs."""
+    order = np.lexsort((places, to))
+    to, of, places = to[order], of[order], places[order]
+    bounds = np.searchsorted(to, np.arange(shape[0] * shape[1] + 1))
+    runs: list[list[int]] = []
+    parts = []
+    count, before = 0, None
+    for q, (first, last) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+        view = np.stack([of[first:last] - q, places[first:last]], axis=1)
+        if before is not None and q % shape[1] and np.array_equal(view, before):
+            runs[-1][1] += 1
+            continue
+        runs.append([q, 1, count])
+        parts.append(view + [q, 0])
+        count, before = count + len(view), view
+    runs.append([shape[0] * shape[1], 0, count])
+    return Geometry(shape, np.array(runs), np.concatenate(parts))
 
 
-@njit(fastmath=FASTMATH, cache=True, inline="always")
-def _add_block(y, m, x0, x1, x2, x3, w0, w1, w2, w3):  # type: ignore[no-untyped-def]
-    """Add to four buffered runs of length m: y[i] += sum_j w_i[j] * x_j."""
-    a0, b0, c0, d0 = w0
-    a1, b1, c1, d1 = w1
-    a2, b2, c2, d2 = w2
-    a3, b3, c3, d3 = w3
-    for s in range(m):
-        a, b, c, d = x0[s], x1[s], x2[s], x3[s]
-        y[s] += a0 * a + b0 * b + c0 * c + d0 * d
-        y[STRIDE + s] += a1 * a + b1 * b + c1 * c + d1 * d
-        y[2 * STRIDE + s] += a2 * a + b2 * b + c2 * c + d2 * d
-        y[3 * STRIDE + s] += a3 * a + b3 * b + c3 * c + d3 * d
+# -- correlation: layers, and the gradient of their input ------------------------------------
 
 
-@njit(fastmath=FASTMATH, cache=True, inline="always")
-def _add_run(y, m, x, w0, w1, w2, w3):  # type: ignore[no-untyped-def]
-    """Add to four buffered runs of length m: y[i] += w_i * x."""
-    for s in range(m):
-        a = x[s]
-        y[s] += w0 * a
-        y[STRIDE + s] += w1 * a
-        y[2 * STRIDE + s] += w2 * a
-        y[3 * STRIDE + s] += w3 * a
+@njit(fastmath=FASTMATH, cache=True)
+def _correlate_tile(
+    x,
+    inputs,
+    shifts,
+    start,
+    weight,
+    rows,
+    columns,
+    places,
+    first_part,
+    last_part,
+    bias,
+    out,
+    outputs,
+):  # type: ignore[no-untyped-def]
+    """Compute a tile of 5 channels; all arrays are flat.
+
+    The numbers of x begin at ``inputs[c] + shifts[p] + start``, their weight lies at
+    ``rows[i] + columns[c] + places[p]``, and the output begins at ``outputs[i] + start``.
+    """
+    sums = carray(_registers(x), _TILE_SHAPE)
+    row = carray(_registers(rows), _ROWS)
+    begin = carray(_registers(rows), _ROWS)
+    for i in range(_rows):
+        row[i], begin[i] = rows[i], outputs[i] + start
+    for s in range(_tile):
+        for i in range(_rows):
+            sums[i, s] = bias[i]
+    for c in range(inputs.size):
+        first, column = inputs[c] + start, columns[c]
+        for p in range(first_part, last_part):
+            a, k = first + shifts[p], column + places[p]
+            for s in range(_tile):
+                for i in range(_rows):
+                    sums[i, s] += weight[row[i] + k] * x[a + s]
+    for s in range(_tile):
+        for i in range(_rows):
+            out[begin[i] + s] = sums[i, s]
+
+
+@njit(fastmath=FASTMATH, cache=True)
+def _correlate_short(
+    x, inputs, shifts, weight, row, columns, places, first_part, last_part, bias, out
+):  # type: ignore[no-untyped-def]
+    """Compute one channel of a run that is too short for a tile."""
+    out[:] = bias
+    for c in range(inputs.size):
+        first, column = inputs[c], columns[c]
+        for p in range(first_part, last_part):
+            a, w = first + shifts[p], weight[row + column + places[p]]
+            for s in range(U(out.size)):
+                out[s] += w * x[a + s]
 
 
 @njit(parallel=True, fastmath=FASTMATH, cache=True)
-def forward(
-    x: Array,  # flat
-    weight: Array,  # (O, T)
+def correlate(
+    x: Array,  # (C, places * samples)
+    weight: Array,  # (O, C, K), or (C, O, K) if swapped
+    swapped: bool,
     bias: Array,  # (O,)
-    taps: Indices,  # the columns of weight to use, and of each
-    offsets: Indices,  # the offset
-    outs: Indices,
-    starts: Indices,
-    run: int,
-    out: Array,  # (O, R * run); rows not in outs are left alone
-) -> None:
-    """Compute ``out[o, r, s] = bias[o] + sum_t weight[o, t] * x[starts[r] + offsets[t] + s]``."""
-    segments = (run + SEGMENT - 1) // SEGMENT
-    whole = taps.size - taps.size % 4
-    for task in prange((outs.size + 3) // 4 * starts.size * segments):
-        first = task // (starts.size * segments) * 4
-        r = task // segments % starts.size
-        s0 = task % segments * SEGMENT
-        m = min(SEGMENT, run - s0)
-        last = min(first + 3, outs.size - 1)  # a block that is not full computes its last row again
-        o0, o1 = outs[first], outs[min(first + 1, last)]
-        o2, o3 = outs[min(first + 2, last)], outs[last]
-        w0, w1, w2, w3 = weight[o0], weight[o1], weight[o2], weight[o3]
-        y = np.empty(4 * STRIDE, x.dtype)
-        y[:m] = bias[o0]
-        y[STRIDE : STRIDE + m] = bias[o1]
-        y[2 * STRIDE : 2 * STRIDE + m] = bias[o2]
-        y[3 * STRIDE : 3 * STRIDE + m] = bias[o3]
-        base = starts[r] + s0
-        for t in range(0, whole, 4):
-            i, j, k, n = taps[t], taps[t + 1], taps[t + 2], taps[t + 3]
-            _add_block(
-                y,
-                m,
-                x[base + offsets[t] : base + offsets[t] + m],
-                x[base + offsets[t + 1] : base + offsets[t + 1] + m],
-                x[base + offsets[t + 2] : base + offsets[t + 2] + m],
-                x[base + offsets[t + 3] : base + offsets[t + 3] + m],
-                (w0[i], w0[j], w0[k], w0[n]),
-                (w1[i], w1[j], w1[k], w1[n]),
-                (w2[i], w2[j], w2[k], w2[n]),
-                (w3[i], w3[j], w3[k], w3[n]),
-            )
-        for t in range(whole, taps.size):
-            i = taps[t]
-            _add_run(y, m, x[base + offsets[t] :], w0[i], w1[i], w2[i], w3[i])
-        for b in range(first, last + 1):
-            begin = r * run + s0
-            out[outs[b], begin : begin + m] = y[(b - first) * STRIDE : (b - first) * STRIDE + m]
-
-
-@njit(parallel=True, fastmath=FASTMATH, cache=True)
-def grad_input(
-    grad: Array,  # (O, output places * samples)
-    weight: Array,  # (O, C * K)
     ins: Indices,
     outs: Indices,
-    kernel_size: int,  # K
+    runs: Indices,
+    parts: Indices,
     samples: int,
-    strips: Indices,
-    contributions: Indices,
-    out: Array,  # (C, input places * samples); rows not in ins are left alone
+    out: Array,  # (O, places * samples); rows not in outs are left alone
 ) -> None:
-    """Compute the derivative of the sum in :func:`forward` with respect to x.
-
-    A strip of input, for four channels at once, is gathered in the buffer: no two tasks write to
-    the same place.
-    """
-    segments = (samples + SEGMENT - 1) // SEGMENT  # above 1 only if a strip is a single place
-    count = len(strips) - 1
-    whole = outs.size - outs.size % 4
-    for task in prange((ins.size + 3) // 4 * count * segments):
-        first = task // (count * segments) * 4
-        strip = task // segments % count
-        s0 = task % segments * SEGMENT
-        last = min(first + 3, ins.size - 1)
-        c0, c1 = ins[first] * kernel_size, ins[min(first + 1, last)] * kernel_size
-        c2, c3 = ins[min(first + 2, last)] * kernel_size, ins[last] * kernel_size
-        y = np.zeros(4 * STRIDE, grad.dtype)
-        for p in range(strips[strip, 1], strips[strip + 1, 1]):
-            at, source, places, k = contributions[p]
-            m = min(SEGMENT, places * samples - s0)
-            begin = source * samples + s0
-            end = begin + m
-            z = y[at * samples :]
-            i0, i1, i2, i3 = c0 + k, c1 + k, c2 + k, c3 + k
-            for b in range(0, whole, 4):
-                o0, o1, o2, o3 = outs[b], outs[b + 1], outs[b + 2], outs[b + 3]
-                w0, w1, w2, w3 = weight[o0], weight[o1], weight[o2], weight[o3]
-                _add_block(
-                    z,
-                    m,
-                    grad[o0, begin:end],
-                    grad[o1, begin:end],
-                    grad[o2, begin:end],
-                    grad[o3, begin:end],
-                    (w0[i0], w1[i0], w2[i0], w3[i0]),
-                    (w0[i1], w1[i1], w2[i1], w3[i1]),
-                    (w0[i2], w1[i2], w2[i2], w3[i2]),
-                    (w0[i3], w1[i3], w2[i3], w3[i3]),
-                )
-            for b in range(whole, outs.size):
-                w = weight[outs[b]]
-                _add_run(z, m, grad[outs[b], begin:end], w[i0], w[i1], w[i2], w[i3])
-        begin = strips[strip, 0] * samples + s0
-        end = min(strips[strip + 1, 0] * samples, begin + SEGMENT)
-        for b in range(first, last + 1):
-            out[ins[b], begin:end] = y[(b - first) * STRIDE : (b - first) * STRIDE + end - begin]
+    """Compute ``out[o, q, s] = bias[o] + sum_c sum_p weight[o, c, place_p] * x[c, at_p(q), s]``."""
+    kernel = weight.shape[2]
+    row, column = weight.shape[1] * kernel, kernel
+    if swapped:
+        row, column = column, row
+    inputs, shifts = (ins * x.shape[1]).astype(U), (parts[:, 0] * samples).astype(U)
+    columns, places = (ins * column).astype(U), parts[:, 1].astype(U)
+    flat_x, flat_weight, flat_out = x.reshape(-1), weight.reshape(-1), out.reshape(-1)
+    count = len(runs) - 1
+    for task in prange((outs.size + _ROWS - 1) // _ROWS * count):
+        first, r = task // count * _ROWS, task % count
+        begin, length = runs[r, 0] * samples, runs[r, 1] * samples
+        p0, p1 = U(runs[r, 2]), U(runs[r + 1, 2])
+        if length < TILE:
+            for o in outs[first : first + _ROWS]:
+                _correlate_short(
+                    flat_x, inputs, shifts, flat_weight, U(o * row), columns, places, p0, p1,
+                    bias[o], out[o, begin : begin + length],
+                )  # fmt: skip
+            continue
+        # A block that is not full computes its last channel again, a last tile what overlaps.
+        block = np.empty(_ROWS, np.int64)
+        for i in range(_ROWS):
+            block[i] = outs[min(first + i, outs.size - 1)]
+        rows, biases = (block * row).astype(U), bias[block]
+        outputs = (block * out.shape[1] + begin).astype(U)
+        for start in range(0, length, TILE):
+            _correlate_tile(
+                flat_x, inputs, shifts, U(min(start, length - TILE)), flat_weight, rows,
+                columns, places, p0, p1, biases, flat_out, outputs,
+            )  # fmt: skip
 
 
-@njit(fastmath=FASTMATH, cache=True, inline="always")
-def _dot_block(g0, g1, g2, g3, x0, x1, x2, x3):  # type: ignore[no-untyped-def]
-    """Return the sixteen sums of products of two times four runs."""
-    zero = g0.dtype.type(0)
-    a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = zero
-    c0 = c1 = c2 = c3 = d0 = d1 = d2 = d3 = zero
-    for s in range(g0.size):
-        a, b, c, d = x0[s], x1[s], x2[s], x3[s]
-        p, q, r, t = g0[s], g1[s], g2[s], g3[s]
-        a0 += p * a
-        b0 += p * b
-        c0 += p * c
-        d0 += p * d
-        a1 += q * a
-        b1 += q * b
-        c1 += q * c
-        d1 += q * d
-        a2 += r * a
-        b2 += r * b
-        c2 += r * c
-        d2 += r * d
-        a3 += t * a
-        b3 += t * b
-        c3 += t * c
-        d3 += t * d
-    return (a0, b0, c0, d0), (a1, b1, c1, d1), (a2, b2, c2, d2), (a3, b3, c3, d3)
+# -- products: the gradient of the weight ----------------------------------------------------
+
+
+@njit(fastmath=FASTMATH, cache=True)
+def _product_tile(x, inputs, first_input, grad, outputs, length, sums, at):  # type: ignore[no-untyped-def]
+    """Add to ``sums[group, i, j]`` the products of 5 runs of grad and 5 of x, in LANES sums each."""
+    tile = carray(_registers(x), _SUMS_SHAPE)
+    b, a = carray(_registers(outputs), _ROWS), carray(_registers(inputs), _TAPS)
+    for i in range(_rows):
+        b[i] = outputs[i]
+    for j in range(_taps):
+        a[j] = inputs[first_input + j]
+    for s in range(_lanes):
+        for i in range(_rows):
+            for j in range(_taps):
+                tile[i, j, s] = 0
+    whole = length - length % _lanes
+    for first in range(_zero, whole, _lanes):
+        for s in range(_lanes):
+            for i in range(_rows):
+                for j in range(_taps):
+                    tile[i, j, s] += grad[b[i] + first + s] * x[a[j] + first + s]
+    for s in range(_lanes):
+        for i in range(_rows):
+            for j in range(_taps):
+                sums[at + (i * _taps + j) * _lanes + s] += tile[i, j, s]
+    for s in range(whole, length):
+        for i in range(_rows):
+            for j in range(_taps):
+                sums[at + (i * _taps + j) * _lanes] += grad[b[i] + s] * x[a[j] + s]
 
 
 @njit(parallel=True, fastmath=FASTMATH, cache=True)
 def grad_weight(
-    x: Array,  # flat
-    grad: Array,  # (O, R * run)
-    taps: Indices,
-    offsets: Indices,
+    x: Array,  # (C, places * samples)
+    grad: Array,  # (O, places * samples)
+    ins: Indices,
     outs: Indices,
-    starts: Indices,
-    run: int,
-    out: Array,  # (O, T), zero at first; only rows in outs and columns in taps are changed
+    runs: Indices,
+    parts: Indices,
+    samples: int,
+    out: Array,  # (O, C, K); only what is in outs and ins is changed
 ) -> None:
-    """Compute ``out[o, t] = sum_r sum_s grad[o, r, s] * x[starts[r] + offsets[t] + s]``."""
-    segments = (run + 2 * SEGMENT - 1) // (2 * SEGMENT)
-    chunks = (taps.size + 15) // 16
-    for task in prange((outs.size + 3) // 4 * chunks):
-        first = task // chunks * 4
-        t0 = task % chunks * 16
-        t1 = min(t0 + 16, taps.size)
-        last = min(first + 3, outs.size - 1)
-        rows = (outs[first], outs[min(first + 1, last)], outs[min(first + 2, last)], outs[last])
-        for r in range(starts.size):
-            for segment in range(segments):
-                s0 = segment * 2 * SEGMENT
-                m = min(2 * SEGMENT, run - s0)
-                base = starts[r] + s0
-                begin, end = r * run + s0, r * run + s0 + m
-                g0, g1 = grad[rows[0], begin:end], grad[rows[1], begin:end]
-                g2, g3 = grad[rows[2], begin:end], grad[rows[3], begin:end]
-                for t in range(t0, t1, 4):
-                    u, v, w = min(t + 1, t1 - 1), min(t + 2, t1 - 1), min(t + 3, t1 - 1)
-                    sums = _dot_block(
-                        g0,
-                        g1,
-                        g2,
-                        g3,
-                        x[base + offsets[t] : base + offsets[t] + m],
-                        x[base + offsets[u] : base + offsets[u] + m],
-                        x[base + offsets[v] : base + offsets[v] + m],
-                        x[base + offsets[w] : base + offsets[w] + m],
-                    )
-                    for i in range(last + 1 - first):
-                        for j in range(min(4, t1 - t)):
-                            out[rows[i], taps[t + j]] += sums[i][j]
+    """Compute ``out[o, c, k] = sum_q sum_s grad[o, q, s] * x[c, at_p(q), s]``, where place_p = k."""
+    kernel = out.shape[2]
+    groups = (kernel + _TAPS - 1) // _TAPS
+    flat_x, flat_grad = x.reshape(-1), grad.reshape(-1)
+    for task in prange((outs.size + _ROWS - 1) // _ROWS * ins.size):
+        first, c = task // ins.size * _ROWS, ins[task % ins.size]
+        rows = min(_ROWS, outs.size - first)
+        outputs = np.empty(_ROWS, U)
+        inputs, hidden = np.empty(groups * _TAPS, U), np.zeros(groups * _TAPS, np.bool_)
+        sums = np.zeros((groups + 1, _ROWS, _TAPS, LANES), x.dtype)
+        flat_sums = sums.reshape(-1)
+        for r in range(len(runs) - 1):
+            for i in range(_ROWS):
+                o = outs[first + min(i, rows - 1)]
+                outputs[i] = o * grad.shape[1] + runs[r, 0] * samples
+            # Where padding hides a place from the run, products of anything are computed, apart.
+            inputs[:], hidden[:kernel] = c * x.shape[1], True
+            for p in range(runs[r, 2], runs[r + 1, 2]):
+                inputs[parts[p, 1]] += parts[p, 0] * samples
+                hidden[parts[p, 1]] = False
+            for group in range(groups):
+                k = group * _TAPS
+                apart = hidden[k : k + _TAPS].any()
+                _product_tile(
+                    flat_x, inputs, U(k), flat_grad, outputs, U(runs[r, 1] * samples),
+                    flat_sums, U((groups if apart else group) * sums[0].size),
+                )  # fmt: skip
+                if apart:
+                    for j in range(_TAPS):
+                        if not hidden[k + j]:
+                            sums[group, :, j] += sums[groups, :, j]
+                    sums[groups] = 0
+        for i in range(rows):
+            for k in range(kernel):
+                out[outs[first + i], c, k] = sums[k // _TAPS, i, k % _TAPS].sum()
+
+
+@njit(parallel=True, cache=True)
+def transpose(x: Array, rows: Indices, out: Array) -> None:
+    """Compute ``out[j, i] = x[rows[i], j]``, in strips that suit the cache."""
+    for strip in prange((rows.size + 15) // 16):
+        for j in range(x.shape[1]):
+            for i in range(strip * 16, min(strip * 16 + 16, rows.size)):
+                out[j, i] = x[rows[i], j]
+
+
+# -- pools and rectifiers --------------------------------------------------------------------
 
 
 @njit(parallel=True, cache=True)
 def max_pool(
     x: Array,  # (C, places * samples)
     channels: Indices,
-    first: Indices,  # input place of each output place
-    shifts: Indices,  # of the K places of a window
+    runs: Indices,
+    parts: Indices,
     samples: int,
     out: Array,  # (C, output places * samples)
-    winner: NDArray[np.uint8],  # of the same shape: which of the K places was largest
+    winner: NDArray[np.uint8],  # of the same shape: through which place the largest was seen
 ) -> None:
     """Take the largest of each window; of equals, the first."""
-    for task in prange(channels.size * first.size):
-        c, q = channels[task // first.size], task % first.size
-        y = out[c, q * samples : (q + 1) * samples]
-        k_max = winner[c, q * samples : (q + 1) * samples]
-        begin = (first[q] + shifts[0]) * samples
-        y[:] = x[c, begin : begin + samples]
-        k_max[:] = 0
-        for k in range(1, shifts.size):
-            begin = (first[q] + shifts[k]) * samples
-            v = x[c, begin : begin + samples]
-            for s in range(samples):
+    count = len(runs) - 1
+    for task in prange(channels.size * count):
+        c, r = channels[task // count], task % count
+        begin, length = runs[r, 0] * samples, runs[r, 1] * samples
+        y, k_max = out[c, begin : begin + length], winner[c, begin : begin + length]
+        for p in range(runs[r, 2], runs[r + 1, 2]):
+            at, k = parts[p, 0] * samples, np.uint8(parts[p, 1])
+            v = x[c, at : at + length]
+            if p == runs[r, 2]:
+                y[:], k_max[:] = v, k
+                continue
+            for s in range(length):
                 larger = v[s] > y[s] or v[s] != v[s]  # NaN is taken, and kept
                 y[s] = v[s] if larger else y[s]
                 k_max[s] = k if larger else k_max[s]
@@ -374,22 +398,45 @@ def grad_max_pool(
     grad: Array,  # (C, output places * samples)
     winner: NDArray[np.uint8],
     channels: Indices,
-    first: Indices,
-    shifts: Indices,
+    runs: Indices,  # from the inputs' side
+    parts: Indices,
     samples: int,
-    out: Array,  # (C, places * samples), zero at first
+    out: Array,  # (C, places * samples)
 ) -> None:
     """Hand each gradient to the place that was largest."""
-    for i in prange(channels.size):
-        c = channels[i]
-        for q in range(first.size):
-            g = grad[c, q * samples : (q + 1) * samples]
-            k_max = winner[c, q * samples : (q + 1) * samples]
-            for k in range(shifts.size):
-                begin = (first[q] + shifts[k]) * samples
-                y = out[c, begin : begin + samples]
-                for s in range(samples):
-                    y[s] += g[s] if k_max[s] == k else 0
+    count = len(runs) - 1
+    for task in prange(channels.size * count):
+        c, r = channels[task // count], task % count
+        begin, length = runs[r, 0] * samples, runs[r, 1] * samples
+        y = out[c, begin : begin + length]
+        y[:] = 0
+        for p in range(runs[r, 2], runs[r + 1, 2]):
+            at, k = parts[p, 0] * samples, np.uint8(parts[p, 1])
+            g, k_max = grad[c, at : at + length], winner[c, at : at + length]
+            for s in range(length):
+                y[s] += g[s] if k_max[s] == k else 0
+
+
+@njit(parallel=True, cache=True)
+def relu(x: Array, rows: Indices, out: Array) -> None:
+    """Compute ``out[i] = max(x[i], 0)`` for the rows listed; arrays are (rows, columns)."""
+    for task in prange(rows.size):
+        i = rows[task]
+        for s in range(x.shape[1]):
+            v = x[i, s]
+            out[i, s] = 0 if v < 0 else v  # NaN is kept
+
+
+@njit(parallel=True, cache=True)
+def grad_relu(grad: Array, out: Array, rows: Indices, grad_x: Array) -> None:
+    """Undo :func:`relu`, given what it returned."""
+    for task in prange(rows.size):
+        i = rows[task]
+        for s in range(grad.shape[1]):
+            grad_x[i, s] = grad[i, s] if out[i, s] > 0 else 0
+
+
+# -- rows ------------------------------------------------------------------------------------
 
 
 @njit(parallel=True, fastmath=FASTMATH, cache=True)

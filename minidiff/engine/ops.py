@@ -5,6 +5,7 @@ Activations are (C, H, W, N) or (D, N): channels or features first, the samples 
 a slice that is a constant zero is left out of every sum, forward and backward.
 """
 
+import math
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -49,9 +50,9 @@ def _listed(active: Indices | None, count: int) -> Indices:
     return np.arange(count) if active is None else active
 
 
-def _rows(shape: tuple[int, ...], active: Indices | None, dtype: Any) -> Array:
-    """Memory for a result: zeros only where some slices will not be computed."""
-    return np.empty(shape, dtype) if active is None else np.zeros(shape, dtype)
+def _planes(x: Array) -> Array:
+    """See the slices along axis 0 as the rows of a matrix."""
+    return x.reshape(len(x), math.prod(x.shape[1:])) if x.ndim else x.reshape(1, 1)
 
 
 # -- convolution and dense layer -------------------------------------------------------------
@@ -60,78 +61,69 @@ def _rows(shape: tuple[int, ...], active: Indices | None, dtype: Any) -> Array:
 class Conv2d(Op):
     """Cross-correlation."""
 
+    skips = True
+
     def __init__(self, stride: tuple[int, int] = (1, 1), padding: tuple[int, int] = (0, 0)) -> None:
         self.stride, self.padding = stride, padding
 
     def forward(self, x: Array, weight: Array, bias: Array) -> Array:
         x_active, weight_active, bias_active = (t.active for t in self.inputs)
         # A bias alone keeps an output alive, so both must say that it is a constant zero.
-        self.out_active = weight_active if bias_active is weight_active else None
+        self.active = weight_active if bias_active is weight_active else None
+        self.x, self.weight = kernels.aligned(x), np.ascontiguousarray(weight)
+        self.ins, self.outs = _listed(x_active, len(x)), _listed(self.active, len(weight))
+        self.seen, self.seeing = kernels.geometry(
+            x.shape[1:3], weight.shape[2:], self.stride, self.padding
+        )
         samples = x.shape[3]
-        (above, beside), kernel = self.padding, weight.shape[2:]
-        if above or beside:
-            x = np.pad(x, ((0, 0), (above, above), (beside, beside), (0, 0)))
-        self.x, self.weight = np.ascontiguousarray(x), np.ascontiguousarray(weight)
-        channels, height, width, _ = x.shape
-        self.window = kernels.window(height, width, samples, kernel, self.stride)
-
-        self.ins = _listed(x_active, channels)
-        self.outs = _listed(self.out_active, weight.shape[0])
-        size = kernel[0] * kernel[1]
-        self.taps = (self.ins[:, None] * size + np.arange(size)).ravel()
-        plane = height * width * samples
-        self.offsets = (self.ins[:, None] * plane + self.window.shifts).ravel()
-
-        out = _rows((weight.shape[0], *self.window.out_shape, samples), self.out_active, x.dtype)
-        kernels.forward(
-            self.x.reshape(-1),
-            self.weight.reshape(len(weight), -1),
+        out = kernels.empty((len(weight), *self.seen.shape, samples), x.dtype)
+        kernels.correlate(
+            _planes(self.x),
+            self.weight.reshape(*weight.shape[:2], -1),
+            False,
             bias,
-            self.taps,
-            self.offsets,
+            self.ins,
             self.outs,
-            self.window.starts,
-            self.window.run,
-            out.reshape(len(out), -1),
+            self.seen.runs,
+            self.seen.parts,
+            samples,
+            _planes(out),
         )
         return out
 
     def backward(self, grad: Array) -> tuple[Array | None, ...]:
-        grad = np.ascontiguousarray(grad)
-        rows = grad.reshape(len(grad), -1)
-        weight = self.weight.reshape(len(grad), -1)
+        grad, samples = kernels.aligned(grad), grad.shape[3]
+        weight = self.weight.reshape(*self.weight.shape[:2], -1)
         grad_x = grad_weight = grad_bias = None
         if self.needs[0]:
-            channels, height, width, samples = self.x.shape
-            padded = _rows(self.x.shape, self.inputs[0].active, grad.dtype)
-            kernels.grad_input(
-                rows,
+            grad_x = kernels.empty(self.x.shape, grad.dtype)
+            kernels.correlate(
+                _planes(grad),
                 weight,
-                self.ins,
+                True,
+                np.zeros(len(self.x), grad.dtype),
                 self.outs,
-                weight.shape[1] // channels,
+                self.ins,
+                self.seeing.runs,
+                self.seeing.parts,
                 samples,
-                self.window.strips,
-                self.window.contributions,
-                padded.reshape(channels, -1),
+                _planes(grad_x),
             )
-            above, beside = self.padding
-            grad_x = padded[:, above : height - above, beside : width - beside]
         if self.needs[1]:
             grad_weight = np.zeros_like(self.weight)
             kernels.grad_weight(
-                self.x.reshape(-1),
-                rows,
-                self.taps,
-                self.offsets,
+                _planes(self.x),
+                _planes(grad),
+                self.ins,
                 self.outs,
-                self.window.starts,
-                self.window.run,
+                self.seen.runs,
+                self.seen.parts,
+                samples,
                 grad_weight.reshape(weight.shape),
             )
         if self.needs[2]:
             grad_bias = np.zeros(len(grad), grad.dtype)
-            kernels.sum_rows(rows, self.outs, grad_bias)
+            kernels.sum_rows(_planes(grad), self.outs, grad_bias)
         return grad_x, grad_weight, grad_bias
 
 
@@ -190,68 +182,57 @@ def conv2d(
             )
     bias = _bias(bias, weight)
     _same_dtype("conv2d", x=x, weight=weight, bias=bias)
-    op = Conv2d(strides, pads)
-    out = op(x, weight, bias)
-    out.active = op.out_active
-    return out
+    return Conv2d(strides, pads)(x, weight, bias)
 
 
 class Linear(Op):
-    """weight @ x + bias[:, None].
+    """weight @ x + bias[:, None]: a convolution of a single place that sees a single place."""
 
-    All three products are sums of :func:`minidiff.engine.kernels.forward` with a single run. The
-    gradients are computed with features last, as runs are longer that way: ``grad @ x.T`` and
-    ``grad.T @ weight``.
-    """
+    skips = True
 
     def forward(self, x: Array, weight: Array, bias: Array) -> Array:
         x_active, weight_active, bias_active = (t.active for t in self.inputs)
-        self.out_active = weight_active if bias_active is weight_active else None
-        self.x, self.weight = np.ascontiguousarray(x), np.ascontiguousarray(weight)
-        self.ins = _listed(x_active, len(x))
-        self.outs = _listed(self.out_active, len(weight))
-        out = _rows((len(weight), x.shape[1]), self.out_active, x.dtype)
-        _multiply(self.weight, self.ins, self.x, self.ins, bias, self.outs, out)
+        self.active = weight_active if bias_active is weight_active else None
+        self.x, self.weight = kernels.aligned(x), np.ascontiguousarray(weight)
+        self.ins, self.outs = _listed(x_active, len(x)), _listed(self.active, len(weight))
+        out = kernels.empty((len(weight), x.shape[1]), x.dtype)
+        _multiply(self.weight, False, bias, self.ins, self.outs, self.x, out)
         return out
 
     def backward(self, grad: Array) -> tuple[Array | None, ...]:
-        grad = np.ascontiguousarray(grad)
+        grad, (features, samples) = kernels.aligned(grad), self.x.shape
         grad_x = grad_weight = grad_bias = None
-        outputs, samples = grad.shape
-        batch = np.arange(samples)
-        all_ins, all_outs = len(self.ins) == len(self.x), len(self.outs) == outputs
         if self.needs[0]:
-            weight = self.weight if all_ins else self.weight[:, self.ins]
-            out = np.empty((samples, len(self.ins)), grad.dtype)
-            zeros = np.zeros(samples, grad.dtype)
-            transposed = np.ascontiguousarray(grad.T)
-            _multiply(transposed, self.outs, weight, self.outs, zeros, batch, out)
-            grad_x = _rows(self.x.shape, None if all_ins else self.ins, grad.dtype)
-            grad_x[slice(None) if all_ins else self.ins] = out.T
+            grad_x = kernels.empty(self.x.shape, grad.dtype)
+            zeros = np.zeros(features, grad.dtype)
+            _multiply(self.weight, True, zeros, self.outs, self.ins, grad, grad_x)
         if self.needs[1]:
-            x = np.ascontiguousarray((self.x if all_ins else self.x[self.ins]).T)
-            out = np.empty((outputs, len(self.ins)), grad.dtype)
-            zeros = np.zeros(outputs, grad.dtype)
-            _multiply(grad, batch, x, batch, zeros, self.outs, out)
-            grad_weight = out
-            if not (all_ins and all_outs):
+            # grad @ x.T: samples are what is summed over, and features the run.
+            rows = kernels.empty((samples, len(self.ins)), grad.dtype)
+            kernels.transpose(self.x, self.ins, rows)
+            product = kernels.empty((len(grad), len(self.ins)), grad.dtype)
+            zeros = np.zeros(len(grad), grad.dtype)
+            _multiply(grad, False, zeros, np.arange(samples), self.outs, rows, product)
+            grad_weight = product
+            if len(self.ins) < features or len(self.outs) < len(grad):
                 grad_weight = np.zeros(self.weight.shape, grad.dtype)
-                grad_weight[np.ix_(self.outs, self.ins)] = out[self.outs]
+                grad_weight[self.outs[:, None], self.ins] = product[self.outs]
         if self.needs[2]:
-            grad_bias = np.zeros(outputs, grad.dtype)
+            grad_bias = np.zeros(len(grad), grad.dtype)
             kernels.sum_rows(grad, self.outs, grad_bias)
         return grad_x, grad_weight, grad_bias
 
 
-ORIGIN = np.zeros(1, np.int64)
+POINT, _ = kernels.geometry((1, 1), (1, 1), (1, 1))
 
 
 def _multiply(
-    a: Array, columns: Indices, b: Array, rows: Indices, bias: Array, outs: Indices, out: Array
+    a: Array, swapped: bool, bias: Array, columns: Indices, rows: Indices, b: Array, out: Array
 ) -> None:
-    """Compute ``out[o] = bias[o] + sum_i a[o, columns[i]] * b[rows[i]]`` for the outs listed."""
-    run = b.shape[1]
-    kernels.forward(b.reshape(-1), a, bias, columns, rows * run, outs, ORIGIN, run, out)
+    """Compute ``out = a @ b + bias``, or ``a.T @ b``, of some columns and rows of a (or of a.T)."""
+    kernels.correlate(
+        b, a[:, :, None], swapped, bias, columns, rows, POINT.runs, POINT.parts, b.shape[1], out
+    )
 
 
 def linear(x: TensorLike, weight: TensorLike, bias: TensorLike | None = None) -> Tensor:
@@ -290,10 +271,7 @@ def linear(x: TensorLike, weight: TensorLike, bias: TensorLike | None = None) ->
         raise ValueError(f"linear: x {x.shape} or weight {weight.shape} is empty.")
     bias = _bias(bias, weight)
     _same_dtype("linear", x=x, weight=weight, bias=bias)
-    op = Linear()
-    out = op(x, weight, bias)
-    out.active = op.out_active
-    return out
+    return Linear()(x, weight, bias)
 
 
 def _tensor(value: TensorLike) -> Tensor:
@@ -369,20 +347,26 @@ def clip(x: TensorLike, low: float | None, high: float | None) -> Tensor:
 class ReLU(Op):
     """max(x, 0)."""
 
+    skips = True
+
     def forward(self, x: Array) -> Array:
-        self.out = np.maximum(x, 0)
+        self.active, rows = self.inputs[0].active, _planes(kernels.aligned(x))
+        self.rows = _listed(self.active, len(rows))
+        self.out = kernels.empty(x.shape, x.dtype)
+        kernels.relu(rows, self.rows, _planes(self.out))
         return self.out
 
     def backward(self, grad: Array) -> tuple[Array | None, ...]:
-        return (grad * (self.out > 0),)
+        out = kernels.empty(grad.shape, grad.dtype)
+        kernels.grad_relu(
+            _planes(kernels.aligned(grad)), _planes(self.out), self.rows, _planes(out)
+        )
+        return (out,)
 
 
 def relu(x: TensorLike) -> Tensor:
     """Rectified linear unit, max(x, 0), of any shape; the derivative at 0 is 0."""
-    x = _tensor(x)
-    out = ReLU()(x)
-    out.active = x.active
-    return out
+    return ReLU()(x)
 
 
 class Dropout(Op):
@@ -421,40 +405,38 @@ def dropout(x: TensorLike, p: float, rng: np.random.Generator) -> Tensor:
 class MaxPool2d(Op):
     """The largest of each window; of equals, the first."""
 
+    skips = True
+
     def __init__(self, kernel: tuple[int, int], stride: tuple[int, int]) -> None:
         self.kernel, self.stride = kernel, stride
 
     def forward(self, x: Array) -> Array:
-        channels, height, width, self.samples = self.shape = x.shape
-        win = kernels.window(height, width, 1, self.kernel, self.stride)
-        self.channels = _listed(self.inputs[0].active, channels)
-        rows, columns = win.out_shape
-        first = np.arange(rows)[:, None] * (self.stride[0] * width)
-        self.first = (first + np.arange(columns) * self.stride[1]).ravel()
-        self.shifts = win.shifts
-        out = _rows((channels, rows, columns, self.samples), self.inputs[0].active, x.dtype)
-        self.winner = np.empty(out.shape, np.uint8).reshape(channels, -1)
+        self.shape, self.active = x.shape, self.inputs[0].active
+        self.channels = _listed(self.active, len(x))
+        seen, self.seeing = kernels.geometry(x.shape[1:3], self.kernel, self.stride)
+        out = kernels.empty((len(x), *seen.shape, x.shape[3]), x.dtype)
+        self.winner = np.empty((len(x), out[0].size), np.uint8)
         kernels.max_pool(
-            np.ascontiguousarray(x).reshape(channels, -1),
+            _planes(kernels.aligned(x)),
             self.channels,
-            self.first,
-            self.shifts,
-            self.samples,
-            out.reshape(channels, -1),
+            seen.runs,
+            seen.parts,
+            x.shape[3],
+            _planes(out),
             self.winner,
         )
         return out
 
     def backward(self, grad: Array) -> tuple[Array | None, ...]:
-        out = np.zeros(self.shape, grad.dtype)
+        out = kernels.empty(self.shape, grad.dtype)
         kernels.grad_max_pool(
-            np.ascontiguousarray(grad).reshape(len(out), -1),
+            _planes(kernels.aligned(grad)),
             self.winner,
             self.channels,
-            self.first,
-            self.shifts,
-            self.samples,
-            out.reshape(len(out), -1),
+            self.seeing.runs,
+            self.seeing.parts,
+            self.shape[3],
+            _planes(out),
         )
         return (out,)
 
@@ -513,9 +495,7 @@ def max_pool2d(x: TensorLike, kernel: Pair, *, stride: Pair | None = None) -> Te
     x, window, strides = _pool_arguments("max_pool2d", x, kernel, stride)
     if window[0] * window[1] > 256:
         raise ValueError(f"max_pool2d: kernel {window} has over 256 places.")
-    out = MaxPool2d(window, strides)(x)
-    out.active = x.active
-    return out
+    return MaxPool2d(window, strides)(x)
 
 
 def avg_pool2d(x: TensorLike, kernel: Pair, *, stride: Pair | None = None) -> Tensor:
@@ -538,16 +518,28 @@ def _pool_arguments(
     return x, window, strides
 
 
+class Flatten(Op):
+    """(C, H, W, N) to (C*H*W, N)."""
+
+    skips = True
+
+    def forward(self, x: Array) -> Array:
+        self.shape, places = x.shape, math.prod(x.shape[1:-1])
+        active = self.inputs[0].active
+        if active is not None:
+            self.active = (active[:, None] * places + np.arange(places)).ravel()
+        return x.reshape(-1, x.shape[-1])
+
+    def backward(self, grad: Array) -> tuple[Array | None, ...]:
+        return (grad.reshape(self.shape),)
+
+
 def flatten(x: TensorLike) -> Tensor:
     """Turn (C, H, W, N) into (C*H*W, N); free, as the batch is last."""
     x = _tensor(x)
     if x.ndim < 2:
         raise ValueError(f"flatten: x has shape {x.shape}; expected at least (D, N).")
-    places = int(np.prod(x.shape[1:-1]))
-    out = x.reshape(x.shape[0] * places, x.shape[-1])
-    if x.active is not None:
-        out.active = (x.active[:, None] * places + np.arange(places)).ravel()
-    return out
+    return Flatten()(x)
 
 
 # -- loss ------------------------------------------------------------------------------------

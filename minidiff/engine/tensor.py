@@ -51,8 +51,14 @@ class Op:
     keeps on ``self``. ``backward`` takes the gradient with respect to the output and returns one
     with respect to each input, or None where ``self.needs[i]`` says that nobody asks for it.
     Broadcasting need not be undone: the tape sums each gradient to the shape of its input.
+
+    An op that ``skips`` looks at ``active`` of its inputs and sets its own, for its output: of
+    slices not listed it reads nothing, and it may leave anything in them, in arrays and in
+    gradients. All other ops are given zeros there.
     """
 
+    skips = False
+    active: Indices | None = None
     inputs: "tuple[Tensor, ...]"
     needs: tuple[bool, ...]
     versions: tuple[int, ...]
@@ -70,13 +76,15 @@ class Op:
         tensors = _as_tensors(inputs)
         self.inputs = tensors
         self.needs = tuple(t.requires_grad for t in tensors)
-        out = Tensor(self.forward(*(t.data for t in tensors)))
+        out = Tensor(self.forward(*(t._data if self.skips else t.data for t in tensors)))
+        if self.active is not None:
+            out.active, out._hollow = self.active, self.skips
         if _recording.get() and any(self.needs):
             self.versions = tuple(t.version for t in tensors)
             out.requires_grad = True
             out.creator = self
             # What is on the tape must not change before backward reads it; NumPy sees to it.
-            out.data.flags.writeable = False
+            out._data.flags.writeable = False
         else:
             self.inputs = ()
         return out
@@ -127,7 +135,16 @@ class Tensor:
     array([2., 4.], dtype=float32)
     """
 
-    __slots__ = ("__weakref__", "_data", "active", "creator", "grad", "requires_grad", "version")
+    __slots__ = (
+        "__weakref__",
+        "_data",
+        "_hollow",
+        "active",
+        "creator",
+        "grad",
+        "requires_grad",
+        "version",
+    )
     __array_ufunc__ = None  # ndarray + Tensor is left to Tensor
 
     def __init__(self, array: Any, requires_grad: bool = False) -> None:
@@ -144,12 +161,16 @@ class Tensor:
         self.grad: Array | None = None
         self.requires_grad = requires_grad
         self.active: Indices | None = None
+        self._hollow = False  # whether slices that are not active hold anything instead of zeros
         self.creator: Op | None = None
         self.version = 0
 
     @property
     def data(self) -> Array:
         """The values, an ndarray."""
+        if self._hollow:
+            self._data, self._hollow = _with_zeros(self._data, self.active), False
+            self._data.flags.writeable = self.creator is None
         return self._data
 
     @data.setter
@@ -189,11 +210,11 @@ class Tensor:
 
     def detach(self) -> "Tensor":
         """Return a tensor of the same values, sharing memory, that is not on the tape."""
-        return Tensor(self._data)
+        return Tensor(self.data)
 
     def item(self) -> float:
         """Return the only element as a Python number."""
-        return float(self._data.item())
+        return float(self.data.item())
 
     def backward(self, grad: Array | None = None) -> None:
         """Add the derivative of this tensor to ``.grad`` of every leaf it was computed from.
@@ -232,8 +253,9 @@ class Tensor:
 
         grads = {id(self): _shared(np.asarray(grad, self.dtype))}
         for tensor in reversed(_topological_order(self)):
-            grad = grads.pop(id(tensor))
-            op = tensor.creator
+            grad, op = grads.pop(id(tensor)), tensor.creator
+            if tensor.active is not None and not (op and op.skips):
+                grad = _with_zeros(grad, tensor.active)
             if op is None:
                 if tensor.grad is not None:
                     tensor.grad = np.asarray(tensor.grad + grad)
@@ -248,7 +270,12 @@ class Tensor:
                 if np.may_share_memory(part, grad):
                     part = _shared(part)
                 key = id(parent)
-                grads[key] = np.asarray(grads[key] + part) if key in grads else part
+                if key in grads:
+                    if parent.active is not None:  # what is anything must not be added
+                        grads[key] = _with_zeros(grads[key], parent.active)
+                        part = _with_zeros(part, parent.active)
+                    part = np.asarray(grads[key] + part)
+                grads[key] = part
 
     # -- operators ---------------------------------------------------------------------------
 
@@ -302,7 +329,7 @@ class Tensor:
 
     def __repr__(self) -> str:
         suffix = ", requires_grad=True" if self.requires_grad else ""
-        return f"Tensor({np.array2string(self._data, separator=', ', prefix='Tensor(')}{suffix})"
+        return f"Tensor({np.array2string(self.data, separator=', ', prefix='Tensor(')}{suffix})"
 
     def sum(self, axis: Axes = None, keepdims: bool = False) -> "Tensor":
         """Sum over ``axis`` (an int, a tuple, or None for all)."""
@@ -386,6 +413,13 @@ def _shared(grad: Array) -> Array:
     view = grad.view()
     view.flags.writeable = False
     return view
+
+
+def _with_zeros(array: Array, active: Indices | None) -> Array:
+    """Return a copy with zeros in all slices that are not active."""
+    out = np.zeros_like(array)
+    out[active] = array[active]
+    return out
 
 
 def _parents(tensor: Tensor) -> Iterator[Tensor]:

@@ -143,12 +143,13 @@ class ScaleSlices(Op):
     vanishes with it: the derivative with respect to a z of 0 is given as 0, whatever it is.
     """
 
+    skips = True
+
     def __init__(self, active: Indices) -> None:
-        self.active = active
+        self.active: Indices = active
 
     def forward(self, x: Array, z: Array) -> Array:
-        self.x, self.z = np.ascontiguousarray(x), z
-        out = np.zeros_like(self.x)
+        self.x, self.z, out = kernels.aligned(x), z, kernels.empty(x.shape, x.dtype)
         rows = (len(x), -1)
         kernels.scale_rows(self.x.reshape(rows), z, self.active, out.reshape(rows))
         return out
@@ -156,7 +157,7 @@ class ScaleSlices(Op):
     def backward(self, grad: Array) -> tuple[Array | None, ...]:
         grad_x, grad_z, rows = np.zeros_like(self.x), np.zeros_like(self.z), (len(self.x), -1)
         kernels.grad_scale_rows(
-            np.ascontiguousarray(grad).reshape(rows),
+            kernels.aligned(grad).reshape(rows),
             self.x.reshape(rows),
             self.z,
             self.active,
@@ -173,9 +174,7 @@ def scale_slices(x: Tensor, z: Tensor) -> Tensor:
     active = z.active
     if x.active is not None:
         active = np.intersect1d(x.active, active, assume_unique=True)
-    out = ScaleSlices(active)(x, z)
-    out.active = active
-    return out
+    return ScaleSlices(active)(x, z)
 
 
 def _broadcasts(small: Shape, large: Shape) -> bool:
