@@ -59,7 +59,6 @@ LANES = 16 if _WIDE else 8
 _ROWS, _TAPS = 5, (5 if _WIDE else 2)
 _rows, _taps, _tile, _lanes, _zero = U(_ROWS), U(_TAPS), U(TILE), U(LANES), U(0)
 _TILE_SHAPE, _SUMS_SHAPE = (_ROWS, TILE), (_ROWS, _TAPS, LANES)
-_ALIGNMENT = 64  # bytes: a vector that crosses this boundary costs two loads
 
 
 @intrinsic
@@ -78,26 +77,6 @@ def _registers(typingctx, like):  # type: ignore[no-untyped-def]
         )
 
     return types.CPointer(like.dtype)(like), generate
-
-
-def empty(shape: tuple[int, ...], dtype: Any) -> Array:
-    """Make an array as ``np.empty`` does, but aligned as vectors like it."""
-    dtype = np.dtype(dtype)
-    size = dtype.itemsize
-    for n in shape:
-        size *= n
-    memory = np.empty(size + _ALIGNMENT, np.uint8)
-    first = -memory.__array_interface__["data"][0] % _ALIGNMENT
-    return memory[first : first + size].view(dtype).reshape(shape)
-
-
-def aligned(x: Array) -> Array:
-    """Return ``x`` itself if it is contiguous and aligned, else a copy that is."""
-    if x.flags.c_contiguous and x.__array_interface__["data"][0] % _ALIGNMENT == 0:
-        return x
-    out = empty(x.shape, x.dtype)
-    out[...] = x
-    return out
 
 
 # -- geometry --------------------------------------------------------------------------------

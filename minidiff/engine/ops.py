@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from . import kernels
+from . import kernels, memory
 from ._types import Array, Indices
 from .tensor import Op, Tensor, TensorLike
 
@@ -70,13 +70,13 @@ class Conv2d(Op):
         x_active, weight_active, bias_active = (t.active for t in self.inputs)
         # A bias alone keeps an output alive, so both must say that it is a constant zero.
         self.active = weight_active if bias_active is weight_active else None
-        self.x, self.weight = kernels.aligned(x), np.ascontiguousarray(weight)
+        self.x, self.weight = memory.aligned(x), np.ascontiguousarray(weight)
         self.ins, self.outs = _listed(x_active, len(x)), _listed(self.active, len(weight))
         self.seen, self.seeing = kernels.geometry(
             x.shape[1:3], weight.shape[2:], self.stride, self.padding
         )
         samples = x.shape[3]
-        out = kernels.empty((len(weight), *self.seen.shape, samples), x.dtype)
+        out = memory.empty((len(weight), *self.seen.shape, samples), x.dtype)
         kernels.correlate(
             _planes(self.x),
             self.weight.reshape(*weight.shape[:2], -1),
@@ -92,11 +92,11 @@ class Conv2d(Op):
         return out
 
     def backward(self, grad: Array) -> tuple[Array | None, ...]:
-        grad, samples = kernels.aligned(grad), grad.shape[3]
+        grad, samples = memory.aligned(grad), grad.shape[3]
         weight = self.weight.reshape(*self.weight.shape[:2], -1)
         grad_x = grad_weight = grad_bias = None
         if self.needs[0]:
-            grad_x = kernels.empty(self.x.shape, grad.dtype)
+            grad_x = memory.empty(self.x.shape, grad.dtype)
             kernels.correlate(
                 _planes(grad),
                 weight,
@@ -110,7 +110,7 @@ class Conv2d(Op):
                 _planes(grad_x),
             )
         if self.needs[1]:
-            grad_weight = np.zeros_like(self.weight)
+            grad_weight = memory.zeros(self.weight.shape, grad.dtype)
             kernels.grad_weight(
                 _planes(self.x),
                 _planes(grad),
@@ -193,29 +193,29 @@ class Linear(Op):
     def forward(self, x: Array, weight: Array, bias: Array) -> Array:
         x_active, weight_active, bias_active = (t.active for t in self.inputs)
         self.active = weight_active if bias_active is weight_active else None
-        self.x, self.weight = kernels.aligned(x), np.ascontiguousarray(weight)
+        self.x, self.weight = memory.aligned(x), np.ascontiguousarray(weight)
         self.ins, self.outs = _listed(x_active, len(x)), _listed(self.active, len(weight))
-        out = kernels.empty((len(weight), x.shape[1]), x.dtype)
+        out = memory.empty((len(weight), x.shape[1]), x.dtype)
         _multiply(self.weight, False, bias, self.ins, self.outs, self.x, out)
         return out
 
     def backward(self, grad: Array) -> tuple[Array | None, ...]:
-        grad, (features, samples) = kernels.aligned(grad), self.x.shape
+        grad, (features, samples) = memory.aligned(grad), self.x.shape
         grad_x = grad_weight = grad_bias = None
         if self.needs[0]:
-            grad_x = kernels.empty(self.x.shape, grad.dtype)
+            grad_x = memory.empty(self.x.shape, grad.dtype)
             zeros = np.zeros(features, grad.dtype)
             _multiply(self.weight, True, zeros, self.outs, self.ins, grad, grad_x)
         if self.needs[1]:
             # grad @ x.T: samples are what is summed over, and features the run.
-            rows = kernels.empty((samples, len(self.ins)), grad.dtype)
+            rows = memory.empty((samples, len(self.ins)), grad.dtype)
             kernels.transpose(self.x, self.ins, rows)
-            product = kernels.empty((len(grad), len(self.ins)), grad.dtype)
+            product = memory.empty((len(grad), len(self.ins)), grad.dtype)
             zeros = np.zeros(len(grad), grad.dtype)
             _multiply(grad, False, zeros, np.arange(samples), self.outs, rows, product)
             grad_weight = product
             if len(self.ins) < features or len(self.outs) < len(grad):
-                grad_weight = np.zeros(self.weight.shape, grad.dtype)
+                grad_weight = memory.zeros(self.weight.shape, grad.dtype)
                 grad_weight[self.outs[:, None], self.ins] = product[self.outs]
         if self.needs[2]:
             grad_bias = np.zeros(len(grad), grad.dtype)
@@ -350,16 +350,16 @@ class ReLU(Op):
     skips = True
 
     def forward(self, x: Array) -> Array:
-        self.active, rows = self.inputs[0].active, _planes(kernels.aligned(x))
+        self.active, rows = self.inputs[0].active, _planes(memory.aligned(x))
         self.rows = _listed(self.active, len(rows))
-        self.out = kernels.empty(x.shape, x.dtype)
+        self.out = memory.empty(x.shape, x.dtype)
         kernels.relu(rows, self.rows, _planes(self.out))
         return self.out
 
     def backward(self, grad: Array) -> tuple[Array | None, ...]:
-        out = kernels.empty(grad.shape, grad.dtype)
+        out = memory.empty(grad.shape, grad.dtype)
         kernels.grad_relu(
-            _planes(kernels.aligned(grad)), _planes(self.out), self.rows, _planes(out)
+            _planes(memory.aligned(grad)), _planes(self.out), self.rows, _planes(out)
         )
         return (out,)
 
@@ -414,10 +414,10 @@ class MaxPool2d(Op):
         self.shape, self.active = x.shape, self.inputs[0].active
         self.channels = _listed(self.active, len(x))
         seen, self.seeing = kernels.geometry(x.shape[1:3], self.kernel, self.stride)
-        out = kernels.empty((len(x), *seen.shape, x.shape[3]), x.dtype)
-        self.winner = np.empty((len(x), out[0].size), np.uint8)
+        out = memory.empty((len(x), *seen.shape, x.shape[3]), x.dtype)
+        self.winner = memory.empty((len(x), out[0].size), np.uint8)
         kernels.max_pool(
-            _planes(kernels.aligned(x)),
+            _planes(memory.aligned(x)),
             self.channels,
             seen.runs,
             seen.parts,
@@ -428,9 +428,9 @@ class MaxPool2d(Op):
         return out
 
     def backward(self, grad: Array) -> tuple[Array | None, ...]:
-        out = kernels.empty(self.shape, grad.dtype)
+        out = memory.empty(self.shape, grad.dtype)
         kernels.grad_max_pool(
-            _planes(kernels.aligned(grad)),
+            _planes(memory.aligned(grad)),
             self.winner,
             self.channels,
             self.seeing.runs,

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from minidiff.engine import kernels
+from minidiff.engine import kernels, memory
 from minidiff.engine._types import Array, Indices
 from minidiff.engine.nn import Conv2d, Linear, Module, Parameter, Shape
 from minidiff.engine.tensor import Op, Tensor
@@ -149,15 +149,16 @@ class ScaleSlices(Op):
         self.active: Indices = active
 
     def forward(self, x: Array, z: Array) -> Array:
-        self.x, self.z, out = kernels.aligned(x), z, kernels.empty(x.shape, x.dtype)
+        self.x, self.z, out = memory.aligned(x), z, memory.empty(x.shape, x.dtype)
         rows = (len(x), -1)
         kernels.scale_rows(self.x.reshape(rows), z, self.active, out.reshape(rows))
         return out
 
     def backward(self, grad: Array) -> tuple[Array | None, ...]:
-        grad_x, grad_z, rows = np.zeros_like(self.x), np.zeros_like(self.z), (len(self.x), -1)
+        grad_x, grad_z = memory.zeros(self.x.shape, grad.dtype), np.zeros_like(self.z)
+        rows = (len(self.x), -1)
         kernels.grad_scale_rows(
-            kernels.aligned(grad).reshape(rows),
+            memory.aligned(grad).reshape(rows),
             self.x.reshape(rows),
             self.z,
             self.active,

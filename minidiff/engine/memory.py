@@ -1,0 +1,74 @@
+"""Memory for results: aligned, and used again.
+
+A training step makes the same large arrays as the one before. To give their memory back to the
+operating system and to ask for it again costs more than to compute some of them.
+"""
+
+import math
+import sys
+from collections import defaultdict, deque
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ._types import Array
+
+__all__ = ["aligned", "empty", "zeros"]
+
+ALIGNMENT = 64  # bytes: a vector that crosses this boundary costs two loads
+SMALL = 1 << 16  # bytes, below which malloc reuses memory well enough
+LIMIT = 1 << 28  # bytes kept beyond which what is unused is given back
+
+_buffers: defaultdict[int, deque[NDArray[np.uint8]]] = defaultdict(deque)
+
+
+def empty(shape: tuple[int, ...], dtype: Any) -> Array:
+    """Make an array that holds anything, as ``np.empty`` does, in aligned memory.
+
+    The memory is that of an array of the same size that nothing refers to any more, if there is
+    one.
+    """
+    dtype = np.dtype(dtype)
+    size = math.prod(shape) * dtype.itemsize
+    if size < SMALL:
+        return _view(np.empty(size + ALIGNMENT, np.uint8), shape, dtype, size)
+    buffers = _buffers[size]
+    for _ in range(len(buffers)):
+        # Taken out while in question, so that two threads never choose the same.
+        buffer = buffers.popleft()
+        # Two references: this name and the argument. All views of a buffer refer to it.
+        out = _view(buffer, shape, dtype, size) if sys.getrefcount(buffer) == 2 else None
+        buffers.append(buffer)
+        if out is not None:
+            return out
+    if sum(size * len(buffers) for size, buffers in _buffers.items()) > LIMIT:
+        _buffers.clear()  # what is in use lives on with its users
+    buffer = np.empty(size + ALIGNMENT, np.uint8)
+    out = _view(buffer, shape, dtype, size)
+    _buffers[size].append(buffer)
+    return out
+
+
+def _view(
+    buffer: NDArray[np.uint8], shape: tuple[int, ...], dtype: np.dtype[Any], size: int
+) -> Array:
+    first = -buffer.__array_interface__["data"][0] % ALIGNMENT
+    out: Array = buffer[first : first + size].view(dtype).reshape(shape)
+    return out
+
+
+def zeros(shape: tuple[int, ...], dtype: Any) -> Array:
+    """Make an array of zeros, as ``np.zeros`` does, in aligned memory."""
+    out = empty(shape, dtype)
+    out[...] = 0
+    return out
+
+
+def aligned(x: Array) -> Array:
+    """Return ``x`` itself if it is contiguous and aligned, else a copy that is."""
+    if x.flags.c_contiguous and x.__array_interface__["data"][0] % ALIGNMENT == 0:
+        return x
+    out = empty(x.shape, x.dtype)
+    out[...] = x
+    return out
