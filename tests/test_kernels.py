@@ -228,9 +228,9 @@ def test_one_and_two_threads_give_the_same_bits(
         threads(count)
         sums = np.zeros(10, dtype)
         kernels.sum_rows(grad.reshape(10, -1), outs, sums)
-        moved, velocity = x.reshape(-1).copy(), x.reshape(-1).copy()
-        number = np.dtype(dtype).type
-        kernels.sgd(moved, x.reshape(-1), velocity, number(0.1), number(0.9), number(1e-4), True)
+        moved, velocity = x.reshape(7, -1).copy(), x.reshape(7, -1).copy()
+        rates = [np.dtype(dtype).type(value) for value in (0.1, 0.9, 1e-4)]
+        kernels.sgd(moved, x.reshape(7, -1), velocity, ins, *rates, True)
         scaled, grad_scaled = np.zeros_like(x.reshape(7, -1)), np.zeros_like(x.reshape(7, -1))
         grad_factors = np.zeros(7, dtype)
         kernels.scale_rows(x.reshape(7, -1), bias[:7], ins, scaled)

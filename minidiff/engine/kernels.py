@@ -341,6 +341,16 @@ def transpose(x: Array, rows: Indices, out: Array) -> None:
                 out[j, i] = x[rows[i], j]
 
 
+@njit(parallel=True, cache=True)
+def spread(x: Array, rows: Indices, columns: Indices, out: Array) -> None:
+    """Set ``out[i, columns[j]] = x[i, j]``, and zeros between, for the rows i that are listed."""
+    for task in prange(rows.size):
+        i = rows[task]
+        out[i] = 0
+        for j in range(columns.size):
+            out[i, columns[j]] = x[i, j]
+
+
 # -- pools and rectifiers --------------------------------------------------------------------
 
 
@@ -441,31 +451,65 @@ def scale_rows(x: Array, factors: Array, rows: Indices, out: Array) -> None:
 def grad_scale_rows(
     grad: Array, x: Array, factors: Array, rows: Indices, grad_x: Array, grad_factors: Array
 ) -> None:
-    """Undo :func:`scale_rows`: both derivatives in one pass over the rows listed."""
-    for task in prange(rows.size):
-        i = rows[task]
+    """Undo :func:`scale_rows`: both derivatives in one pass; rows not listed become zeros."""
+    listed = np.zeros(len(x), np.bool_)
+    listed[rows] = True
+    for i in prange(len(x)):
         total = x.dtype.type(0)
-        for s in range(x.shape[1]):
-            grad_x[i, s] = factors[i] * grad[i, s]
-            total += grad[i, s] * x[i, s]
+        if listed[i]:
+            for s in range(x.shape[1]):
+                grad_x[i, s] = factors[i] * grad[i, s]
+                total += grad[i, s] * x[i, s]
+        else:
+            grad_x[i] = 0
         grad_factors[i] = total
+
+
+# -- optimisers ------------------------------------------------------------------------------
 
 
 @njit(parallel=True, fastmath=FASTMATH, cache=True)
 def sgd(
-    weight: Array,
+    weight: Array,  # (rows, columns), as all
     grad: Array,
     velocity: Array,
+    rows: Indices,
     rate: np.floating[Any],  # of the dtype of weight, lest all be computed in float64
     momentum: np.floating[Any],
     decay: np.floating[Any],
     nesterov: bool,
 ) -> None:
-    """Take one step of stochastic gradient descent on flat arrays, in place and in one pass."""
-    for i in prange(weight.size):
-        g = grad[i] + decay * weight[i]
-        velocity[i] = momentum * velocity[i] + g
-        weight[i] -= rate * (g + momentum * velocity[i] if nesterov else velocity[i])
+    """Take one step of stochastic gradient descent on the rows listed, in place and in one pass."""
+    for task in prange(rows.size):
+        i = rows[task]
+        for j in range(weight.shape[1]):
+            g = grad[i, j] + decay * weight[i, j]
+            velocity[i, j] = momentum * velocity[i, j] + g
+            weight[i, j] -= rate * (g + momentum * velocity[i, j] if nesterov else velocity[i, j])
+
+
+@njit(parallel=True, fastmath=FASTMATH, cache=True)
+def adam(
+    weight: Array,  # (rows, columns), as all
+    grad: Array,
+    mean: Array,
+    square: Array,
+    rows: Indices,
+    rate: np.floating[Any],  # that of mean corrected for its bias
+    first: np.floating[Any],
+    second: np.floating[Any],
+    correction: np.floating[Any],  # of the bias of square
+    eps: np.floating[Any],
+    decay: np.floating[Any],
+) -> None:
+    """Take one step of Adam on the rows listed, in place and in one pass."""
+    for task in prange(rows.size):
+        i = rows[task]
+        for j in range(weight.shape[1]):
+            g = grad[i, j] + decay * weight[i, j]
+            mean[i, j] += (1 - first) * (g - mean[i, j])
+            square[i, j] += (1 - second) * (g * g - square[i, j])
+            weight[i, j] -= rate * mean[i, j] / (np.sqrt(correction * square[i, j]) + eps)
 
 
 @njit(cache=True)

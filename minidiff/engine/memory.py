@@ -17,22 +17,21 @@ from ._types import Array
 __all__ = ["aligned", "empty", "zeros"]
 
 ALIGNMENT = 64  # bytes: a vector that crosses this boundary costs two loads
-SMALL = 1 << 16  # bytes, below which malloc reuses memory well enough
+SMALL = 1 << 16  # bytes, below which all of this matters little
 LIMIT = 1 << 28  # bytes kept beyond which what is unused is given back
 
 _buffers: defaultdict[int, deque[NDArray[np.uint8]]] = defaultdict(deque)
 
 
 def empty(shape: tuple[int, ...], dtype: Any) -> Array:
-    """Make an array that holds anything, as ``np.empty`` does, in aligned memory.
+    """Make an array that holds anything, as ``np.empty`` does.
 
-    The memory is that of an array of the same size that nothing refers to any more, if there is
-    one.
+    Unless it is small, it is aligned, and its memory is that of an array of the same size which
+    nothing refers to any more, if there is one.
     """
-    dtype = np.dtype(dtype)
-    size = math.prod(shape) * dtype.itemsize
+    size = math.prod(shape) * np.dtype(dtype).itemsize
     if size < SMALL:
-        return _view(np.empty(size + ALIGNMENT, np.uint8), shape, dtype, size)
+        return np.empty(shape, dtype)
     buffers = _buffers[size]
     for _ in range(len(buffers)):
         # Taken out while in question, so that two threads never choose the same.
@@ -50,25 +49,28 @@ def empty(shape: tuple[int, ...], dtype: Any) -> Array:
     return out
 
 
-def _view(
-    buffer: NDArray[np.uint8], shape: tuple[int, ...], dtype: np.dtype[Any], size: int
-) -> Array:
-    first = -buffer.__array_interface__["data"][0] % ALIGNMENT
+def _view(buffer: NDArray[np.uint8], shape: tuple[int, ...], dtype: Any, size: int) -> Array:
+    first = -_address(buffer) % ALIGNMENT
     out: Array = buffer[first : first + size].view(dtype).reshape(shape)
     return out
 
 
 def zeros(shape: tuple[int, ...], dtype: Any) -> Array:
-    """Make an array of zeros, as ``np.zeros`` does, in aligned memory."""
+    """Make an array of zeros, as ``np.zeros`` does, in memory as of :func:`empty`."""
     out = empty(shape, dtype)
-    out[...] = 0
+    out.fill(0)
     return out
 
 
 def aligned(x: Array) -> Array:
-    """Return ``x`` itself if it is contiguous and aligned, else a copy that is."""
-    if x.flags.c_contiguous and x.__array_interface__["data"][0] % ALIGNMENT == 0:
+    """Return ``x`` itself if it is contiguous and, unless small, aligned; else a copy that is."""
+    if x.flags.c_contiguous and (x.nbytes < SMALL or _address(x) % ALIGNMENT == 0):
         return x
     out = empty(x.shape, x.dtype)
     out[...] = x
     return out
+
+
+def _address(x: NDArray[Any]) -> int:
+    address: int = x.__array_interface__["data"][0]
+    return address

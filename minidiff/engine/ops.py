@@ -214,9 +214,9 @@ class Linear(Op):
             zeros = np.zeros(len(grad), grad.dtype)
             _multiply(grad, False, zeros, np.arange(samples), self.outs, rows, product)
             grad_weight = product
-            if len(self.ins) < features or len(self.outs) < len(grad):
-                grad_weight = memory.zeros(self.weight.shape, grad.dtype)
-                grad_weight[self.outs[:, None], self.ins] = product[self.outs]
+            if len(self.ins) < features:
+                grad_weight = memory.empty(self.weight.shape, grad.dtype)
+                kernels.spread(product, self.outs, self.ins, grad_weight)
         if self.needs[2]:
             grad_bias = np.zeros(len(grad), grad.dtype)
             kernels.sum_rows(grad, self.outs, grad_bias)
@@ -350,7 +350,7 @@ class ReLU(Op):
     skips = True
 
     def forward(self, x: Array) -> Array:
-        self.active, rows = self.inputs[0].active, _planes(memory.aligned(x))
+        self.active, rows = self.inputs[0].active, _planes(np.ascontiguousarray(x))
         self.rows = _listed(self.active, len(rows))
         self.out = memory.empty(x.shape, x.dtype)
         kernels.relu(rows, self.rows, _planes(self.out))
@@ -359,7 +359,7 @@ class ReLU(Op):
     def backward(self, grad: Array) -> tuple[Array | None, ...]:
         out = memory.empty(grad.shape, grad.dtype)
         kernels.grad_relu(
-            _planes(memory.aligned(grad)), _planes(self.out), self.rows, _planes(out)
+            _planes(np.ascontiguousarray(grad)), _planes(self.out), self.rows, _planes(out)
         )
         return (out,)
 
@@ -417,7 +417,7 @@ class MaxPool2d(Op):
         out = memory.empty((len(x), *seen.shape, x.shape[3]), x.dtype)
         self.winner = memory.empty((len(x), out[0].size), np.uint8)
         kernels.max_pool(
-            _planes(memory.aligned(x)),
+            _planes(np.ascontiguousarray(x)),
             self.channels,
             seen.runs,
             seen.parts,
@@ -430,7 +430,7 @@ class MaxPool2d(Op):
     def backward(self, grad: Array) -> tuple[Array | None, ...]:
         out = memory.empty(self.shape, grad.dtype)
         kernels.grad_max_pool(
-            _planes(memory.aligned(grad)),
+            _planes(np.ascontiguousarray(grad)),
             self.winner,
             self.channels,
             self.seeing.runs,

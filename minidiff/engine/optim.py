@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from . import kernels
-from ._types import Array
+from ._types import Array, Indices
 from .tensor import Tensor
 
 __all__ = ["SGD", "Adam", "Group", "Optimizer", "cosine"]
@@ -72,12 +72,33 @@ class Optimizer:
         """Move every parameter that has a gradient, in place."""
         for group in self.groups:
             for parameter, state in zip(group.parameters, group.state, strict=True):
-                if parameter.grad is not None:
-                    self._update(parameter.data, parameter.grad, state, group)
-                    parameter.version += 1
+                if parameter.grad is None:
+                    continue
+                weight = parameter.data
+                if not state:
+                    state.update(self._initial(weight))
+                rows = np.arange(len(weight) if weight.ndim else 1)
+                # Nothing depends on slices that are not live, and none of them moves.
+                rows = rows if parameter.live is None else parameter.live
+                flat = np.ascontiguousarray(weight)  # itself, unless set from a transposed array
+                self._update(_matrix(flat), _matrix(parameter.grad), rows, state, group)
+                if flat is not weight:
+                    weight[...] = flat
+                parameter.version += 1
 
-    def _update(self, weight: Array, grad: Array, state: dict[str, Array], group: Group) -> None:
+    def _initial(self, weight: Array) -> dict[str, Array]:
+        """Return the state of a parameter that takes its first step."""
         raise NotImplementedError
+
+    def _update(
+        self, weight: Array, grad: Array, rows: Indices, state: dict[str, Array], group: Group
+    ) -> None:
+        """Move the rows listed of a weight, in place; arrays are matrices, one row a slice."""
+        raise NotImplementedError
+
+
+def _matrix(x: Array) -> Array:
+    return np.ascontiguousarray(x).reshape(len(x) if x.ndim else 1, -1)
 
 
 class SGD(Optimizer):
@@ -126,22 +147,23 @@ class SGD(Optimizer):
             raise ValueError("nesterov needs momentum above 0.")
         self.momentum, self.nesterov = momentum, nesterov
 
-    def _update(self, weight: Array, grad: Array, state: dict[str, Array], group: Group) -> None:
-        if "velocity" not in state:
-            state["velocity"] = np.zeros(weight.shape, weight.dtype)
+    def _initial(self, weight: Array) -> dict[str, Array]:
+        return {"velocity": np.zeros(weight.shape, weight.dtype)}
+
+    def _update(
+        self, weight: Array, grad: Array, rows: Indices, state: dict[str, Array], group: Group
+    ) -> None:
         number = weight.dtype.type
-        flat = np.ascontiguousarray(weight)  # itself, unless it was set from a transposed array
         kernels.sgd(
-            flat.reshape(-1),
-            np.ascontiguousarray(grad).reshape(-1),
-            state["velocity"].reshape(-1),
+            weight,
+            grad,
+            _matrix(state["velocity"]),
+            rows,
             number(group.lr),
             number(self.momentum),
             number(group.weight_decay),
             self.nesterov,
         )
-        if flat is not weight:
-            weight[...] = flat
 
 
 class Adam(Optimizer):
@@ -166,19 +188,29 @@ class Adam(Optimizer):
         _check("eps", eps)
         self.betas, self.eps = betas, eps
 
-    def _update(self, weight: Array, grad: Array, state: dict[str, Array], group: Group) -> None:
-        if not state:
-            state["mean"], state["square"] = np.zeros_like(weight), np.zeros_like(weight)
-            state["steps"] = np.zeros(1)
-        grad = grad + group.weight_decay * weight if group.weight_decay else grad
-        first, second = self.betas
+    def _initial(self, weight: Array) -> dict[str, Array]:
+        moments = {name: np.zeros(weight.shape, weight.dtype) for name in ("mean", "square")}
+        return {**moments, "steps": np.zeros(1)}
+
+    def _update(
+        self, weight: Array, grad: Array, rows: Indices, state: dict[str, Array], group: Group
+    ) -> None:
         state["steps"] += 1
-        state["mean"] += (1 - first) * (grad - state["mean"])
-        state["square"] += (1 - second) * (grad * grad - state["square"])
-        steps = float(state["steps"][0])
-        mean = state["mean"] / (1 - first**steps)
-        square = state["square"] / (1 - second**steps)
-        weight -= group.lr * mean / (np.sqrt(square) + self.eps)
+        steps, number = float(state["steps"][0]), weight.dtype.type
+        (first, second), unbiased = self.betas, [1 - beta**steps for beta in self.betas]
+        kernels.adam(
+            weight,
+            grad,
+            _matrix(state["mean"]),
+            _matrix(state["square"]),
+            rows,
+            number(group.lr / unbiased[0]),
+            number(first),
+            number(second),
+            number(1 / unbiased[1]),
+            number(self.eps),
+            number(group.weight_decay),
+        )
 
 
 def cosine(step: int, steps: int, *, warmup: int = 0) -> float:

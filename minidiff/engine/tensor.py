@@ -12,7 +12,7 @@ The ops behind Python's operators, and those that change or reduce shapes, live 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from itertools import compress
+from itertools import compress, count, zip_longest
 from typing import Any, SupportsIndex, TypeAlias, Union
 
 import numpy as np
@@ -24,6 +24,8 @@ from ._types import Array, Indices
 TensorLike: TypeAlias = Union["Tensor", Array, float, int]
 Axes: TypeAlias = int | tuple[int, ...] | None
 
+_FLOATS = {np.dtype(np.float32), np.dtype(np.float64)}
+_applied = count(1)  # the order in which ops that are on a tape were applied
 _recording: ContextVar[bool] = ContextVar("recording", default=True)
 
 
@@ -55,13 +57,17 @@ class Op:
     An op that ``skips`` looks at ``active`` of its inputs and sets its own, for its output: of
     slices not listed it reads nothing, and it may leave anything in them, in arrays and in
     gradients. All other ops are given zeros there.
+
+    An op may know that only some slices of an input will ever get a gradient, now and later. It
+    then lists them in ``live``, one entry an input, with None for all slices.
     """
 
     skips = False
     active: Indices | None = None
+    live: "tuple[Indices | None, ...]" = ()
     inputs: "tuple[Tensor, ...]"
-    needs: tuple[bool, ...]
-    versions: tuple[int, ...]
+    needs: list[bool]
+    versions: list[int]
 
     def forward(self, *arrays: Any) -> Array:
         """Compute the output array."""
@@ -73,16 +79,14 @@ class Op:
 
     def __call__(self, *inputs: TensorLike) -> "Tensor":
         """Apply the op, and record it if an input requires a gradient."""
-        tensors = _as_tensors(inputs)
-        self.inputs = tensors
-        self.needs = tuple(t.requires_grad for t in tensors)
-        out = Tensor(self.forward(*(t._data if self.skips else t.data for t in tensors)))
+        self.inputs = tensors = _as_tensors(inputs)
+        self.needs = [t.requires_grad for t in tensors]
+        out = Tensor(self.forward(*[t._data if self.skips else t.data for t in tensors]))
         if self.active is not None:
             out.active, out._hollow = self.active, self.skips
-        if _recording.get() and any(self.needs):
-            self.versions = tuple(t.version for t in tensors)
-            out.requires_grad = True
-            out.creator = self
+        if True in self.needs and _recording.get():
+            self.versions = [t.version for t in tensors]
+            out.requires_grad, out.creator, out.order = True, self, next(_applied)
             # What is on the tape must not change before backward reads it; NumPy sees to it.
             out._data.flags.writeable = False
         else:
@@ -91,8 +95,8 @@ class Op:
 
 
 def _as_tensors(inputs: tuple[TensorLike, ...]) -> "tuple[Tensor, ...]":
-    if all(isinstance(value, Tensor) for value in inputs):
-        return inputs  # type: ignore[return-value]  # all() does not narrow the type
+    if False not in [isinstance(value, Tensor) for value in inputs]:
+        return inputs  # type: ignore[return-value]  # the test does not narrow the type
     # Plain numbers take the dtype of the tensor they meet, so float32 stays float32.
     dtypes = [v.dtype for v in inputs if isinstance(v, Tensor | np.ndarray)]
     floats = [d for d in dtypes if d.kind == "f"]
@@ -117,6 +121,8 @@ class Tensor:
         The values. Read-only in a result that is on the tape.
     grad : ndarray or None
         What ``backward`` has added up so far, of the same shape and dtype.
+    live : ndarray of int64, or None
+        If not None: ``grad`` is zero outside these slices along axis 0, and will always be.
     requires_grad : bool
     active : ndarray of int64, or None
         If not None: only these slices along axis 0 are live. All others are constant zeros, and no
@@ -142,6 +148,8 @@ class Tensor:
         "active",
         "creator",
         "grad",
+        "live",
+        "order",
         "requires_grad",
         "version",
     )
@@ -151,7 +159,7 @@ class Tensor:
         if isinstance(array, Tensor):
             raise TypeError("array is a Tensor already; use it as it is, or pass its .data.")
         values = np.asarray(array)
-        if values.dtype not in (np.float32, np.float64):
+        if values.dtype not in _FLOATS:
             if values.dtype.kind not in "biuf":
                 raise TypeError(f"array is of {values.dtype}; expected real numbers.")
             values = values.astype(np.float32)
@@ -159,10 +167,12 @@ class Tensor:
             values = values.astype(np.float32)
         self._data: Array = values
         self.grad: Array | None = None
+        self.live: Indices | None = None
         self.requires_grad = requires_grad
         self.active: Indices | None = None
         self._hollow = False  # whether slices that are not active hold anything instead of zeros
         self.creator: Op | None = None
+        self.order = 0  # behind all that it was computed from
         self.version = 0
 
     @property
@@ -252,22 +262,28 @@ class Tensor:
             raise ValueError(f"grad has shape {np.shape(grad)}; expected {self.shape}.")
 
         grads = {id(self): _shared(np.asarray(grad, self.dtype))}
-        for tensor in reversed(_topological_order(self)):
+        live: dict[int, Indices | None] = {}
+        for tensor in _backward_order(self):
             grad, op = grads.pop(id(tensor)), tensor.creator
             if tensor.active is not None and not (op and op.skips):
                 grad = _with_zeros(grad, tensor.active)
             if op is None:
                 if tensor.grad is not None:
                     tensor.grad = np.asarray(tensor.grad + grad)
+                    tensor.live = _union(tensor.live, live.get(id(tensor)))
                 else:
                     tensor.grad = grad if grad.flags.writeable else grad.copy()
+                    tensor.live = live.get(id(tensor))
                 continue
             _check_versions(op)
-            for parent, needed, part in zip(op.inputs, op.needs, op.backward(grad), strict=True):
+            parts = op.backward(grad)
+            for parent, needed, part, lives in zip_longest(op.inputs, op.needs, parts, op.live):
                 if part is None or not needed:
                     continue
-                part = np.asarray(_unbroadcast(part, parent.shape), parent.dtype)
-                if np.may_share_memory(part, grad):
+                if part.shape != parent._data.shape:
+                    part = _unbroadcast(part, parent.shape)
+                part = np.asarray(part, parent.dtype)
+                if part is grad or part.base is not None and np.may_share_memory(part, grad):
                     part = _shared(part)
                 key = id(parent)
                 if key in grads:
@@ -275,7 +291,8 @@ class Tensor:
                         grads[key] = _with_zeros(grads[key], parent.active)
                         part = _with_zeros(part, parent.active)
                     part = np.asarray(grads[key] + part)
-                grads[key] = part
+                    lives = _union(live[key], lives)
+                grads[key], live[key] = part, lives
 
     # -- operators ---------------------------------------------------------------------------
 
@@ -390,22 +407,17 @@ class Tensor:
         return Clip(low, high)(self)
 
 
-def _topological_order(root: Tensor) -> list[Tensor]:
-    """List what ``root`` depends on, every tensor behind its inputs. Iterative: depth is free."""
-    order: list[Tensor] = []
-    seen = {id(root)}
-    stack: list[tuple[Tensor, Iterator[Tensor]]] = [(root, _parents(root))]
+def _backward_order(root: Tensor) -> list[Tensor]:
+    """List what ``root`` depends on, latest first. Iterative: depth is free."""
+    found, seen, stack = [], {id(root)}, [root]
     while stack:
-        tensor, parents = stack[-1]
-        for parent in parents:
+        tensor = stack.pop()
+        found.append(tensor)
+        for parent in _parents(tensor):
             if id(parent) not in seen:
                 seen.add(id(parent))
-                stack.append((parent, _parents(parent)))
-                break
-        else:
-            order.append(tensor)
-            stack.pop()
-    return order
+                stack.append(parent)
+    return sorted(found, key=lambda tensor: -tensor.order)
 
 
 def _shared(grad: Array) -> Array:
@@ -413,6 +425,10 @@ def _shared(grad: Array) -> Array:
     view = grad.view()
     view.flags.writeable = False
     return view
+
+
+def _union(a: Indices | None, b: Indices | None) -> Indices | None:
+    return None if a is None or b is None else np.union1d(a, b)
 
 
 def _with_zeros(array: Array, active: Indices | None) -> Array:
@@ -440,8 +456,6 @@ def _check_versions(op: Op) -> None:
 
 def _unbroadcast(grad: Array, shape: tuple[int, ...]) -> Array:
     """Sum a gradient over the axes along which its input was broadcast."""
-    if grad.shape == shape:
-        return grad
     grad = np.asarray(grad.sum(axis=tuple(range(grad.ndim - len(shape)))))
     stretched = tuple(i for i, n in enumerate(shape) if n == 1 and grad.shape[i] != 1)
     return np.asarray(grad.sum(axis=stretched, keepdims=True)) if stretched else grad

@@ -17,6 +17,7 @@ from minidiff.pruning.gates import NOISES, Gate
 from minidiff.pruning.penalty import (
     COSTS,
     LayerCount,
+    Surrogate,
     architecture,
     count,
     expected_cost,
@@ -226,6 +227,7 @@ class Trainer:
         self.phis: Optimizer | None = None
         if self.gates:
             self.phis = Adam([gate.phi for gate in self.gates.values()], lr=config.gate_lr)
+        self.surrogate = Surrogate(self.model, self.shape, cost=config.cost)
         self.affine = Affine() if config.augment else None
 
     @property
@@ -251,9 +253,8 @@ class Trainer:
         loss = ops.cross_entropy(logits, labels)
         total = loss
         if self.gates_learn:
-            cost = expected_cost(self.model, self.shape, cost=config.cost)
             risen = (self.step / self.steps - config.gate_start) / max(config.ramp, 1e-9)
-            total = loss + (config.penalty * min(1.0, risen) / len(self.data.train)) * cost
+            total = loss + (config.penalty * min(1.0, risen) / len(self.data.train)) * self.surrogate()
         value = loss.item()
         if not math.isfinite(value):
             raise NonFiniteLossError(

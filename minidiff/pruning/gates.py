@@ -19,7 +19,7 @@ from minidiff.engine.nn import Conv2d, Linear, Module, Parameter, Shape
 from minidiff.engine.tensor import Op, Tensor
 
 from .groups import Groups
-from .transform import binary_gate, check_positive
+from .transform import BinaryGate, binary_gate, check_positive
 
 __all__ = ["NOISES", "Gate", "Gated"]
 
@@ -87,6 +87,7 @@ class Gate(Module):
             raise ValueError(f"noise {noise!r} needs rng, a numpy.random.Generator.")
         self.width, self.noise, self.sigma, self.rng = width, noise, sigma, rng
         self.phi = Parameter(np.full(count, initial, dtype))
+        binary_gate(self.phi, width)  # refuses a width that the dtype cannot hold
 
     @property
     def count(self) -> int:
@@ -103,8 +104,8 @@ class Gate(Module):
         phi: Tensor = self.phi
         if self.training and self.noise is not None:
             phi = phi + self.sigma * self._draw()
-        z = binary_gate(phi, self.width)
-        z.active = np.flatnonzero(z.data)
+        z = BinaryGate(self.width)(phi)
+        z.active = z.data.nonzero()[0]
         return z
 
     def _draw(self) -> Array:
@@ -128,12 +129,32 @@ class Gate(Module):
         deterministic gates it is a smooth stand-in (with normal noise) whose gradient never
         dies, as that of the gate itself does.
         """
-        t = (self.phi + self.width / 2) * (1 / self.sigma)
+        return OpenProbability(self.width, self.noise or "normal", self.sigma)(self.phi)
+
+
+class OpenProbability(Op):
+    """P(phi + sigma * noise > -width/2): the distribution function of the noise."""
+
+    def __init__(self, width: float, noise: str, sigma: float) -> None:
+        self.width, self.noise, self.sigma = width, noise, sigma
+
+    def forward(self, phi: Array) -> Array:
+        number = phi.dtype.type
+        t = (phi + number(self.width / 2)) * number(1 / self.sigma)
+        if self.noise == "normal":
+            scaled, out = t * number(1 / math.sqrt(2)), np.empty_like(t)
+            kernels.erf(scaled, out)
+            self.density = np.exp(-scaled * scaled) * number(1 / math.sqrt(2 * math.pi))
+            return 0.5 * out + 0.5
         if self.noise == "logistic":
-            return t.sigmoid()
-        if self.noise == "uniform":
-            return (0.5 * t + 0.5).clip(0, 1)
-        return 0.5 * (t * (1 / math.sqrt(2))).erf() + 0.5
+            out = 0.5 * np.tanh(0.5 * t) + 0.5  # which does not overflow
+            self.density = out * (1 - out)
+            return out
+        self.density = 0.5 * (abs(t) <= 1).astype(t.dtype)
+        return np.clip(0.5 * t + 0.5, 0, 1)
+
+    def backward(self, grad: Array) -> tuple[Array | None, ...]:
+        return (grad * self.density * grad.dtype.type(1 / self.sigma),)
 
 
 class ScaleSlices(Op):
@@ -145,20 +166,21 @@ class ScaleSlices(Op):
 
     skips = True
 
-    def __init__(self, active: Indices) -> None:
+    def __init__(self, active: Indices, closed_for_good: bool) -> None:
         self.active: Indices = active
+        self.live = (active,) if closed_for_good else ()
 
     def forward(self, x: Array, z: Array) -> Array:
-        self.x, self.z, out = memory.aligned(x), z, memory.empty(x.shape, x.dtype)
-        rows = (len(x), -1)
+        self.x, self.z = np.ascontiguousarray(x), z
+        out, rows = memory.empty(x.shape, x.dtype), (len(x), -1)
         kernels.scale_rows(self.x.reshape(rows), z, self.active, out.reshape(rows))
         return out
 
     def backward(self, grad: Array) -> tuple[Array | None, ...]:
-        grad_x, grad_z = memory.zeros(self.x.shape, grad.dtype), np.zeros_like(self.z)
+        grad_x, grad_z = memory.empty(self.x.shape, grad.dtype), np.zeros(len(self.z), grad.dtype)
         rows = (len(self.x), -1)
         kernels.grad_scale_rows(
-            memory.aligned(grad).reshape(rows),
+            np.ascontiguousarray(grad).reshape(rows),
             self.x.reshape(rows),
             self.z,
             self.active,
@@ -168,14 +190,17 @@ class ScaleSlices(Op):
         return grad_x, grad_z
 
 
-def scale_slices(x: Tensor, z: Tensor) -> Tensor:
-    """Multiply slices of x along axis 0 by gate values z; slices closed already stay closed."""
+def scale_slices(x: Tensor, z: Tensor, *, closed_for_good: bool = False) -> Tensor:
+    """Multiply slices of x along axis 0 by gate values z; slices closed already stay closed.
+
+    ``closed_for_good`` says that gates that are closed will never open again.
+    """
     if z.active is None or x.shape[:1] != z.shape:
         raise ValueError(f"gates of shape {z.shape} do not fit slices of x of shape {x.shape}.")
     active = z.active
     if x.active is not None:
         active = np.intersect1d(x.active, active, assume_unique=True)
-    return ScaleSlices(active)(x, z)
+    return ScaleSlices(active, closed_for_good)(x, z)
 
 
 def _broadcasts(small: Shape, large: Shape) -> bool:
@@ -258,7 +283,11 @@ class Gated(Module):
             weight = weight * self.weights()[self.groups.labels]
         if self.outputs is not None:
             z = self.outputs()
-            weight, bias = scale_slices(weight, z), scale_slices(bias, z)
+            # A deterministic gate that is closed stays so: all that still moves phi is the
+            # surrogate, and it moves it down.
+            final = self.outputs.noise is None
+            weight = scale_slices(weight, z, closed_for_good=final)
+            bias = scale_slices(bias, z, closed_for_good=final)
         if self.inputs is not None:
             x = scale_slices(x, self.inputs())
         return self.layer.apply(x, weight, bias)

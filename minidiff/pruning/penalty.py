@@ -15,7 +15,8 @@ The formula is ours; the paper (Shulman 2020, arXiv:2012.03653) speaks of a surr
 loss.
 """
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,14 +24,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minidiff.engine import nn
+from minidiff.engine._types import Array, Indices
 from minidiff.engine.nn import Module, Sequential, Shape
-from minidiff.engine.tensor import Tensor
+from minidiff.engine.tensor import Op, Tensor
 
 from .gates import Gate, Gated
 
-__all__ = ["COSTS", "LayerCount", "architecture", "count", "expected_cost", "gated_sizes"]
-
-Live = Any  # a Tensor of probabilities, or an array of 0 and 1
+__all__ = [
+    "COSTS",
+    "LayerCount",
+    "Surrogate",
+    "architecture",
+    "count",
+    "expected_cost",
+    "gated_sizes",
+]
 
 # The price of a weight that is used at so many output places. What a network stores and what it
 # computes pull apart: most weights are in dense layers, most MACs in convolutions.
@@ -42,50 +50,123 @@ COSTS: dict[str, Callable[[int], float]] = {
 
 
 @dataclass(frozen=True)
+class Live:
+    """How live each channel is: the product of what gates say of it.
+
+    ``factors`` has each gate, and for each channel its group, or None where these are the same.
+    """
+
+    size: int
+    factors: tuple[tuple[Gate, Indices | None], ...] = ()
+
+    def gated(self, gate: Gate) -> "Live":
+        """Multiply by a gate that has a group for each channel."""
+        return Live(self.size, (*self.factors, (gate, None)))
+
+    def repeated(self, times: int) -> "Live":
+        """Put so many channels, which share its fate, in place of each."""
+        return Live(
+            self.size * times,
+            tuple(
+                (gate, np.repeat(np.arange(self.size) if groups is None else groups, times))
+                for gate, groups in self.factors
+            ),
+        )
+
+    def values(self, said: Mapping[Gate, NDArray[Any]]) -> NDArray[Any]:
+        """Multiply what gates say, shape (size,)."""
+        out: NDArray[Any] | None = None
+        for gate, groups in self.factors:
+            value = said[gate] if groups is None else said[gate][groups]
+            out = value if out is None else out * value
+        return np.ones(self.size) if out is None else out
+
+    def backward(
+        self, grad: Array | float, said: Mapping[Gate, Array], grads: dict[Gate, Array]
+    ) -> None:
+        """Add the derivative of ``grad @ values`` to ``grads`` of each gate."""
+        for i, (gate, groups) in enumerate(self.factors):
+            part = grad
+            if len(self.factors) > 1:
+                part = grad * Live(self.size, self.factors[:i] + self.factors[i + 1 :]).values(said)
+            if groups is not None:
+                part = np.bincount(groups, np.full(self.size, part), gate.count)
+            grads[gate] += part
+
+
+@dataclass(frozen=True)
 class Step:
     """A layer with weights, met on the walk through a network."""
 
     name: str
     layer: nn.Conv2d | nn.Linear
     gated: Gated | None
-    live_in: Live  # (channels or features,)
-    live_out: Live  # (outputs,)
+    live_in: Live
+    live_out: Live
     places: int  # output places, H' * W'
 
     @property
     def kernel_size(self) -> int:
         """Places of the kernel."""
-        return int(np.prod(self.layer.weight.shape[2:]))
+        return math.prod(self.layer.weight.shape[2:])
 
-    def open_weights(self, is_open: Callable[[Gate], NDArray[np.bool_]]) -> NDArray[np.bool_]:
+    def groups(self) -> tuple[Gate, Indices] | None:
+        """Return the gate on the weights themselves and the group of each, (O, I, K)."""
+        if self.gated is None or self.gated.weights is None or self.gated.groups is None:
+            return None
+        shape = self.layer.weight.shape
+        labels = np.broadcast_to(self.gated.groups.labels, shape)
+        return self.gated.weights, labels.reshape(*shape[:2], -1)
+
+    def gates(self) -> Iterator[Gate]:
+        """Yield every gate that has a say in the layer."""
+        yield from (gate for gate, _ in self.live_in.factors + self.live_out.factors)
+        grouped = self.groups()
+        if grouped:
+            yield grouped[0]
+
+    def open_weights(self, is_open: Mapping[Gate, NDArray[np.bool_]]) -> NDArray[np.bool_]:
         """Return which weights have only open gates at their ends and on themselves, (O, I, K)."""
-        paths = (self.live_out > 0)[:, None] & (self.live_in > 0)
+        ends_out, ends_in = self.live_out.values(is_open) > 0, self.live_in.values(is_open) > 0
+        paths = ends_out[:, None] & ends_in
         whole: NDArray[np.bool_] = np.repeat(paths[:, :, None], self.kernel_size, axis=2)
-        if self.gated is not None and self.gated.weights is not None and self.gated.groups:
-            labels = np.broadcast_to(self.gated.groups.labels, self.layer.weight.shape)
-            whole &= is_open(self.gated.weights)[labels].reshape(whole.shape)
+        grouped = self.groups()
+        if grouped:
+            gate, labels = grouped
+            whole &= is_open[gate][labels]
         return whole
 
-    def expected_weights(self, value: Callable[[Gate], Live]) -> Live:
-        """Return the expected number of weights left, a Tensor or an array of shape ()."""
-        if self.gated is None or self.gated.weights is None or self.gated.groups is None:
-            return self.kernel_size * self.live_in.sum() * self.live_out.sum()
-        shape = self.layer.weight.shape
-        ones = (1,) * len(shape[2:])
-        paths = self.live_out.reshape(-1, 1, *ones) * self.live_in.reshape(1, -1, *ones)
-        alive = value(self.gated.weights)[np.broadcast_to(self.gated.groups.labels, shape)]
-        return (paths * alive).sum()
+    def expected_weights(
+        self, said: Mapping[Gate, Array], grad: float = 0.0, grads: dict[Gate, Array] | None = None
+    ) -> float:
+        """Return the expected number of weights left, given the probabilities that gates are open.
+
+        ``grad`` times the derivative is added to ``grads``, if given.
+        """
+        a, b, grouped = self.live_in.values(said), self.live_out.values(said), self.groups()
+        if not grouped:
+            ins, outs = float(a.sum()), float(b.sum())
+            if grads is not None:
+                self.live_in.backward(grad * self.kernel_size * outs, said, grads)
+                self.live_out.backward(grad * self.kernel_size * ins, said, grads)
+            return self.kernel_size * ins * outs
+        gate, labels = grouped
+        alive = said[gate][labels].sum(axis=2)  # (O, I)
+        if grads is not None:
+            self.live_in.backward(grad * b @ alive, said, grads)
+            self.live_out.backward(grad * alive @ a, said, grads)
+            paths = np.broadcast_to(grad * b[:, None, None] * a[:, None], labels.shape)
+            grads[gate] += np.bincount(labels.ravel(), paths.ravel(), gate.count)
+        return float(b @ alive @ a)
 
 
-def walk(model: Module, shape: Shape, value: Callable[[Gate], Live]) -> Iterator[Step]:
+def walk(model: Module, shape: Shape) -> Iterator[Step]:
     """Follow what is live from layer to layer, for inputs of ``shape`` without the batch.
-
-    ``value`` says how live each group of a gate is.
 
     Raises TypeError for a module that is not one of the engine's layers, a Gated or a Sequential,
     and ValueError for a layer that does not fit its input.
     """
-    live: Live = np.ones(shape[0], np.float32) if shape else np.ones(0)
+    live = Live(shape[0] if shape else 0)
     for name, module in _chain(model, ""):
         gated = module if isinstance(module, Gated) else None
         layer = gated.layer if gated else module
@@ -96,17 +177,14 @@ def walk(model: Module, shape: Shape, value: Callable[[Gate], Live]) -> Iterator
                     f"not fit an input of shape {shape}; is the shape without the batch?"
                 )
             if gated and gated.inputs:
-                live = live * value(gated.inputs)
+                live = live.gated(gated.inputs)
             shape = layer.output_shape(shape)
-            live_in, live = live, np.ones(shape[0], np.float32)
+            live_in, live = live, Live(shape[0])
             if gated and gated.outputs:
-                live = value(gated.outputs)
-            yield Step(name, layer, gated, live_in, live, int(np.prod(shape[1:])))
+                live = live.gated(gated.outputs)
+            yield Step(name, layer, gated, live_in, live, math.prod(shape[1:]))
         elif isinstance(layer, nn.Flatten):
-            places = int(np.prod(shape[1:]))
-            # A channel's places share its fate.
-            spread = np.repeat(np.arange(shape[0]), places)
-            live = live[spread]
+            live = live.repeated(math.prod(shape[1:]))
             shape = layer.output_shape(shape)
         elif isinstance(layer, nn.MaxPool2d | nn.AvgPool2d | nn.ReLU | nn.Dropout):
             shape = layer.output_shape(shape)
@@ -125,8 +203,32 @@ def _chain(module: Module, prefix: str) -> Iterator[tuple[str, Module]]:
         yield prefix, module
 
 
-def expected_cost(model: Module, shape: Shape, *, cost: str = "weights") -> Tensor:
-    """Return the expected cost of what the gates leave, differentiable: the L0 surrogate.
+class ExpectedCost(Op):
+    """The price of the weights expected to be left, given the probabilities that gates are open.
+
+    The derivative is the same walk again with little to add, so it is taken along.
+    """
+
+    def __init__(self, steps: list[Step], gates: list[Gate], price: Callable[[int], float]) -> None:
+        self.steps, self.gates, self.price = steps, gates, price
+
+    def forward(self, *probabilities: Array) -> Array:
+        said = {gate: p.astype(np.float64) for gate, p in zip(self.gates, probabilities, strict=True)}
+        self.grads: dict[Gate, Array] = {gate: np.zeros(gate.count) for gate in self.gates}
+        total = 0.0
+        for step in self.steps:
+            price = self.price(step.places)
+            total += price * step.expected_weights(said, price, self.grads)
+        return np.asarray(total, np.result_type(np.float32, *probabilities))
+
+    def backward(self, grad: Array) -> tuple[Array | None, ...]:
+        return tuple(float(grad) * self.grads[gate] for gate in self.gates)
+
+
+class Surrogate:
+    """The L0 surrogate of a model: what its gates are expected to leave, as a cost.
+
+    To build it walks the network once; calls are quick, as one a training step should be.
 
     Parameters
     ----------
@@ -138,10 +240,6 @@ def expected_cost(model: Module, shape: Shape, *, cost: str = "weights") -> Tens
         What a weight costs: "weights", 1; "macs", its multiply-adds a sample; "balanced", the
         cube root of these.
 
-    Returns
-    -------
-    Tensor of shape ()
-
     Raises
     ------
     ValueError
@@ -149,18 +247,23 @@ def expected_cost(model: Module, shape: Shape, *, cost: str = "weights") -> Tens
     TypeError
         If the model holds a module that counting does not know.
     """
-    if cost not in COSTS:
-        raise ValueError(f"cost is {cost!r}; expected one of {', '.join(COSTS)}.")
-    # A gate that several layers share is asked once.
-    known: dict[int, Tensor] = {}
 
-    def probability(gate: Gate) -> Tensor:
-        return known.setdefault(id(gate), gate.open_probability())
+    def __init__(self, model: Module, shape: Shape, *, cost: str = "weights") -> None:
+        if cost not in COSTS:
+            raise ValueError(f"cost is {cost!r}; expected one of {', '.join(COSTS)}.")
+        self.price, self.steps = COSTS[cost], list(walk(model, shape))
+        # A gate that several layers share is asked once.
+        self.gates = list(dict.fromkeys(gate for step in self.steps for gate in step.gates()))
 
-    total = Tensor(0.0)
-    for step in walk(model, shape, probability):
-        total = total + COSTS[cost](step.places) * step.expected_weights(probability)
-    return total
+    def __call__(self) -> Tensor:
+        """Return the expected cost, a Tensor of shape () that is differentiable in all phi."""
+        op = ExpectedCost(self.steps, self.gates, self.price)
+        return op(*[gate.open_probability() for gate in self.gates])
+
+
+def expected_cost(model: Module, shape: Shape, *, cost: str = "weights") -> Tensor:
+    """Return what the gates of a model are expected to leave; see :class:`Surrogate`."""
+    return Surrogate(model, shape, cost=cost)()
 
 
 @dataclass(frozen=True)
@@ -190,15 +293,13 @@ def count(model: Module, shape: Shape) -> list[LayerCount]:
     What cannot change the network's output does not count, though its own gate may be open: a
     channel that no later layer uses, say. Arguments and errors are as of :func:`expected_cost`.
     """
-
-    def is_open(gate: Gate) -> NDArray[np.bool_]:
-        return gate.is_open()
-
+    steps = list(walk(model, shape))
+    is_open = {gate: gate.is_open() for step in steps for gate in step.gates()}
     counts = []
     used: NDArray[np.bool_] | None = None  # of a layer's outputs, by later layers
-    for step in reversed(list(walk(model, shape, is_open))):
+    for step in reversed(steps):
         outputs, inputs = step.layer.weight.shape[:2]
-        live_out = step.live_out > 0
+        live_out = step.live_out.values(is_open) > 0
         if used is not None:  # it may be per place of each channel, behind a Flatten
             live_out &= used.reshape(outputs, -1).any(axis=1)
         weights = step.open_weights(is_open) & live_out[:, None, None]

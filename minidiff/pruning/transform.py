@@ -36,8 +36,10 @@ class BinaryGate(Op):
         self.width = width
 
     def forward(self, x: Array) -> Array:
-        self.t = np.clip(x / x.dtype.type(self.width) + x.dtype.type(0.5), 0, 1)
-        return np.asarray(self.t * self.t * (3 - 2 * self.t))
+        # minimum and maximum, as np.clip takes four times as long on the few numbers of a gate.
+        t = x / x.dtype.type(self.width) + x.dtype.type(0.5)
+        self.t = t = np.minimum(np.maximum(t, 0), 1)
+        return np.asarray(t * t * (3 - 2 * t))
 
     def backward(self, grad: Array) -> tuple[Array | None, ...]:
         slope = 6 * self.t * (1 - self.t) / grad.dtype.type(self.width)
