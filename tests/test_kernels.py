@@ -206,8 +206,46 @@ def test_scaled_rows_and_their_gradients_match_numpy_and_touch_no_others(
     np.testing.assert_allclose(out[rows], (factors[:, None] * x)[rows], **tolerance)
     np.testing.assert_allclose(grad_x[rows], (factors[:, None] * grad)[rows], **tolerance)
     np.testing.assert_allclose(grad_factors[rows], (grad * x).sum(1)[rows], **tolerance)
-    for untouched in (out, grad_x, grad_factors):
-        assert (untouched[dead] == SENTINEL).all()
+    assert (out[dead] == SENTINEL).all()
+    assert not grad_x[dead].any()
+    assert not grad_factors[dead].any()
+
+
+@settings(max_examples=30)
+@given(st.data(), st.integers(1, 40), st.integers(1, 40), dtypes)
+def test_transpose_and_spread_move_what_is_listed(
+    data: st.DataObject, count: int, columns: int, dtype: Any
+) -> None:
+    x = data.draw(arrays((count, columns), dtype=dtype))
+    rows, places = data.draw(actives(count)), data.draw(actives(columns))
+    out = np.empty((columns, rows.size), dtype)
+    kernels.transpose(x, rows, out)
+    np.testing.assert_array_equal(out, x[rows].T)
+
+    wide = np.full((count, columns), SENTINEL, dtype)
+    kernels.spread(x[:, : places.size].copy(), rows, places, wide)
+    expected = np.full_like(wide, SENTINEL)
+    expected[rows] = 0
+    expected[np.ix_(rows, places)] = x[rows, : places.size]
+    np.testing.assert_array_equal(wide, expected)
+
+
+@settings(max_examples=30)
+@given(st.data(), st.integers(1, 6), st.integers(1, 9), dtypes)
+def test_rectifiers_match_numpy_keep_nan_and_touch_no_other_rows(
+    data: st.DataObject, count: int, columns: int, dtype: Any
+) -> None:
+    x, grad = (data.draw(arrays((count, columns), dtype=dtype)) for _ in range(2))
+    x[0, 0] = data.draw(st.sampled_from([0.0, -0.0, np.nan, np.inf]))
+    rows = data.draw(actives(count))
+    dead = np.setdiff1d(np.arange(count), rows)
+    out, grad_x = np.full_like(x, SENTINEL), np.full_like(x, SENTINEL)
+    kernels.relu(x, rows, out)
+    kernels.grad_relu(grad, out, rows, grad_x)
+    np.testing.assert_array_equal(out[rows], np.maximum(x, 0)[rows])
+    np.testing.assert_array_equal(grad_x[rows], np.where(x > 0, grad, 0)[rows])
+    assert (out[dead] == SENTINEL).all()
+    assert (grad_x[dead] == SENTINEL).all()
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -229,8 +267,7 @@ def test_one_and_two_threads_give_the_same_bits(
         sums = np.zeros(10, dtype)
         kernels.sum_rows(grad.reshape(10, -1), outs, sums)
         moved, velocity = x.reshape(7, -1).copy(), x.reshape(7, -1).copy()
-        rates = [np.dtype(dtype).type(value) for value in (0.1, 0.9, 1e-4)]
-        kernels.sgd(moved, x.reshape(7, -1), velocity, ins, *rates, True)
+        kernels.sgd(moved, x.reshape(7, -1), velocity, ins, 0.1, 0.9, 1e-4, True)
         scaled, grad_scaled = np.zeros_like(x.reshape(7, -1)), np.zeros_like(x.reshape(7, -1))
         grad_factors = np.zeros(7, dtype)
         kernels.scale_rows(x.reshape(7, -1), bias[:7], ins, scaled)

@@ -15,10 +15,10 @@ s counts the samples. Neighbouring output places that see their inputs alike for
 that is contiguous in x and in out. Kernel size, stride and padding live in two index arrays
 (:func:`geometry`); a dense layer is a single place that sees a single place.
 
-**Register tiles.** The sum for 5 channels and 64 numbers of a run is kept in registers while the
-loop goes over all channels and parts: 20 vector multiply-adds for each 4 loads of x and 5 of weights,
-and nothing is written until the sum is complete. The gradient of the weight keeps 5 times 5 sums
-of products in registers alike. A core can hardly do better: it is at its limit, not at memory's.
+**Register tiles.** The sums for 5 channels and 64 numbers of a run stay in registers while the
+loop goes over all channels and parts: 20 vector multiply-adds for 4 loads of x and 5 of weights,
+and nothing is written until the sums are complete. The gradient of the weight keeps 5 times 5 sums
+of products in registers alike. So it is the cores' arithmetic that limits, not memory.
 
 **Skipping is data.** ``ins`` and ``outs`` list the channels to compute; those not listed cost
 nothing. Threads share out outputs, never the terms of a sum, and each sum has one order: the same
@@ -26,14 +26,16 @@ bits at any number of threads.
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from math import erf as _erf
-from typing import Any
+from typing import Any, TypeVar
 
 import llvmlite.binding as llvm
 import numpy as np
-from numba import carray, njit, prange, types
+from numba import carray, njit, prange, types  # type: ignore[attr-defined]  # not in its stubs
 from numba.core.cgutils import alloca_once
 from numba.extending import intrinsic
 from numpy.typing import NDArray
@@ -48,6 +50,28 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 # Sums may be reordered; NaN and infinity keep their meaning (unlike under full fastmath).
 FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
 
+# Only what says prange runs in parallel: to start threads for a short vector costs more than it.
+PRANGE = {
+    **dict.fromkeys(("comprehension", "reduction", "inplace_binop", "setitem"), False),
+    **dict.fromkeys(("numpy", "stencil", "fusion"), False),
+    "prange": True,
+}
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _compiled(**options: Any) -> Callable[[F], F]:
+    """Return Numba's decorator; what it decorates is called like the plain function."""
+    decorator: Callable[[F], F] = njit(
+        fastmath=FASTMATH, error_model="numpy", cache=True, **options
+    )
+    return decorator
+
+
+threaded = _compiled(parallel=PRANGE)
+# Of functions that only kernels call, no second copy is compiled for Python to call.
+inner = _compiled(no_cpython_wrapper=True, no_cfunc_wrapper=True)
+
 # An index that is unsigned needs no provision for negative ones, which in the innermost loops would
 # cost as much as the arithmetic.
 U = np.uint64
@@ -58,22 +82,23 @@ TILE = 64 if _WIDE else 16
 LANES = 16 if _WIDE else 8
 _ROWS, _TAPS = 5, (5 if _WIDE else 2)
 _rows, _taps, _tile, _lanes, _zero = U(_ROWS), U(_TAPS), U(TILE), U(LANES), U(0)
+SUMS = _ROWS * _TAPS * LANES
 _TILE_SHAPE, _SUMS_SHAPE = (_ROWS, TILE), (_ROWS, _TAPS, LANES)
 
 
 @intrinsic
-def _registers(typingctx, like):  # type: ignore[no-untyped-def]
+def _registers(typingctx, like):
     """Return the address of room for a tile of the dtype of ``like``.
 
     It lies on the stack, and as it is only ever indexed by constants once loops are unrolled, the
     compiler keeps its elements in registers. NumPy's arrays it cannot move there.
     """
 
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+    def generate(context, builder, signature, arguments):
         return alloca_once(
             builder,
             context.get_value_type(like.dtype),
-            size=max(_ROWS * TILE, _ROWS * _TAPS * LANES),
+            size=max(_ROWS * TILE, SUMS),
         )
 
     return types.CPointer(like.dtype)(like), generate
@@ -118,7 +143,7 @@ def geometry(
     columns = (width + 2 * padding[1] - wide) // stride[1] + 1
     i, j, k, n = np.ix_(*map(np.arange, (rows, columns, tall, wide)))
     y, x = i * stride[0] + k - padding[0], j * stride[1] + n - padding[1]
-    inside = (0 <= y) & (y < height) & (0 <= x) & (x < width)
+    inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
     outputs = np.broadcast_to(i * columns + j, inside.shape)[inside]
     inputs = (y * width + x)[inside]
     places = np.broadcast_to(k * wide + n, inside.shape)[inside]
@@ -136,66 +161,65 @@ def _runs(shape: tuple[int, int], to: Indices, of: Indices, places: Indices) -> 
     runs: list[list[int]] = []
     parts = []
     count, before = 0, None
-    for q, (first, last) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+    for q, (first, last) in enumerate(pairwise(bounds)):
         view = np.stack([of[first:last] - q, places[first:last]], axis=1)
         if before is not None and q % shape[1] and np.array_equal(view, before):
             runs[-1][1] += 1
             continue
         runs.append([q, 1, count])
-        parts.append(view + [q, 0])
+        parts.append(view + np.array([q, 0]))
         count, before = count + len(view), view
     runs.append([shape[0] * shape[1], 0, count])
     return Geometry(shape, np.array(runs), np.concatenate(parts))
 
 
+@inner
+def _addresses(indices, step, first):
+    """Return ``first + indices * step``, unsigned."""
+    out = np.empty(indices.size, U)
+    for i in range(indices.size):
+        out[i] = first + indices[i] * step
+    return out
+
+
 # -- correlation: layers, and the gradient of their input ------------------------------------
 
 
-@njit(fastmath=FASTMATH, cache=True)
-def _correlate_tile(
-    x,
-    inputs,
-    shifts,
-    start,
-    weight,
-    rows,
-    columns,
-    places,
-    first_part,
-    last_part,
-    bias,
-    out,
-    outputs,
-):  # type: ignore[no-untyped-def]
-    """Compute a tile of 5 channels; all arrays are flat.
+@inner
+def _correlate_run(
+    x, inputs, shifts, weight, rows, columns, places, first_part, last_part, bias, out, outputs,
+    length,
+):  # fmt: skip
+    """Compute a run for 5 channels, tile by tile; all arrays are flat.
 
-    The numbers of x begin at ``inputs[c] + shifts[p] + start``, their weight lies at
-    ``rows[i] + columns[c] + places[p]``, and the output begins at ``outputs[i] + start``.
+    The numbers of x begin at ``inputs[c] + shifts[p]``, their weight lies at
+    ``rows[i] + columns[c] + places[p]``, and the output begins at ``outputs[i]``.
     """
-    sums = carray(_registers(x), _TILE_SHAPE)
-    row = carray(_registers(rows), _ROWS)
-    begin = carray(_registers(rows), _ROWS)
+    sums = carray(_registers(x), _TILE_SHAPE)  # type: ignore[call-arg]
+    row, begin = carray(_registers(rows), _ROWS), carray(_registers(outputs), _ROWS)
     for i in range(_rows):
-        row[i], begin[i] = rows[i], outputs[i] + start
-    for s in range(_tile):
-        for i in range(_rows):
-            sums[i, s] = bias[i]
-    for c in range(inputs.size):
-        first, column = inputs[c] + start, columns[c]
-        for p in range(first_part, last_part):
-            a, k = first + shifts[p], column + places[p]
-            for s in range(_tile):
-                for i in range(_rows):
-                    sums[i, s] += weight[row[i] + k] * x[a + s]
-    for s in range(_tile):
-        for i in range(_rows):
-            out[begin[i] + s] = sums[i, s]
+        row[i], begin[i] = rows[i], outputs[i]
+    for tile in range(_zero, length, _tile):
+        start = min(tile, length - _tile)  # the last tile overlaps the one before
+        for s in range(_tile):
+            for i in range(_rows):
+                sums[i, s] = bias[i]
+        for c in range(inputs.size):
+            first, column = inputs[c] + start, columns[c]
+            for p in range(first_part, last_part):
+                a, k = first + shifts[p], column + places[p]
+                for s in range(_tile):
+                    for i in range(_rows):
+                        sums[i, s] += weight[row[i] + k] * x[a + s]
+        for s in range(_tile):
+            for i in range(_rows):
+                out[begin[i] + start + s] = sums[i, s]
 
 
-@njit(fastmath=FASTMATH, cache=True)
+@inner
 def _correlate_short(
     x, inputs, shifts, weight, row, columns, places, first_part, last_part, bias, out
-):  # type: ignore[no-untyped-def]
+):
     """Compute one channel of a run that is too short for a tile."""
     out[:] = bias
     for c in range(inputs.size):
@@ -206,7 +230,7 @@ def _correlate_short(
                 out[s] += w * x[a + s]
 
 
-@njit(parallel=True, fastmath=FASTMATH, cache=True)
+@threaded
 def correlate(
     x: Array,  # (C, places * samples)
     weight: Array,  # (O, C, K), or (C, O, K) if swapped
@@ -224,8 +248,8 @@ def correlate(
     row, column = weight.shape[1] * kernel, kernel
     if swapped:
         row, column = column, row
-    inputs, shifts = (ins * x.shape[1]).astype(U), (parts[:, 0] * samples).astype(U)
-    columns, places = (ins * column).astype(U), parts[:, 1].astype(U)
+    inputs, shifts = _addresses(ins, x.shape[1], 0), _addresses(parts[:, 0], samples, 0)
+    columns, places = _addresses(ins, column, 0), _addresses(parts[:, 1], 1, 0)
     flat_x, flat_weight, flat_out = x.reshape(-1), weight.reshape(-1), out.reshape(-1)
     count = len(runs) - 1
     for task in prange((outs.size + _ROWS - 1) // _ROWS * count):
@@ -233,32 +257,33 @@ def correlate(
         begin, length = runs[r, 0] * samples, runs[r, 1] * samples
         p0, p1 = U(runs[r, 2]), U(runs[r + 1, 2])
         if length < TILE:
-            for o in outs[first : first + _ROWS]:
+            for i in range(first, min(first + _ROWS, outs.size)):
+                o = outs[i]
                 _correlate_short(
                     flat_x, inputs, shifts, flat_weight, U(o * row), columns, places, p0, p1,
                     bias[o], out[o, begin : begin + length],
                 )  # fmt: skip
             continue
-        # A block that is not full computes its last channel again, a last tile what overlaps.
-        block = np.empty(_ROWS, np.int64)
-        for i in range(_ROWS):
+        block, biases = np.empty(_ROWS, np.int64), np.empty(_ROWS, x.dtype)
+        for i in range(_ROWS):  # a block that is not full computes its last channel again
             block[i] = outs[min(first + i, outs.size - 1)]
-        rows, biases = (block * row).astype(U), bias[block]
-        outputs = (block * out.shape[1] + begin).astype(U)
-        for start in range(0, length, TILE):
-            _correlate_tile(
-                flat_x, inputs, shifts, U(min(start, length - TILE)), flat_weight, rows,
-                columns, places, p0, p1, biases, flat_out, outputs,
-            )  # fmt: skip
+            biases[i] = bias[block[i]]
+        _correlate_run(
+            flat_x, inputs, shifts, flat_weight, _addresses(block, row, 0), columns, places, p0, p1,
+            biases, flat_out, _addresses(block, out.shape[1], begin), U(length),
+        )  # fmt: skip
 
 
 # -- products: the gradient of the weight ----------------------------------------------------
 
 
-@njit(fastmath=FASTMATH, cache=True)
-def _product_tile(x, inputs, first_input, grad, outputs, length, sums, at):  # type: ignore[no-untyped-def]
-    """Add to ``sums[group, i, j]`` the products of 5 runs of grad and 5 of x, in LANES sums each."""
-    tile = carray(_registers(x), _SUMS_SHAPE)
+@inner
+def _product_tile(x, inputs, first_input, grad, outputs, length, sums, at):
+    """Add the products of each of 5 runs of grad and of 5 of x, LANES partial sums for each.
+
+    The runs of x begin at the inputs from ``first_input`` on, the sums at ``at``.
+    """
+    tile = carray(_registers(x), _SUMS_SHAPE)  # type: ignore[call-arg]
     b, a = carray(_registers(outputs), _ROWS), carray(_registers(inputs), _TAPS)
     for i in range(_rows):
         b[i] = outputs[i]
@@ -284,7 +309,7 @@ def _product_tile(x, inputs, first_input, grad, outputs, length, sums, at):  # t
                 sums[at + (i * _taps + j) * _lanes] += grad[b[i] + s] * x[a[j] + s]
 
 
-@njit(parallel=True, fastmath=FASTMATH, cache=True)
+@threaded
 def grad_weight(
     x: Array,  # (C, places * samples)
     grad: Array,  # (O, places * samples)
@@ -295,44 +320,48 @@ def grad_weight(
     samples: int,
     out: Array,  # (O, C, K); only what is in outs and ins is changed
 ) -> None:
-    """Compute ``out[o, c, k] = sum_q sum_s grad[o, q, s] * x[c, at_p(q), s]``, where place_p = k."""
+    """Compute ``out[o, c, k] = sum_q sum_s grad[o, q, s] * x[c, at_p(q), s]``, place_p being k."""
     kernel = out.shape[2]
     groups = (kernel + _TAPS - 1) // _TAPS
     flat_x, flat_grad = x.reshape(-1), grad.reshape(-1)
     for task in prange((outs.size + _ROWS - 1) // _ROWS * ins.size):
         first, c = task // ins.size * _ROWS, ins[task % ins.size]
         rows = min(_ROWS, outs.size - first)
-        outputs = np.empty(_ROWS, U)
-        inputs, hidden = np.empty(groups * _TAPS, U), np.zeros(groups * _TAPS, np.bool_)
-        sums = np.zeros((groups + 1, _ROWS, _TAPS, LANES), x.dtype)
-        flat_sums = sums.reshape(-1)
+        outputs, inputs = np.empty(_ROWS, U), np.empty(groups * _TAPS, U)
+        seen = np.empty(groups * _TAPS, np.bool_)
+        sums = np.zeros((groups + 1) * SUMS, x.dtype)
         for r in range(len(runs) - 1):
             for i in range(_ROWS):
                 o = outs[first + min(i, rows - 1)]
                 outputs[i] = o * grad.shape[1] + runs[r, 0] * samples
-            # Where padding hides a place from the run, products of anything are computed, apart.
-            inputs[:], hidden[:kernel] = c * x.shape[1], True
+            for k in range(groups * _TAPS):
+                inputs[k], seen[k] = c * x.shape[1], k >= kernel
             for p in range(runs[r, 2], runs[r + 1, 2]):
-                inputs[parts[p, 1]] += parts[p, 0] * samples
-                hidden[parts[p, 1]] = False
+                inputs[parts[p, 1]] = c * x.shape[1] + parts[p, 0] * samples
+                seen[parts[p, 1]] = True
             for group in range(groups):
-                k = group * _TAPS
-                apart = hidden[k : k + _TAPS].any()
+                # Where padding hides a place from the run, products of anything go to the last.
+                whole = True
+                for j in range(_TAPS):
+                    whole &= seen[group * _TAPS + j]
                 _product_tile(
-                    flat_x, inputs, U(k), flat_grad, outputs, U(runs[r, 1] * samples),
-                    flat_sums, U((groups if apart else group) * sums[0].size),
+                    flat_x, inputs, U(group * _TAPS), flat_grad, outputs, U(runs[r, 1] * samples),
+                    sums, U((group if whole else groups) * SUMS),
                 )  # fmt: skip
-                if apart:
-                    for j in range(_TAPS):
-                        if not hidden[k + j]:
-                            sums[group, :, j] += sums[groups, :, j]
-                    sums[groups] = 0
+                if not whole:
+                    for n in range(SUMS):
+                        if seen[group * _TAPS + n // LANES % _TAPS]:
+                            sums[group * SUMS + n] += sums[groups * SUMS + n]
+                        sums[groups * SUMS + n] = 0
         for i in range(rows):
             for k in range(kernel):
-                out[outs[first + i], c, k] = sums[k // _TAPS, i, k % _TAPS].sum()
+                at, total = (k // _TAPS * _ROWS + i) * _TAPS + k % _TAPS, x.dtype.type(0)
+                for s in range(LANES):
+                    total += sums[at * LANES + s]
+                out[outs[first + i], c, k] = total
 
 
-@njit(parallel=True, cache=True)
+@threaded
 def transpose(x: Array, rows: Indices, out: Array) -> None:
     """Compute ``out[j, i] = x[rows[i], j]``, in strips that suit the cache."""
     for strip in prange((rows.size + 15) // 16):
@@ -341,7 +370,7 @@ def transpose(x: Array, rows: Indices, out: Array) -> None:
                 out[j, i] = x[rows[i], j]
 
 
-@njit(parallel=True, cache=True)
+@threaded
 def spread(x: Array, rows: Indices, columns: Indices, out: Array) -> None:
     """Set ``out[i, columns[j]] = x[i, j]``, and zeros between, for the rows i that are listed."""
     for task in prange(rows.size):
@@ -354,7 +383,7 @@ def spread(x: Array, rows: Indices, columns: Indices, out: Array) -> None:
 # -- pools and rectifiers --------------------------------------------------------------------
 
 
-@njit(parallel=True, cache=True)
+@threaded
 def max_pool(
     x: Array,  # (C, places * samples)
     channels: Indices,
@@ -382,7 +411,7 @@ def max_pool(
                 k_max[s] = k if larger else k_max[s]
 
 
-@njit(parallel=True, cache=True)
+@threaded
 def grad_max_pool(
     grad: Array,  # (C, output places * samples)
     winner: NDArray[np.uint8],
@@ -397,16 +426,21 @@ def grad_max_pool(
     for task in prange(channels.size * count):
         c, r = channels[task // count], task % count
         begin, length = runs[r, 0] * samples, runs[r, 1] * samples
-        y = out[c, begin : begin + length]
-        y[:] = 0
+        y, zero = out[c, begin : begin + length], out.dtype.type(0)
+        if runs[r, 2] == runs[r + 1, 2]:  # no window sees these places
+            y[:] = 0
         for p in range(runs[r, 2], runs[r + 1, 2]):
             at, k = parts[p, 0] * samples, np.uint8(parts[p, 1])
             g, k_max = grad[c, at : at + length], winner[c, at : at + length]
-            for s in range(length):
-                y[s] += g[s] if k_max[s] == k else 0
+            if p == runs[r, 2]:
+                for s in range(length):
+                    y[s] = g[s] if k_max[s] == k else zero
+            else:
+                for s in range(length):
+                    y[s] += g[s] if k_max[s] == k else zero
 
 
-@njit(parallel=True, cache=True)
+@threaded
 def relu(x: Array, rows: Indices, out: Array) -> None:
     """Compute ``out[i] = max(x[i], 0)`` for the rows listed; arrays are (rows, columns)."""
     for task in prange(rows.size):
@@ -416,7 +450,7 @@ def relu(x: Array, rows: Indices, out: Array) -> None:
             out[i, s] = 0 if v < 0 else v  # NaN is kept
 
 
-@njit(parallel=True, cache=True)
+@threaded
 def grad_relu(grad: Array, out: Array, rows: Indices, grad_x: Array) -> None:
     """Undo :func:`relu`, given what it returned."""
     for task in prange(rows.size):
@@ -428,7 +462,7 @@ def grad_relu(grad: Array, out: Array, rows: Indices, grad_x: Array) -> None:
 # -- rows ------------------------------------------------------------------------------------
 
 
-@njit(parallel=True, fastmath=FASTMATH, cache=True)
+@threaded
 def sum_rows(x: Array, rows: Indices, out: Array) -> None:
     """Compute ``out[i] = sum(x[i])`` for the rows listed; x is (rows, columns)."""
     for task in prange(rows.size):
@@ -439,15 +473,16 @@ def sum_rows(x: Array, rows: Indices, out: Array) -> None:
         out[i] = total
 
 
-@njit(parallel=True, fastmath=FASTMATH, cache=True)
+@threaded
 def scale_rows(x: Array, factors: Array, rows: Indices, out: Array) -> None:
     """Compute ``out[i] = factors[i] * x[i]`` for the rows listed; arrays are (rows, columns)."""
     for task in prange(rows.size):
         i = rows[task]
-        out[i] = factors[i] * x[i]
+        for s in range(x.shape[1]):
+            out[i, s] = factors[i] * x[i, s]
 
 
-@njit(parallel=True, fastmath=FASTMATH, cache=True)
+@threaded
 def grad_scale_rows(
     grad: Array, x: Array, factors: Array, rows: Indices, grad_x: Array, grad_factors: Array
 ) -> None:
@@ -468,51 +503,53 @@ def grad_scale_rows(
 # -- optimisers ------------------------------------------------------------------------------
 
 
-@njit(parallel=True, fastmath=FASTMATH, cache=True)
+@threaded
 def sgd(
     weight: Array,  # (rows, columns), as all
     grad: Array,
     velocity: Array,
     rows: Indices,
-    rate: np.floating[Any],  # of the dtype of weight, lest all be computed in float64
-    momentum: np.floating[Any],
-    decay: np.floating[Any],
+    rate: float,
+    momentum: float,
+    decay: float,
     nesterov: bool,
 ) -> None:
     """Take one step of stochastic gradient descent on the rows listed, in place and in one pass."""
+    number = weight.dtype.type  # lest all be computed in float64
+    lr, m, d = number(rate), number(momentum), number(decay)
     for task in prange(rows.size):
         i = rows[task]
         for j in range(weight.shape[1]):
-            g = grad[i, j] + decay * weight[i, j]
-            velocity[i, j] = momentum * velocity[i, j] + g
-            weight[i, j] -= rate * (g + momentum * velocity[i, j] if nesterov else velocity[i, j])
+            g = grad[i, j] + d * weight[i, j]
+            velocity[i, j] = m * velocity[i, j] + g
+            weight[i, j] -= lr * (g + m * velocity[i, j] if nesterov else velocity[i, j])
 
 
-@njit(parallel=True, fastmath=FASTMATH, cache=True)
+@threaded
 def adam(
     weight: Array,  # (rows, columns), as all
     grad: Array,
     mean: Array,
     square: Array,
     rows: Indices,
-    rate: np.floating[Any],  # that of mean corrected for its bias
-    first: np.floating[Any],
-    second: np.floating[Any],
-    correction: np.floating[Any],  # of the bias of square
-    eps: np.floating[Any],
-    decay: np.floating[Any],
+    rate: float,
+    betas: tuple[float, float],
+    corrections: tuple[float, float],  # of the bias of mean and square
+    eps: float,
+    decay: float,
 ) -> None:
-    """Take one step of Adam on the rows listed, in place and in one pass."""
+    """Take one step of Adam on the rows listed, in place and in one pass, in float64."""
     for task in prange(rows.size):
         i = rows[task]
         for j in range(weight.shape[1]):
             g = grad[i, j] + decay * weight[i, j]
-            mean[i, j] += (1 - first) * (g - mean[i, j])
-            square[i, j] += (1 - second) * (g * g - square[i, j])
-            weight[i, j] -= rate * mean[i, j] / (np.sqrt(correction * square[i, j]) + eps)
+            mean[i, j] += (1 - betas[0]) * (g - mean[i, j])
+            square[i, j] += (1 - betas[1]) * (g * g - square[i, j])
+            root = np.sqrt(square[i, j] / corrections[1])
+            weight[i, j] -= rate * (mean[i, j] / corrections[0]) / (root + eps)
 
 
-@njit(cache=True)
+@_compiled()
 def erf(x: Array, out: Array) -> None:
     """Compute the error function of a flat array."""
     for i in range(x.size):

@@ -23,7 +23,7 @@ LIMIT = 1 << 28  # bytes kept beyond which what is unused is given back
 _buffers: defaultdict[int, deque[NDArray[np.uint8]]] = defaultdict(deque)
 
 
-def empty(shape: tuple[int, ...], dtype: Any) -> Array:
+def empty(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
     """Make an array that holds anything, as ``np.empty`` does.
 
     Unless it is small, it is aligned, and its memory is that of an array of the same size which
@@ -49,13 +49,13 @@ def empty(shape: tuple[int, ...], dtype: Any) -> Array:
     return out
 
 
-def _view(buffer: NDArray[np.uint8], shape: tuple[int, ...], dtype: Any, size: int) -> Array:
+def _view(buffer: NDArray[np.uint8], shape: tuple[int, ...], dtype: Any, size: int) -> NDArray[Any]:
     first = -_address(buffer) % ALIGNMENT
-    out: Array = buffer[first : first + size].view(dtype).reshape(shape)
+    out: NDArray[Any] = buffer[first : first + size].view(dtype).reshape(shape)
     return out
 
 
-def zeros(shape: tuple[int, ...], dtype: Any) -> Array:
+def zeros(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
     """Make an array of zeros, as ``np.zeros`` does, in memory as of :func:`empty`."""
     out = empty(shape, dtype)
     out.fill(0)

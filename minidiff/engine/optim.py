@@ -153,15 +153,14 @@ class SGD(Optimizer):
     def _update(
         self, weight: Array, grad: Array, rows: Indices, state: dict[str, Array], group: Group
     ) -> None:
-        number = weight.dtype.type
         kernels.sgd(
             weight,
             grad,
             _matrix(state["velocity"]),
             rows,
-            number(group.lr),
-            number(self.momentum),
-            number(group.weight_decay),
+            float(group.lr),
+            float(self.momentum),
+            float(group.weight_decay),
             self.nesterov,
         )
 
@@ -196,20 +195,18 @@ class Adam(Optimizer):
         self, weight: Array, grad: Array, rows: Indices, state: dict[str, Array], group: Group
     ) -> None:
         state["steps"] += 1
-        steps, number = float(state["steps"][0]), weight.dtype.type
-        (first, second), unbiased = self.betas, [1 - beta**steps for beta in self.betas]
+        steps, (first, second) = float(state["steps"][0]), self.betas
         kernels.adam(
             weight,
             grad,
             _matrix(state["mean"]),
             _matrix(state["square"]),
             rows,
-            number(group.lr / unbiased[0]),
-            number(first),
-            number(second),
-            number(1 / unbiased[1]),
-            number(self.eps),
-            number(group.weight_decay),
+            float(group.lr),
+            (float(first), float(second)),
+            (1 - first**steps, 1 - second**steps),
+            float(self.eps),
+            float(group.weight_decay),
         )
 
 

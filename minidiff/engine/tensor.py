@@ -81,14 +81,12 @@ class Op:
         """Apply the op, and record it if an input requires a gradient."""
         self.inputs = tensors = _as_tensors(inputs)
         self.needs = [t.requires_grad for t in tensors]
-        out = Tensor(self.forward(*[t._data if self.skips else t.data for t in tensors]))
+        out = Tensor(self.forward(*[t._data if self.skips else t._whole() for t in tensors]))
         if self.active is not None:
             out.active, out._hollow = self.active, self.skips
         if True in self.needs and _recording.get():
             self.versions = [t.version for t in tensors]
             out.requires_grad, out.creator, out.order = True, self, next(_applied)
-            # What is on the tape must not change before backward reads it; NumPy sees to it.
-            out._data.flags.writeable = False
         else:
             self.inputs = ()
         return out
@@ -178,10 +176,12 @@ class Tensor:
     @property
     def data(self) -> Array:
         """The values, an ndarray."""
-        if self._hollow:
-            self._data, self._hollow = _with_zeros(self._data, self.active), False
-            self._data.flags.writeable = self.creator is None
-        return self._data
+        if self.creator is None:
+            return self._whole()
+        # What is on the tape must not change before backward reads it; NumPy sees to it.
+        view = self._whole().view()
+        view.flags.writeable = False
+        return view
 
     @data.setter
     def data(self, values: Array) -> None:
@@ -197,6 +197,11 @@ class Tensor:
         if values is self._data:  # ``t.data -= step`` has changed it in place
             self.version += 1
         self._data = np.asarray(values, self.dtype)
+
+    def _whole(self) -> Array:
+        if self._hollow:
+            self._data, self._hollow = _with_zeros(self._data, self.active), False
+        return self._data
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -261,7 +266,8 @@ class Tensor:
         elif np.shape(grad) != self.shape:
             raise ValueError(f"grad has shape {np.shape(grad)}; expected {self.shape}.")
 
-        grads = {id(self): _shared(np.asarray(grad, self.dtype))}
+        grads = {id(self): np.asarray(grad, self.dtype)}
+        shared = {id(self)}  # whose gradient is an array that others may hold too
         live: dict[int, Indices | None] = {}
         for tensor in _backward_order(self):
             grad, op = grads.pop(id(tensor)), tensor.creator
@@ -272,7 +278,8 @@ class Tensor:
                     tensor.grad = np.asarray(tensor.grad + grad)
                     tensor.live = _union(tensor.live, live.get(id(tensor)))
                 else:
-                    tensor.grad = grad if grad.flags.writeable else grad.copy()
+                    own = grad.flags.writeable and id(tensor) not in shared
+                    tensor.grad = grad if own else grad.copy()
                     tensor.live = live.get(id(tensor))
                 continue
             _check_versions(op)
@@ -282,11 +289,12 @@ class Tensor:
                     continue
                 if part.shape != parent._data.shape:
                     part = _unbroadcast(part, parent.shape)
-                part = np.asarray(part, parent.dtype)
-                if part is grad or part.base is not None and np.may_share_memory(part, grad):
-                    part = _shared(part)
-                key = id(parent)
-                if key in grads:
+                part, key = np.asarray(part, parent.dtype), id(parent)
+                if key not in grads:
+                    if np.may_share_memory(part, grad):
+                        shared.add(key)
+                else:
+                    shared.discard(key)
                     if parent.active is not None:  # what is anything must not be added
                         grads[key] = _with_zeros(grads[key], parent.active)
                         part = _with_zeros(part, parent.active)
@@ -418,13 +426,6 @@ def _backward_order(root: Tensor) -> list[Tensor]:
                 seen.add(id(parent))
                 stack.append(parent)
     return sorted(found, key=lambda tensor: -tensor.order)
-
-
-def _shared(grad: Array) -> Array:
-    """Mark an array that others may hold too, so that it does not become somebody's ``.grad``."""
-    view = grad.view()
-    view.flags.writeable = False
-    return view
 
 
 def _union(a: Indices | None, b: Indices | None) -> Indices | None:

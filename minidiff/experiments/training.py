@@ -254,7 +254,9 @@ class Trainer:
         total = loss
         if self.gates_learn:
             risen = (self.step / self.steps - config.gate_start) / max(config.ramp, 1e-9)
-            total = loss + (config.penalty * min(1.0, risen) / len(self.data.train)) * self.surrogate()
+            total = (
+                loss + (config.penalty * min(1.0, risen) / len(self.data.train)) * self.surrogate()
+            )
         value = loss.item()
         if not math.isfinite(value):
             raise NonFiniteLossError(

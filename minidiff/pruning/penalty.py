@@ -86,7 +86,7 @@ class Live:
     ) -> None:
         """Add the derivative of ``grad @ values`` to ``grads`` of each gate."""
         for i, (gate, groups) in enumerate(self.factors):
-            part = grad
+            part: Any = grad
             if len(self.factors) > 1:
                 part = grad * Live(self.size, self.factors[:i] + self.factors[i + 1 :]).values(said)
             if groups is not None:
@@ -213,7 +213,9 @@ class ExpectedCost(Op):
         self.steps, self.gates, self.price = steps, gates, price
 
     def forward(self, *probabilities: Array) -> Array:
-        said = {gate: p.astype(np.float64) for gate, p in zip(self.gates, probabilities, strict=True)}
+        said = {
+            gate: p.astype(np.float64) for gate, p in zip(self.gates, probabilities, strict=True)
+        }
         self.grads: dict[Gate, Array] = {gate: np.zeros(gate.count) for gate in self.gates}
         total = 0.0
         for step in self.steps:
@@ -299,11 +301,11 @@ def count(model: Module, shape: Shape) -> list[LayerCount]:
     used: NDArray[np.bool_] | None = None  # of a layer's outputs, by later layers
     for step in reversed(steps):
         outputs, inputs = step.layer.weight.shape[:2]
-        live_out = step.live_out.values(is_open) > 0
+        live_out: NDArray[np.bool_] = np.asarray(step.live_out.values(is_open) > 0)
         if used is not None:  # it may be per place of each channel, behind a Flatten
             live_out &= used.reshape(outputs, -1).any(axis=1)
         weights = step.open_weights(is_open) & live_out[:, None, None]
-        used = weights.any(axis=(0, 2))
+        used = np.asarray(weights.any(axis=(0, 2)))
         left = int(weights.sum())
         counts.append(
             LayerCount(
