@@ -45,6 +45,7 @@ from ._types import Array, Indices
 # Threads that wait for others do so in a busy loop, but soon fall asleep: to wait for long would
 # make a step ten times slower wherever a machine has other work too. GNU's OpenMP reads this when
 # the first parallel kernel starts.
+SPIN_COUNT_SET_HERE = "GOMP_SPINCOUNT" not in os.environ
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 # Sums may be reordered; NaN and infinity keep their meaning (unlike under full fastmath).
@@ -554,3 +555,30 @@ def erf(x: Array, out: Array) -> None:
     """Compute the error function of a flat array."""
     for i in range(x.size):
         out[i] = _erf(x[i])
+
+
+# -- a yardstick -----------------------------------------------------------------------------
+
+
+@inner
+def _multiply_add(rounds, out):
+    """Do nothing but multiply-adds in registers: ``x = x * a + b``, so often."""
+    tile = carray(_registers(out), _TILE_SHAPE)
+    a, b = out[0], out[1]
+    for s in range(_tile):
+        for i in range(_rows):
+            tile[i, s] = out[s]
+    for _ in range(rounds):
+        for s in range(_tile):
+            for i in range(_rows):
+                tile[i, s] = tile[i, s] * a + b
+    for s in range(_tile):
+        for i in range(_rows):
+            out[s] += tile[i, s]
+
+
+@threaded
+def multiply_add(rounds: int, out: Array) -> None:
+    """Do ``rounds`` times 5 * TILE multiply-adds for each row of out, (rows, TILE)."""
+    for task in prange(len(out)):
+        _multiply_add(rounds, out[task])

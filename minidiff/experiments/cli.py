@@ -64,6 +64,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.set_defaults(run=_evaluate)
     evaluate.add_argument("directory", metavar="RUN", type=Path, help="a run directory")
+
+    bench = commands.add_parser(
+        "bench",
+        help="measure the speed of kernels, training steps and predictions",
+        description="Measure how fast this machine is and how much of that minidiff uses; a minute "
+        "or two. Nothing else should be running.",
+    )
+    bench.set_defaults(run=_bench)
+    bench.add_argument(
+        "--against", choices=("torch",), help="do the same work in PyTorch too, if it is installed"
+    )
+    bench.add_argument("--threads", type=int, metavar="K", help="default: one for each core")
+    bench.add_argument("--out", metavar="DIR", type=Path, help="for bench.json and bench.png")
     return parser
 
 
@@ -299,6 +312,25 @@ def _table(result: dict[str, Any]) -> str:
         rows.append(("", "", "", "Nothing is left: try a smaller --lambda."))
     lines = [f"{a:<15}{b:>12}{c:>12}   {d}".rstrip() for a, b, c, d in rows]
     return "\n" + "\n".join(lines)
+
+
+# -- minidiff bench --------------------------------------------------------------------------
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from .bench import Bench, report
+    from .plots import bench_figure, save
+
+    import numba
+
+    _set_threads(options.threads)
+    run = Run.create(options.out or _free_directory("bench"))
+    bench = Bench(numba.get_num_threads(), options.against == "torch", say=print)
+    results = bench.run()
+    run.write_json("bench.json", results)
+    save(bench_figure(results), run.path, "bench")
+    print(f"\n{report(results)}\n\nsaved in {run.path}")
+    return 0
 
 
 # -- minidiff evaluate -----------------------------------------------------------------------

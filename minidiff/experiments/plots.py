@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "architecture_over_time",
+    "bench_figure",
     "error_and_loss",
     "expected_and_actual",
     "first_filters",
@@ -266,6 +267,55 @@ def overview(records: Records, filters: Array, kept: NDArray[np.bool_]) -> "Figu
     _draw_filters(last, filters, kept, math.isqrt(len(filters)))
     last.set_title(f"{int(kept.sum())} of {len(kept)} filters")
     figure.suptitle(_headline(records[-1]), x=0.01, ha="left", fontsize=13.5, fontweight="bold")
+    return figure
+
+
+@_styled
+def bench_figure(results: Mapping[str, Any]) -> "Figure":
+    """Draw what ``minidiff bench`` has measured: kernels beside the machine, steps beside MACs."""
+    figure = _figure(11.5, 4.2)
+    left, right = figure.subplots(1, 2, width_ratios=[1.25, 1])
+    matmul, rows = results["matmul_gflops"], results["kernels"]
+    heights = np.arange(len(rows))[::-1]
+    left.barh(heights, [row["gflops"] for row in rows], color=BLUE, height=0.6, label="minidiff")
+    if rows[0]["times_torch"] is not None:
+        torch = [row["gflops"] / row["times_torch"] for row in rows]
+        left.plot(torch, heights, "o", color=VERMILION, label="PyTorch")
+        left.legend(loc="lower right", frameon=True, framealpha=1, edgecolor="white")
+    for value, name in ((matmul, "matmul"), (results["peak_gflops"], "peak")):
+        left.axvline(value, color=INK, linewidth=1, linestyle="--")
+        left.annotate(
+            name, (value, 1), (0, 3), xycoords=left.get_xaxis_transform(),
+            textcoords="offset points", ha="center", color=INK, fontsize=9,
+        )  # fmt: skip
+    left.set_yticks(heights, [row["name"] for row in rows])
+    left.set_xlim(0, 1.06 * max(results["peak_gflops"], *(row["gflops"] for row in rows)))
+    left.grid(axis="x")
+    left.grid(axis="y", visible=False)
+    left.set_xlabel("GFLOP/s")
+    left.set_title("Kernels", pad=18)
+
+    steps = results["steps"]
+    macs = [row["macs"] / 1e6 for row in steps]
+    times = [row["milliseconds"] for row in steps]
+    right.plot(macs, times, "o-", color=BLUE)
+    for row, x, y in zip(steps, macs, times, strict=True):
+        right.annotate(
+            row["architecture"], (x, y), (6, -10), textcoords="offset points", fontsize=8,
+            color=MUTED,
+        )  # fmt: skip
+    torch_step = results["dense_step"].get("torch_milliseconds")
+    if torch_step is not None:
+        right.plot(macs[:1], [torch_step], "o", color=VERMILION)
+        right.annotate(
+            "dense in PyTorch", (macs[0], torch_step), (-8, -3), textcoords="offset points",
+            ha="right", color=VERMILION,
+        )  # fmt: skip
+    right.set_xlim(0, 1.3 * macs[0])
+    right.set_ylim(0, 1.12 * max(*times, torch_step or 0))
+    right.set_xlabel("million MACs a sample")
+    right.set_ylabel("ms a training step")
+    right.set_title(f"Training step, batch {results['batch']}", pad=18)
     return figure
 
 
