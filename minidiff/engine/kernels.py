@@ -563,7 +563,7 @@ def erf(x: Array, out: Array) -> None:
 @inner
 def _multiply_add(rounds, out):
     """Do nothing but multiply-adds in registers: ``x = x * a + b``, so often."""
-    tile = carray(_registers(out), _TILE_SHAPE)
+    tile = carray(_registers(out), _TILE_SHAPE)  # type: ignore[call-arg]
     a, b = out[0], out[1]
     for s in range(_tile):
         for i in range(_rows):

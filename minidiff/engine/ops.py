@@ -557,13 +557,13 @@ class CrossEntropy(Op):
         self.softmax = np.exp(shifted)
         total = self.softmax.sum(axis=0)
         self.softmax /= total
-        picked = shifted[self.labels, np.arange(len(self.labels))]
-        return np.asarray((np.log(total) - picked).mean(dtype=logits.dtype))
+        self.picked = self.labels, np.arange(len(self.labels))
+        losses = np.log(total) - shifted[self.picked]
+        return np.asarray(losses.sum() * losses.dtype.type(1 / len(losses)))
 
     def backward(self, grad: Array) -> tuple[Array | None, ...]:
-        out = self.softmax.copy()
-        out[self.labels, np.arange(len(self.labels))] -= 1
-        out *= grad / len(self.labels)
+        out = self.softmax * (grad / len(self.labels))
+        out[self.picked] -= grad / len(self.labels)
         return (out,)
 
 

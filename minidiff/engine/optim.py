@@ -77,9 +77,9 @@ class Optimizer:
                 weight = parameter.data
                 if not state:
                     state.update(self._initial(weight))
-                rows = np.arange(len(weight) if weight.ndim else 1)
-                # Nothing depends on slices that are not live, and none of them moves.
-                rows = rows if parameter.live is None else parameter.live
+                rows = parameter.live  # nothing depends on other slices, and none of them moves
+                if rows is None:
+                    rows = np.arange(len(weight) if weight.ndim else 1)
                 flat = np.ascontiguousarray(weight)  # itself, unless set from a transposed array
                 self._update(_matrix(flat), _matrix(parameter.grad), rows, state, group)
                 if flat is not weight:

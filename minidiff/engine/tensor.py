@@ -12,7 +12,7 @@ The ops behind Python's operators, and those that change or reduce shapes, live 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from itertools import compress, count, zip_longest
+from itertools import compress, count
 from typing import Any, SupportsIndex, TypeAlias, Union
 
 import numpy as np
@@ -283,15 +283,15 @@ class Tensor:
                     tensor.live = live.get(id(tensor))
                 continue
             _check_versions(op)
-            parts = op.backward(grad)
-            for parent, needed, part, lives in zip_longest(op.inputs, op.needs, parts, op.live):
-                if part is None or not needed:
+            for i, (parent, part) in enumerate(zip(op.inputs, op.backward(grad), strict=True)):
+                if part is None or not op.needs[i]:
                     continue
+                part = np.asarray(part, parent._data.dtype)
                 if part.shape != parent._data.shape:
-                    part = _unbroadcast(part, parent.shape)
-                part, key = np.asarray(part, parent.dtype), id(parent)
+                    part = _unbroadcast(part, parent._data.shape)
+                key, lives = id(parent), op.live[i] if op.live else None
                 if key not in grads:
-                    if np.may_share_memory(part, grad):
+                    if _owner(part) is _owner(grad):
                         shared.add(key)
                 else:
                     shared.discard(key)
@@ -428,6 +428,11 @@ def _backward_order(root: Tensor) -> list[Tensor]:
     return sorted(found, key=lambda tensor: -tensor.order)
 
 
+def _owner(array: Array) -> Any:
+    """Return what owns the memory of an array, which is another array if it is a view."""
+    return array if array.base is None else array.base
+
+
 def _union(a: Indices | None, b: Indices | None) -> Indices | None:
     return None if a is None or b is None else np.union1d(a, b)
 
@@ -446,13 +451,16 @@ def _parents(tensor: Tensor) -> Iterator[Tensor]:
 
 
 def _check_versions(op: Op) -> None:
-    for tensor, version in zip(op.inputs, op.versions, strict=True):
-        if tensor.version != version:
-            raise RuntimeError(
-                f"an input of {type(op).__name__} (shape {tensor.shape}) was changed in place "
-                f"after it was used, for instance by an optimiser's step: its old values are gone. "
-                f"Run the forward pass again before backward()."
-            )
+    if [tensor.version for tensor in op.inputs] == op.versions:
+        return
+    changed = next(
+        t for t, version in zip(op.inputs, op.versions, strict=True) if t.version != version
+    )
+    raise RuntimeError(
+        f"an input of {type(op).__name__} (shape {changed.shape}) was changed in place after it "
+        f"was used, for instance by an optimiser's step: its old values are gone. Run the forward "
+        f"pass again before backward()."
+    )
 
 
 def _unbroadcast(grad: Array, shape: tuple[int, ...]) -> Array:

@@ -34,8 +34,9 @@ __all__ = ["Bench", "report"]
 
 BATCH = 128
 MATRIX = 1024  # of the matrix multiplication that is the measure
-# In each of so many turns a function rests, so that threads of the one before fall asleep (OpenBLAS: 0.1 s), runs
-# until its own threads have found a core each, and is then called so often with the clock running.
+# In each of so many turns a function waits until the threads of the one before have fallen asleep
+# (those of OpenBLAS take 0.1 s), runs until its own have found a core each, and is then called so
+# often with the clock running.
 ROUNDS, REST, WARM_UP, BURST = 6, 0.2, 0.03, 15  # the two in the middle in seconds
 LAYERS = {  # shapes of input without the batch, and of weight
     "conv1": ((1, 28, 28), (20, 1, 5, 5)),
@@ -339,7 +340,7 @@ class Bench:
 
     def _steps(self) -> None:
         trainers = {left: _trainer(left) for left in ARCHITECTURES}
-        smallest, smallest_step = _trainer((1, 1, 1, 1), batch=1)
+        _, smallest_step = _trainer((1, 1, 1, 1), batch=1)
         calls = {_name(left): step for left, (_, step) in trainers.items()}
         calls["smallest"] = smallest_step
         times = in_turns(calls | self._torch_call("step"), rounds=6)

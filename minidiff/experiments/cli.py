@@ -318,10 +318,10 @@ def _table(result: dict[str, Any]) -> str:
 
 
 def _bench(options: argparse.Namespace) -> int:
+    import numba
+
     from .bench import Bench, report
     from .plots import bench_figure, save
-
-    import numba
 
     _set_threads(options.threads)
     run = Run.create(options.out or _free_directory("bench"))

@@ -129,32 +129,37 @@ class Gate(Module):
         deterministic gates it is a smooth stand-in (with normal noise) whose gradient never
         dies, as that of the gate itself does.
         """
-        return OpenProbability(self.width, self.noise or "normal", self.sigma)(self.phi)
+        return OpenProbability(self)(self.phi)
+
+    def tail(self, phi: Array) -> tuple[Array, Array]:
+        """Return the open probability as of :meth:`open_probability`, and its derivative."""
+        number = phi.dtype.type
+        t = (phi + number(self.width / 2)) * number(1 / self.sigma)
+        if self.noise == "logistic":
+            p = 0.5 * np.tanh(0.5 * t) + 0.5  # which does not overflow
+            density = p * (1 - p)
+        elif self.noise == "uniform":
+            p, density = np.clip(0.5 * t + 0.5, 0, 1), np.where(abs(t) <= 1, number(0.5), number(0))
+        else:
+            t *= number(1 / math.sqrt(2))
+            p = np.empty(t.shape, t.dtype)
+            kernels.erf(t, p)
+            p, density = 0.5 * p + 0.5, np.exp(-t * t) * number(1 / math.sqrt(2 * math.pi))
+        return p, density * number(1 / self.sigma)
 
 
 class OpenProbability(Op):
     """P(phi + sigma * noise > -width/2): the distribution function of the noise."""
 
-    def __init__(self, width: float, noise: str, sigma: float) -> None:
-        self.width, self.noise, self.sigma = width, noise, sigma
+    def __init__(self, gate: Gate) -> None:
+        self.gate = gate
 
     def forward(self, phi: Array) -> Array:
-        number = phi.dtype.type
-        t = (phi + number(self.width / 2)) * number(1 / self.sigma)
-        if self.noise == "normal":
-            scaled, out = t * number(1 / math.sqrt(2)), np.empty_like(t)
-            kernels.erf(scaled, out)
-            self.density = np.exp(-scaled * scaled) * number(1 / math.sqrt(2 * math.pi))
-            return 0.5 * out + 0.5
-        if self.noise == "logistic":
-            out = 0.5 * np.tanh(0.5 * t) + 0.5  # which does not overflow
-            self.density = out * (1 - out)
-            return out
-        self.density = 0.5 * (abs(t) <= 1).astype(t.dtype)
-        return np.clip(0.5 * t + 0.5, 0, 1)
+        p, self.density = self.gate.tail(phi)
+        return p
 
     def backward(self, grad: Array) -> tuple[Array | None, ...]:
-        return (grad * self.density * grad.dtype.type(1 / self.sigma),)
+        return (grad * self.density,)
 
 
 class ScaleSlices(Op):
@@ -168,7 +173,7 @@ class ScaleSlices(Op):
 
     def __init__(self, active: Indices, closed_for_good: bool) -> None:
         self.active: Indices = active
-        self.live = (active,) if closed_for_good else ()
+        self.live = (active, None) if closed_for_good else ()
 
     def forward(self, x: Array, z: Array) -> Array:
         self.x, self.z = np.ascontiguousarray(x), z

@@ -81,6 +81,10 @@ class Live:
             out = value if out is None else out * value
         return np.ones(self.size) if out is None else out
 
+    def total(self, said: Mapping[Gate, NDArray[Any]]) -> float:
+        """Sum :meth:`values`."""
+        return float(self.values(said).sum()) if self.factors else float(self.size)
+
     def backward(
         self, grad: Array | float, said: Mapping[Gate, Array], grads: dict[Gate, Array]
     ) -> None:
@@ -143,14 +147,15 @@ class Step:
 
         ``grad`` times the derivative is added to ``grads``, if given.
         """
-        a, b, grouped = self.live_in.values(said), self.live_out.values(said), self.groups()
+        grouped = self.groups()
         if not grouped:
-            ins, outs = float(a.sum()), float(b.sum())
+            ins, outs = self.live_in.total(said), self.live_out.total(said)
             if grads is not None:
                 self.live_in.backward(grad * self.kernel_size * outs, said, grads)
                 self.live_out.backward(grad * self.kernel_size * ins, said, grads)
             return self.kernel_size * ins * outs
         gate, labels = grouped
+        a, b = self.live_in.values(said), self.live_out.values(said)
         alive = said[gate][labels].sum(axis=2)  # (O, I)
         if grads is not None:
             self.live_in.backward(grad * b @ alive, said, grads)
@@ -204,7 +209,7 @@ def _chain(module: Module, prefix: str) -> Iterator[tuple[str, Module]]:
 
 
 class ExpectedCost(Op):
-    """The price of the weights expected to be left, given the probabilities that gates are open.
+    """The price of the weights expected to be left, as a function of the gates' phi.
 
     The derivative is the same walk again with little to add, so it is taken along.
     """
@@ -212,19 +217,21 @@ class ExpectedCost(Op):
     def __init__(self, steps: list[Step], gates: list[Gate], price: Callable[[int], float]) -> None:
         self.steps, self.gates, self.price = steps, gates, price
 
-    def forward(self, *probabilities: Array) -> Array:
-        said = {
-            gate: p.astype(np.float64) for gate, p in zip(self.gates, probabilities, strict=True)
-        }
-        self.grads: dict[Gate, Array] = {gate: np.zeros(gate.count) for gate in self.gates}
+    def forward(self, *phis: Array) -> Array:
+        tails = [gate.tail(phi) for gate, phi in zip(self.gates, phis, strict=True)]
+        said = {gate: p for gate, (p, _) in zip(self.gates, tails, strict=True)}
+        grads: dict[Gate, Array] = {gate: np.zeros(gate.count) for gate in self.gates}
         total = 0.0
         for step in self.steps:
             price = self.price(step.places)
-            total += price * step.expected_weights(said, price, self.grads)
-        return np.asarray(total, np.result_type(np.float32, *probabilities))
+            total += price * step.expected_weights(said, price, grads)
+        self.grads = [
+            grads[gate] * density for gate, (_, density) in zip(self.gates, tails, strict=True)
+        ]
+        return np.asarray(total, np.result_type(np.float32, *phis))
 
     def backward(self, grad: Array) -> tuple[Array | None, ...]:
-        return tuple(float(grad) * self.grads[gate] for gate in self.gates)
+        return tuple(float(grad) * part for part in self.grads)
 
 
 class Surrogate:
@@ -260,7 +267,7 @@ class Surrogate:
     def __call__(self) -> Tensor:
         """Return the expected cost, a Tensor of shape () that is differentiable in all phi."""
         op = ExpectedCost(self.steps, self.gates, self.price)
-        return op(*[gate.open_probability() for gate in self.gates])
+        return op(*[gate.phi for gate in self.gates])
 
 
 def expected_cost(model: Module, shape: Shape, *, cost: str = "weights") -> Tensor:
