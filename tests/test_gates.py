@@ -568,3 +568,61 @@ def test_an_input_that_does_not_fit_the_gates_is_an_error_that_gives_both_shapes
     gated = md.Gated(nn.Linear(2, 3, rng=np.random.default_rng(0)), inputs=md.Gate(2))
     with pytest.raises(ValueError, match=r"gates of shape \(2,\) .* x of shape \(5, 4\)"):
         gated(np.ones((5, 4), np.float32))
+
+
+# -- what an optimiser may leave alone
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.01])
+def test_to_leave_closed_weights_alone_changes_neither_the_outputs_nor_what_is_open(decay):
+    x = np.random.default_rng(7).standard_normal((2, 9, 9, 4))
+    labels = np.array([0, 1, 2, 1])
+    runs = []
+    for leave in (True, False):
+        model = network(6)
+        phis = [p for name, p in model.named_parameters() if name.endswith("phi")]
+        others = [p for name, p in model.named_parameters() if not name.endswith("phi")]
+        weights = md.optim.SGD(others, lr=0.01, momentum=0.9, weight_decay=decay)
+        gates = md.optim.Adam(phis, lr=0.05)
+        outputs, shares = [], []
+        for _ in range(30):
+            logits = model(x)
+            outputs.append(logits.data.copy())
+            weights.zero_grad()
+            gates.zero_grad()
+            cost = md.expected_cost(model, (2, 9, 9))
+            (md.ops.cross_entropy(logits, labels) + 0.02 * cost).backward()
+            live = model.layers[0].layer.weight.live
+            shares.append(len(live))
+            assert not np.delete(model.layers[0].layer.weight.grad, live, axis=0).any()
+            if not leave:
+                for parameter in others:
+                    parameter.live = None
+            weights.step()
+            gates.step()
+        assert 0 < shares[-1] < shares[0]  # gates did close, some of them
+        assert all(np.diff(shares) <= 0)  # and none opened again
+        runs.append((outputs, model))
+    for found, expected in zip(*(outputs for outputs, _ in runs), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    left, moved = (model.layers[0].layer.weight.data for _, model in runs)
+    open_rows = runs[0][1].layers[0].outputs.is_open()
+    np.testing.assert_array_equal(left[open_rows], moved[open_rows])
+    assert (left[~open_rows] != moved[~open_rows]).any()
+
+
+def test_weights_of_gates_that_may_open_again_are_not_left_alone():
+    model = network(8, noise="normal")
+    model(np.ones((2, 9, 9, 2))).sum().backward()
+    assert model.layers[0].layer.weight.live is None
+
+
+def test_a_layer_with_two_sets_of_gates_is_live_where_either_is_open():
+    layer = nn.Linear(2, 4, rng=np.random.default_rng(0), dtype=np.float64)
+    first = md.Gated(layer, outputs=gate_at(np.array([1.0, -1.0, 1.0, -1.0])))
+    second = md.Gated(layer, outputs=gate_at(np.array([-1.0, -1.0, 1.0, 1.0])))
+    x = np.ones((2, 3))
+    (first(x).sum() + second(x).sum()).backward()
+    np.testing.assert_array_equal(layer.weight.live, [0, 2, 3])
+    layer(x).sum().backward()
+    assert layer.weight.live is None

@@ -1,6 +1,7 @@
 """The layers of the package: engine <- pruning <- experiments, and extras only where needed."""
 
 import ast
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -77,7 +78,12 @@ def test_imports_run_from_experiments_through_pruning_to_the_engine(package, for
                 assert not belongs(module, f"minidiff.{other}"), name(path)
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name)
+@pytest.mark.parametrize(
+    # The worker is a script for another process, and nothing imports it.
+    "path",
+    [path for path in SOURCES if path.name != "torch_worker.py"],
+    ids=name,
+)
 def test_modules_import_nothing_beyond_the_core_until_it_is_needed(path):
     outside = {module.split(".")[0] for module in imports(path, nested=False)}
     assert outside <= CORE | set(sys.stdlib_module_names)
@@ -107,3 +113,21 @@ def test_importing_minidiff_is_light():
 
 def test_everything_that_minidiff_promises_is_there():
     assert [n for n in minidiff.__all__ if not hasattr(minidiff, n)] == []
+
+
+def test_importing_minidiff_compiles_nothing_and_starts_no_threads(tmp_path):
+    code = (
+        "import minidiff, threading; from minidiff.engine import kernels\n"
+        "print(threading.active_count(), [n for n, f in vars(kernels).items()\n"
+        "      if getattr(f, 'signatures', None)])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=ROOT.parent,
+        env=os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)},
+        check=True,
+    )
+    assert done.stdout.split() == ["1", "[]"]
+    assert list(tmp_path.rglob("*.nb?")) == []  # what Numba keeps

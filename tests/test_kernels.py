@@ -172,7 +172,7 @@ def test_max_pool_kernels_match_loops_on_any_channels_and_touch_no_others(
     out = np.full((channels, *seen.shape, samples), SENTINEL, dtype)
     winner = np.zeros(out.shape, np.uint8).reshape(channels, -1)
     kernels.max_pool(
-        x.reshape(channels, -1), live, seen.runs, seen.parts, samples,
+        x.reshape(channels, -1), live, seen.runs, seen.parts, samples, False,
         out.reshape(channels, -1), winner,
     )  # fmt: skip
     np.testing.assert_array_equal(out[live], naive.max_pool2d(x, case.kernel, case.stride)[live])

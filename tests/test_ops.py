@@ -447,6 +447,34 @@ def test_dropout_refuses_what_is_no_probability(p: float) -> None:
 
 @few
 @given(st.data(), pools(), dtypes)
+def test_a_rectified_max_pool2d_is_a_pool_and_a_relu_in_either_order(
+    data: st.DataObject, case: Pool, dtype: Any
+) -> None:
+    # Few values, so many are equal, to each other and to 0.
+    values = data.draw(arrays(case.x, -2, 3, np.int64)).astype(dtype)
+    if data.draw(st.booleans()):
+        values.flat[0] = np.nan
+    results = []
+    for function in (
+        lambda x: ops.max_pool2d(x, case.kernel, stride=case.stride, relu=True),
+        lambda x: ops.relu(ops.max_pool2d(x, case.kernel, stride=case.stride)),
+        lambda x: ops.max_pool2d(ops.relu(x), case.kernel, stride=case.stride),
+    ):
+        x = leaf(values)
+        out = function(x)
+        grad = np.random.default_rng(0).standard_normal(out.shape).astype(dtype)
+        grad[np.isnan(out.data)] = 0  # whether NaN passes a gradient is nobody's business
+        out.backward(grad)
+        results.append((out.data, x.grad))
+    for out, x_grad in results[1:]:
+        np.testing.assert_array_equal(out, results[0][0])
+        np.testing.assert_array_equal(x_grad, results[0][1])
+    with pytest.raises(ValueError, match="over 255 places"):
+        ops.max_pool2d(np.zeros((1, 16, 16, 1)), 16, relu=True)
+
+
+@few
+@given(st.data(), pools(), dtypes)
 def test_max_pool2d_takes_the_largest(data: st.DataObject, case: Pool, dtype: Any) -> None:
     x = data.draw(distinct(case.x, dtype))
     out = ops.max_pool2d(x, case.kernel, stride=case.stride)

@@ -25,53 +25,20 @@ nothing. Threads share out outputs, never the terms of a sum, and each sum has o
 bits at any number of threads.
 """
 
-import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from math import erf as _erf
-from typing import Any, TypeVar
 
 import llvmlite.binding as llvm
 import numpy as np
-from numba import carray, njit, prange, types  # type: ignore[attr-defined]  # not in its stubs
+from numba import carray, prange, types  # type: ignore[attr-defined]  # not in its stubs
 from numba.core.cgutils import alloca_once
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from ._types import Array, Indices
-
-# Threads that wait for others do so in a busy loop, but soon fall asleep: to wait for long would
-# make a step ten times slower wherever a machine has other work too. GNU's OpenMP reads this when
-# the first parallel kernel starts.
-SPIN_COUNT_SET_HERE = "GOMP_SPINCOUNT" not in os.environ
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-
-# Sums may be reordered; NaN and infinity keep their meaning (unlike under full fastmath).
-FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
-
-# Only what says prange runs in parallel: to start threads for a short vector costs more than it.
-PRANGE = {
-    **dict.fromkeys(("comprehension", "reduction", "inplace_binop", "setitem"), False),
-    **dict.fromkeys(("numpy", "stencil", "fusion"), False),
-    "prange": True,
-}
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def _compiled(**options: Any) -> Callable[[F], F]:
-    """Return Numba's decorator; what it decorates is called like the plain function."""
-    decorator: Callable[[F], F] = njit(
-        fastmath=FASTMATH, error_model="numpy", cache=True, **options
-    )
-    return decorator
-
-
-threaded = _compiled(parallel=PRANGE)
-# Of functions that only kernels call, no second copy is compiled for Python to call.
-inner = _compiled(no_cpython_wrapper=True, no_cfunc_wrapper=True)
+from .compiled import inner, plain, threaded
 
 # An index that is unsigned needs no provision for negative ones, which in the innermost loops would
 # cost as much as the arithmetic.
@@ -383,6 +350,8 @@ def spread(x: Array, rows: Indices, columns: Indices, out: Array) -> None:
 
 # -- pools and rectifiers --------------------------------------------------------------------
 
+NOBODY = 255  # the winner of a window in which 0 is the largest
+
 
 @threaded
 def max_pool(
@@ -391,19 +360,24 @@ def max_pool(
     runs: Indices,
     parts: Indices,
     samples: int,
+    rectified: bool,
     out: Array,  # (C, output places * samples)
     winner: NDArray[np.uint8],  # of the same shape: through which place the largest was seen
 ) -> None:
-    """Take the largest of each window; of equals, the first."""
+    """Take the largest of each window; of equals, the first.
+
+    If ``rectified``, 0 is in every window, before all places, and its winner is NOBODY.
+    """
     count = len(runs) - 1
     for task in prange(channels.size * count):
         c, r = channels[task // count], task % count
         begin, length = runs[r, 0] * samples, runs[r, 1] * samples
         y, k_max = out[c, begin : begin + length], winner[c, begin : begin + length]
+        y[:], k_max[:] = 0, NOBODY
         for p in range(runs[r, 2], runs[r + 1, 2]):
             at, k = parts[p, 0] * samples, np.uint8(parts[p, 1])
             v = x[c, at : at + length]
-            if p == runs[r, 2]:
+            if p == runs[r, 2] and not rectified:
                 y[:], k_max[:] = v, k
                 continue
             for s in range(length):
@@ -550,7 +524,7 @@ def adam(
             weight[i, j] -= rate * (mean[i, j] / corrections[0]) / (root + eps)
 
 
-@_compiled()
+@plain
 def erf(x: Array, out: Array) -> None:
     """Compute the error function of a flat array."""
     for i in range(x.size):

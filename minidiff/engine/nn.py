@@ -266,11 +266,18 @@ class _Pool2d(Module):
 
 
 class MaxPool2d(_Pool2d):
-    """Largest of each window; ``stride`` is the window's size unless given."""
+    """Largest of each window; ``stride`` is the window's size unless given.
+
+    With ``relu``, a ReLU is part of it: the same numbers as one before or behind, with less work.
+    """
+
+    def __init__(self, kernel: Pair, *, stride: Pair | None = None, relu: bool = False) -> None:
+        super().__init__(kernel, stride=stride)
+        self.relu = relu
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute (C, H', W', N) from (C, H, W, N)."""
-        return ops.max_pool2d(x, self.kernel, stride=self.stride)
+        return ops.max_pool2d(x, self.kernel, stride=self.stride, relu=self.relu)
 
 
 class AvgPool2d(_Pool2d):

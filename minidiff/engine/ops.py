@@ -403,12 +403,12 @@ def dropout(x: TensorLike, p: float, rng: np.random.Generator) -> Tensor:
 
 
 class MaxPool2d(Op):
-    """The largest of each window; of equals, the first."""
+    """The largest of each window, or of it and 0; of equals, the first, and before all 0."""
 
     skips = True
 
-    def __init__(self, kernel: tuple[int, int], stride: tuple[int, int]) -> None:
-        self.kernel, self.stride = kernel, stride
+    def __init__(self, kernel: tuple[int, int], stride: tuple[int, int], rectified: bool) -> None:
+        self.kernel, self.stride, self.rectified = kernel, stride, rectified
 
     def forward(self, x: Array) -> Array:
         self.shape, self.active = x.shape, self.inputs[0].active
@@ -422,6 +422,7 @@ class MaxPool2d(Op):
             seen.runs,
             seen.parts,
             x.shape[3],
+            self.rectified,
             _planes(out),
             self.winner,
         )
@@ -470,7 +471,9 @@ class AvgPool2d(Op):
         return (out,)
 
 
-def max_pool2d(x: TensorLike, kernel: Pair, *, stride: Pair | None = None) -> Tensor:
+def max_pool2d(
+    x: TensorLike, kernel: Pair, *, stride: Pair | None = None, relu: bool = False
+) -> Tensor:
     """Take the largest value of each window of each channel.
 
     Parameters
@@ -478,10 +481,12 @@ def max_pool2d(x: TensorLike, kernel: Pair, *, stride: Pair | None = None) -> Te
     x
         Shape (C, H, W, N).
     kernel
-        Height and width of the window, an int or a pair; at most 256 places.
+        Height and width of the window, an int or a pair; at most 256 places (255 with relu).
     stride
         An int or a pair; the window's own size if None. Places at the far edges that fill no
         whole window are left out.
+    relu
+        Rectify too: the same as :func:`relu` before or behind, in one pass over memory.
 
     Returns
     -------
@@ -493,9 +498,9 @@ def max_pool2d(x: TensorLike, kernel: Pair, *, stride: Pair | None = None) -> Te
         If the window does not fit.
     """
     x, window, strides = _pool_arguments("max_pool2d", x, kernel, stride)
-    if window[0] * window[1] > 256:
-        raise ValueError(f"max_pool2d: kernel {window} has over 256 places.")
-    return MaxPool2d(window, strides)(x)
+    if window[0] * window[1] > 256 - relu:  # winners are kept in a byte
+        raise ValueError(f"max_pool2d: kernel {window} has over {256 - relu} places.")
+    return MaxPool2d(window, strides, relu)(x)
 
 
 def avg_pool2d(x: TensorLike, kernel: Pair, *, stride: Pair | None = None) -> Tensor:

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from minidiff.engine.compiled import plain
 
 from .data import Pixels
 
@@ -129,7 +130,7 @@ def transform(
 
 
 # One thread: a batch takes under a millisecond, and the result cannot depend on their number.
-@njit(cache=True, nogil=True)
+@plain
 def _resample(images: Pixels, inverses: NDArray[np.float64], result: NDArray[np.float32]) -> None:
     count, channels, height, width = images.shape
     middle_y, middle_x = (height - 1) / 2, (width - 1) / 2

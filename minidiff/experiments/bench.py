@@ -15,14 +15,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from minidiff.engine import kernels, memory, ops
+from minidiff.engine import compiled, kernels, memory, ops
 from minidiff.engine._types import Array
 from minidiff.engine.tensor import Op, Tensor, no_grad
 
@@ -30,7 +30,7 @@ from .data import Dataset, Split
 from .extras import extra
 from .training import Config, Trainer
 
-__all__ = ["Bench", "report"]
+__all__ = ["Bench", "TorchProcess", "report"]
 
 BATCH = 128
 MATRIX = 1024  # of the matrix multiplication that is the measure
@@ -53,6 +53,7 @@ ARCHITECTURES = (
     (4, 5, 40, 20),
 )
 DENSE, PRUNED = ARCHITECTURES[0], (8, 10, 112, 68)
+WHATS = ("forward", "input gradient", "weight gradient")
 LATENCY_BATCHES = (1, 128, 1000)
 
 # What a new process does to take its first training step.
@@ -69,7 +70,7 @@ print(imported - start, time.perf_counter() - imported)
 Times = dict[str, float]  # medians, in seconds
 
 
-def in_turns(functions: Mapping[str, Callable[[], Any]], rounds: int = ROUNDS) -> Times:
+def in_turns(functions: Mapping[str, Callable[[], Any]], rounds: int) -> Times:
     """Run each function in bursts, in turns; return the median time of each.
 
     A function may itself do a burst and return its times, as a list.
@@ -121,11 +122,17 @@ def _layer_calls(name: str) -> tuple[float, dict[str, Callable[[], Any]]]:
 
         return call
 
-    calls: dict[str, Callable[[], Any]] = {
-        "forward": lambda: op.forward(x, weight, bias),
-        "input gradient": backward(True, False, False),
-        "weight gradient": backward(False, True, False),
-    }
+    calls: dict[str, Callable[[], Any]] = dict(
+        zip(
+            WHATS,
+            (
+                lambda: op.forward(x, weight, bias),
+                backward(True, False, False),
+                backward(False, True, False),
+            ),
+            strict=True,
+        )
+    )
     if name == "conv1":  # images need no gradient
         del calls["input gradient"]
     return 2.0 * weight[0].size * grad.size, calls
@@ -180,13 +187,13 @@ class KernelClock:
     def running(cls) -> "Iterator[KernelClock]":
         """Time every call of a kernel inside."""
         clock = cls({})
-        compiled = {n: f for n, f in vars(kernels).items() if hasattr(f, "py_func")}
-        for name, kernel in compiled.items():
+        found = {n: f for n, f in vars(kernels).items() if hasattr(f, "py_func")}
+        for name, kernel in found.items():
             setattr(kernels, name, clock._timed(name, kernel))
         try:
             yield clock
         finally:
-            for name, kernel in compiled.items():
+            for name, kernel in found.items():
                 setattr(kernels, name, kernel)
 
     def _timed(self, name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
@@ -219,41 +226,58 @@ def _shares(step: Callable[[], Any], steps: int = 50) -> tuple[float, dict[str, 
 
 
 class TorchProcess:
-    """PyTorch, doing the same work on request."""
+    """PyTorch, doing the same work on request, inside a ``with`` block.
+
+    Raises ImportError if it cannot be imported.
+    """
 
     def __init__(self, threads: int) -> None:
-        script = Path(__file__).with_name("torch_worker.py")
+        self.threads = threads
+
+    def __enter__(self) -> "TorchProcess":
         environment = dict(os.environ)
-        if kernels.SPIN_COUNT_SET_HERE:
+        if compiled.SPIN_COUNT_SET_HERE:
             del environment["GOMP_SPINCOUNT"]
         self.process = subprocess.Popen(
-            [sys.executable, str(script), str(threads), str(WARM_UP), str(BURST)],
+            [
+                sys.executable,
+                str(Path(__file__).with_name("torch_worker.py")),
+                *map(str, (self.threads, WARM_UP, BURST)),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
             env=environment,
         )
-        self.version = self.ask("version")
+        try:
+            self.version = self.ask("version")
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
 
     def ask(self, what: str, *arguments: Any) -> Any:
         """Send a request, return the reply."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps([what, *arguments]) + "\n")
-        self.process.stdin.flush()
-        reply = self.process.stdout.readline()
+        process = self.process
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        with suppress(BrokenPipeError):  # then there is no reply either
+            process.stdin.write(json.dumps([what, *arguments]) + "\n")
+            process.stdin.flush()
+        reply = process.stdout.readline()
         if not reply:
+            said = process.stderr.read().strip().splitlines()
             raise ImportError(
-                "PyTorch could not be run beside minidiff; --against torch needs it importable: "
-                "pip install torch."
+                f"PyTorch could not do the same work ({said[-1] if said else 'it said nothing'}); "
+                f"--against torch needs it beside minidiff: pip install torch."
             )
         return json.loads(reply)
 
-    def close(self) -> None:
-        """End the process."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
+    def __exit__(self, *exception: object) -> None:
+        with suppress(BrokenPipeError):
+            self.process.communicate()
 
 
 # -- the whole -------------------------------------------------------------------------------
@@ -265,18 +289,17 @@ class Bench:
     Parameters
     ----------
     threads
-        Of kernels, of NumPy's matrix multiplication and of PyTorch.
-    against_torch
-        Whether to run the same work in PyTorch too.
+        Of kernels and of NumPy's matrix multiplication.
+    torch
+        Where to have the same work done, or None.
     say
         Called with a line before each part.
     """
 
     def __init__(
-        self, threads: int, against_torch: bool, say: Callable[[str], None] = lambda line: None
+        self, threads: int, torch: TorchProcess | None, say: Callable[[str], None]
     ) -> None:
-        self.say, self.threads = say, threads
-        self.torch = TorchProcess(threads) if against_torch else None
+        self.say, self.threads, self.torch = say, threads, torch
         self.results: dict[str, Any] = {
             "machine": {
                 "processor": _processor(),
@@ -305,7 +328,6 @@ class Bench:
             if self.torch:
                 self.say("an epoch of dense training, and memory")
                 self._epoch()
-                self.torch.close()
         return self.results
 
     def _torch_call(self, what: str, *arguments: Any) -> dict[str, Callable[[], Any]]:
@@ -322,7 +344,7 @@ class Bench:
                 name = f"{layer} {what}"
                 calls[name], flops[name] = call, count
                 calls |= self._torch_call(name)
-        times = in_turns(calls)
+        times = in_turns(calls, ROUNDS)
         rate = {name: flops[name] / times[name] / 1e9 for name in flops}
         self.results["matmul_gflops"], self.results["peak_gflops"] = rate["matmul"], rate["peak"]
         self.results["kernels"] = [
@@ -343,7 +365,7 @@ class Bench:
         _, smallest_step = _trainer((1, 1, 1, 1), batch=1)
         calls = {_name(left): step for left, (_, step) in trainers.items()}
         calls["smallest"] = smallest_step
-        times = in_turns(calls | self._torch_call("step"), rounds=6)
+        times = in_turns(calls | self._torch_call("step"), ROUNDS)
         self.results["steps"] = []
         for left, (trainer, _) in trainers.items():
             seconds, macs = times[_name(left)], sum(c.macs[0] for c in trainer.counts())
@@ -388,7 +410,7 @@ class Bench:
                 return call
 
             calls = {name: predict(model) for name, model in models.items()}
-            times = in_turns(calls | self._torch_call("predict", batch), rounds=4)
+            times = in_turns(calls | self._torch_call("predict", batch), ROUNDS)
             self.results["latency"].append(
                 {"batch": batch, **{name: 1e3 * seconds for name, seconds in times.items()}}
             )

@@ -6,6 +6,7 @@ import statistics
 import sys
 import textwrap
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -320,13 +321,14 @@ def _table(result: dict[str, Any]) -> str:
 def _bench(options: argparse.Namespace) -> int:
     import numba
 
-    from .bench import Bench, report
+    from .bench import Bench, TorchProcess, report
     from .plots import bench_figure, save
 
     _set_threads(options.threads)
-    run = Run.create(options.out or _free_directory("bench"))
-    bench = Bench(numba.get_num_threads(), options.against == "torch", say=print)
-    results = bench.run()
+    threads = numba.get_num_threads()
+    with TorchProcess(threads) if options.against else nullcontext() as torch:
+        run = Run.create(options.out or _free_directory("bench"))
+        results = Bench(threads, torch, say=print).run()
     run.write_json("bench.json", results)
     save(bench_figure(results), run.path, "bench")
     print(f"\n{report(results)}\n\nsaved in {run.path}")

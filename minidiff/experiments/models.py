@@ -50,13 +50,11 @@ class LeNet5(Sequential):
 
         super().__init__(
             conv1=layer(nn.Conv2d(1, 20, 5, rng=rng), "outputs"),  # (20, 24, 24, N)
-            pool1=nn.MaxPool2d(2),  # (20, 12, 12, N)
-            relu1=nn.ReLU(),  # after the pool it is the same, on a quarter of the numbers
+            pool1=nn.MaxPool2d(2, relu=True),  # (20, 12, 12, N)
             conv2=layer(nn.Conv2d(20, 50, 5, rng=rng), "outputs"),  # (50, 8, 8, N)
-            pool2=nn.MaxPool2d(2),  # (50, 4, 4, N)
-            relu2=nn.ReLU(),
+            pool2=nn.MaxPool2d(2, relu=True),  # (50, 4, 4, N)
             flatten=nn.Flatten(),  # (800, N)
             dense1=layer(nn.Linear(800, 500, rng=rng), "inputs", "outputs"),  # (500, N)
-            relu3=nn.ReLU(),
+            relu=nn.ReLU(),
             dense2=nn.Linear(500, 10, rng=rng),  # (10, N)
         )

@@ -1,0 +1,46 @@
+"""How loops are compiled: decorators around Numba's, for kernels and for what they call."""
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from numba import njit
+
+__all__ = ["inner", "plain", "threaded"]
+
+# Threads that wait for others do so in a busy loop, but soon fall asleep: to wait for long would
+# make a step ten times slower wherever a machine has other work too. GNU's OpenMP reads this when
+# the first parallel kernel starts.
+SPIN_COUNT_SET_HERE = "GOMP_SPINCOUNT" not in os.environ
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+# Sums may be reordered; NaN and infinity keep their meaning (unlike under full fastmath).
+FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
+
+# Only what says prange runs in parallel: to start threads for a short vector costs more than it.
+PRANGE = {
+    **dict.fromkeys(("comprehension", "reduction", "inplace_binop", "setitem"), False),
+    **dict.fromkeys(("numpy", "stencil", "fusion"), False),
+    "prange": True,
+}
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _compiled(**options: Any) -> Callable[[F], F]:
+    """Return a decorator; what it decorates compiles when first called, and is kept on disk."""
+
+    def decorate(function: F) -> F:
+        kernel: Any = njit(fastmath=FASTMATH, error_model="numpy", **options)(function)
+        with suppress(RuntimeError):  # if there is nowhere to write, each process compiles anew
+            kernel.enable_caching()
+        return kernel  # type: ignore[no-any-return]  # it is called like the function
+
+    return decorate
+
+
+plain = _compiled(nogil=True)
+threaded = _compiled(parallel=PRANGE)
+# Of functions that only kernels call, no second copy is compiled for Python to call.
+inner = _compiled(no_cpython_wrapper=True, no_cfunc_wrapper=True)
