@@ -445,6 +445,23 @@ def test_dropout_refuses_what_is_no_probability(p: float) -> None:
 # -- pooling -----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("samples", [1, 2, 15, 16, 17, 63, 64, 65, 130])
+@pytest.mark.parametrize("live", [None, 3])
+def test_linear_is_right_for_any_number_of_samples(samples: int, live: int | None) -> None:
+    rng = np.random.default_rng(samples)
+    x, weight, bias = (rng.standard_normal(s) for s in ((37, samples), (11, 37), (11,)))
+    tensors = [leaf(x), leaf(weight), leaf(bias)]
+    if live:
+        tensors[1].active = tensors[2].active = np.arange(0, 11, live)
+        weight[np.delete(np.arange(11), tensors[1].active)] = 0
+        bias[np.delete(np.arange(11), tensors[1].active)] = 0
+    out = ops.linear(*tensors)
+    np.testing.assert_allclose(out.data, weight @ x + bias[:, None], rtol=0, atol=1e-12)
+    grad = rng.standard_normal(out.shape)
+    out.backward(grad)
+    np.testing.assert_allclose(np.asarray(tensors[0].grad), weight.T @ grad, rtol=0, atol=1e-12)
+
+
 @few
 @given(st.data(), pools(), dtypes)
 def test_a_rectified_max_pool2d_is_a_pool_and_a_relu_in_either_order(

@@ -196,6 +196,15 @@ class Linear(Op):
         self.x, self.weight = memory.aligned(x), np.ascontiguousarray(weight)
         self.ins, self.outs = _listed(x_active, len(x)), _listed(self.active, len(weight))
         out = memory.empty((len(weight), x.shape[1]), x.dtype)
+        if x.shape[1] < kernels.LANES and len(self.ins) == len(x):
+            # Too few samples to fill a vector: the loop runs over features instead.
+            rows, samples = np.ascontiguousarray(self.x.T), np.arange(x.shape[1])
+            kernels.grad_weight(
+                rows, self.weight, samples, self.outs, POINT.runs, POINT.parts, len(x),
+                out[:, :, None],
+            )  # fmt: skip
+            out[self.outs] += bias[self.outs, None]
+            return out
         _multiply(self.weight, False, bias, self.ins, self.outs, self.x, out)
         return out
 

@@ -8,7 +8,6 @@ that neither library changes the threads of the other.
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from minidiff.engine.tensor import Op, Tensor, no_grad
 
 from .data import Dataset, Split
 from .extras import extra
+from .runs import peak_megabytes
 from .training import Config, Trainer
 
 __all__ = ["Bench", "TorchProcess", "report"]
@@ -451,12 +451,6 @@ def dense_epoch(count: int) -> tuple[float, float]:
     start = time.perf_counter()
     trainer.train_epoch()
     return time.perf_counter() - start, peak_megabytes()
-
-
-def peak_megabytes() -> float:
-    """Return the largest memory that this process has had in use."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1e6 if sys.platform == "darwin" else 1e3)
 
 
 def first_use() -> dict[str, float]:

@@ -19,7 +19,7 @@ from minidiff.pruning.penalty import COSTS, LayerCount
 
 from .data import DATASETS, DataError, Dataset, load_dataset
 from .extras import extra
-from .runs import Run, RunError
+from .runs import Run, RunError, peak_megabytes
 from .training import Config, ConfigError, NonFiniteLossError, Trainer, build_model, error_rate
 
 __all__ = ["main"]
@@ -283,6 +283,7 @@ def _result(
         "step_ms": last["step_ms"],
         "first_step_ms": records[0]["step_ms"],
         "seconds": sum(record["seconds"] for record in records),
+        "peak_megabytes": peak_megabytes(),
         "median_epoch_seconds": statistics.median(record["seconds"] for record in records),
         "layers": [
             {
@@ -309,6 +310,8 @@ def _table(result: dict[str, Any]) -> str:
         ("training step", f"{first:.1f} ms", f"{last:.1f} ms", f"{first / last:.1f}x faster")
     )
     rows.append(("test error", "", f"{result['test_error']:.2f} %", result["architecture"]))
+    rows.append(("training", "", f"{result['seconds']:.0f} s", ""))
+    rows.append(("peak memory", "", f"{result['peak_megabytes']:.0f} MB", "of the whole process"))
     if not result["weights"]:
         rows.append(("", "", "", "Nothing is left: try a smaller --lambda."))
     lines = [f"{a:<15}{b:>12}{c:>12}   {d}".rstrip() for a, b, c, d in rows]

@@ -7,6 +7,8 @@ finished) and ``plots/``.
 
 import json
 import os
+import resource
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from numpy.typing import NDArray
 
 from .extras import extra
 
-__all__ = ["Run", "RunError"]
+__all__ = ["Run", "RunError", "peak_megabytes"]
 
 
 class RunError(Exception):
@@ -121,3 +123,9 @@ class Run:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, self.path / name)
+
+
+def peak_megabytes() -> float:
+    """Return the largest memory that this process has had in use."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1e6 if sys.platform == "darwin" else 1e3)
