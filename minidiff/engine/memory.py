@@ -18,7 +18,7 @@ __all__ = ["aligned", "empty", "zeros"]
 
 ALIGNMENT = 64  # bytes: a vector that crosses this boundary costs two loads
 SMALL = 1 << 16  # bytes, below which all of this matters little
-LIMIT = 1 << 28  # bytes kept beyond which what is unused is given back
+LIMIT = 1 << 27  # bytes kept beyond which what is unused is given back
 
 _buffers: defaultdict[int, deque[NDArray[np.uint8]]] = defaultdict(deque)
 

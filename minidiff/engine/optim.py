@@ -98,7 +98,8 @@ class Optimizer:
 
 
 def _matrix(x: Array) -> Array:
-    return np.ascontiguousarray(x).reshape(len(x) if x.ndim else 1, -1)
+    x = np.ascontiguousarray(x)  # which turns a number into a vector
+    return x if x.ndim == 2 else x.reshape(len(x), -1)
 
 
 class SGD(Optimizer):

@@ -104,9 +104,7 @@ class Gate(Module):
         phi: Tensor = self.phi
         if self.training and self.noise is not None:
             phi = phi + self.sigma * self._draw()
-        z = BinaryGate(self.width)(phi)
-        z.active = z.data.nonzero()[0]
-        return z
+        return BinaryGate(self.width)(phi)
 
     def _draw(self) -> Array:
         assert self.rng is not None

@@ -30,7 +30,9 @@ __all__ = ["binary_gate"]
 
 
 class BinaryGate(Op):
-    """S(x / width + 1/2)."""
+    """S(x / width + 1/2). Of a vector, ``active`` lists what is not closed."""
+
+    skips = True
 
     def __init__(self, width: float) -> None:
         self.width = width
@@ -39,11 +41,14 @@ class BinaryGate(Op):
         # minimum and maximum, as np.clip takes four times as long on the few numbers of a gate.
         t = x / x.dtype.type(self.width) + x.dtype.type(0.5)
         self.t = t = np.minimum(np.maximum(t, 0), 1)
+        if x.ndim == 1:
+            self.active = t.nonzero()[0]
         return np.asarray(t * t * (3 - 2 * t))
 
     def backward(self, grad: Array) -> tuple[Array | None, ...]:
         slope = 6 * self.t * (1 - self.t) / grad.dtype.type(self.width)
-        return (grad * slope,)
+        # Where gates are closed, the gradient with respect to them may be anything.
+        return (np.multiply(grad, slope, out=np.zeros_like(grad), where=slope != 0),)
 
 
 @overload
