@@ -380,10 +380,12 @@ def max_pool(
             if p == runs[r, 2] and not rectified:
                 y[:], k_max[:] = v, k
                 continue
+            # Two loops, and arithmetic for a choice among bytes, vectorise on every machine.
             for s in range(length):
-                larger = v[s] > y[s] or v[s] != v[s]  # NaN is taken, and kept
-                y[s] = v[s] if larger else y[s]
-                k_max[s] = k if larger else k_max[s]
+                larger = np.uint8((v[s] > y[s]) | (v[s] != v[s]))  # NaN is taken, and kept
+                k_max[s] += larger * (k - k_max[s])
+            for s in range(length):
+                y[s] = v[s] if (v[s] > y[s]) | (v[s] != v[s]) else y[s]
 
 
 @threaded
