@@ -626,3 +626,35 @@ def test_a_layer_with_two_sets_of_gates_is_live_where_either_is_open():
     np.testing.assert_array_equal(layer.weight.live, [0, 2, 3])
     layer(x).sum().backward()
     assert layer.weight.live is None
+
+
+@pytest.mark.parametrize("closed", [0, 2])
+def test_gates_that_are_fully_open_change_nothing_and_get_no_gradient(closed):
+    rng = np.random.default_rng(9)
+    layer = nn.Conv2d(3, 5, 3, rng=rng, dtype=np.float64)
+    randomise(layer, 9)
+    phi = np.full(5, 0.5)
+    phi[:closed] = -0.5
+    gated = md.Gated(layer, outputs=gate_at(phi), inputs=gate_at(np.full(3, 2.0)))
+    x = rng.standard_normal((3, 6, 6, 2))
+    found, plain = results(gated, gated, x, 0), results(layer, layer, x, 0)
+    np.testing.assert_array_equal(found["output"][closed:], plain["output"][closed:])
+    assert not found["output"][:closed].any()
+    for name in ("weight", "bias"):
+        np.testing.assert_array_equal(found[f"layer.{name}"][closed:], plain[name][closed:])
+        assert not found[f"layer.{name}"][:closed].any()
+    assert not found["outputs.phi"].any()
+    assert not found["inputs.phi"].any()
+
+
+def test_gradients_that_pass_open_gates_untouched_belong_to_one_parameter_each():
+    layer = nn.Linear(3, 3, rng=np.random.default_rng(0))
+    gated = md.Gated(layer, outputs=md.Gate(3), inputs=md.Gate(3))
+    x = md.Tensor(np.ones((3, 4), np.float32), requires_grad=True)
+    out = gated(x)
+    (out.sum() + (x * 2.0).sum()).backward()
+    grads = [x.grad, layer.weight.grad, layer.bias.grad, gated.outputs.phi.grad]
+    for i, one in enumerate(grads):
+        assert one.flags.writeable
+        assert not any(np.may_share_memory(one, other) for other in grads[:i])
+        assert not np.may_share_memory(one, out.data)

@@ -283,6 +283,7 @@ class Tensor:
                     tensor.live = live.get(id(tensor))
                 continue
             _check_versions(op)
+            handed_on = []  # to whom this very array goes
             for i, (parent, part) in enumerate(zip(op.inputs, op.backward(grad), strict=True)):
                 if part is None or not op.needs[i]:
                     continue
@@ -292,7 +293,7 @@ class Tensor:
                 key, lives = id(parent), op.live[i] if op.live else None
                 if key not in grads:
                     if _owner(part) is _owner(grad):
-                        shared.add(key)
+                        handed_on.append(key)
                 else:
                     shared.discard(key)
                     if parent.active is not None:  # what is anything must not be added
@@ -301,6 +302,8 @@ class Tensor:
                     part = np.asarray(grads[key] + part)
                     lives = _union(live[key], lives)
                 grads[key], live[key] = part, lives
+            if len(handed_on) > 1 or id(tensor) in shared:
+                shared.update(handed_on)
 
     # -- operators ---------------------------------------------------------------------------
 
