@@ -299,11 +299,6 @@ def bench_figure(results: Mapping[str, Any]) -> "Figure":
     macs = [row["macs"] / 1e6 for row in steps]
     times = [row["milliseconds"] for row in steps]
     right.plot(macs, times, "o-", color=BLUE)
-    for row, x, y in zip(steps, macs, times, strict=True):
-        right.annotate(
-            row["architecture"], (x, y), (6, -10), textcoords="offset points", fontsize=8,
-            color=MUTED,
-        )  # fmt: skip
     torch_step = results["dense_step"].get("torch_milliseconds")
     if torch_step is not None:
         right.plot(macs[:1], [torch_step], "o", color=VERMILION)
@@ -311,8 +306,17 @@ def bench_figure(results: Mapping[str, Any]) -> "Figure":
             "dense in PyTorch", (macs[0], torch_step), (-8, -3), textcoords="offset points",
             ha="right", color=VERMILION,
         )  # fmt: skip
-    right.set_xlim(0, 1.3 * macs[0])
-    right.set_ylim(0, 1.12 * max(*times, torch_step or 0))
+    right.set_xlim(0, 1.36 * macs[0])
+    highest = 1.12 * max(*times, torch_step or 0)
+    right.set_ylim(0, highest)
+    free = highest  # labels from the top down, where there is room for one
+    for row, x, y in zip(steps, macs, times, strict=True):
+        if y < free:
+            right.annotate(
+                row["architecture"], (x, y), (7, -9), textcoords="offset points", fontsize=8,
+                color=MUTED,
+            )  # fmt: skip
+            free = y - 0.045 * highest
     right.set_xlabel("million MACs a sample")
     right.set_ylabel("ms a training step")
     right.set_title(f"Training step, batch {results['batch']}", pad=18)
