@@ -151,6 +151,18 @@ def test_convolution_kernels_match_loops_across_tiles(
     check(samples, case, np.arange(3), np.arange(7), dtype)
 
 
+@pytest.mark.parametrize("padding", [(3, 0), (0, 3), (3, 3)])
+@pytest.mark.parametrize("kernel", [1, 2])
+def test_outputs_that_see_nothing_but_padding_are_right(
+    kernel: int, padding: tuple[int, int]
+) -> None:
+    # Rows of the output are wider than the whole input, which ends the memory.
+    size = max(1, kernel - 2 * min(padding))
+    for samples in (2, 130):
+        case = Convolution((2, size, size, samples), (3, 2, kernel, kernel), (1, 1), padding)
+        check(kernel, case, np.arange(2), np.arange(3), np.float64)
+
+
 @pytest.mark.parametrize("ins", [0, 1, 2, 5, 17])
 @pytest.mark.parametrize("outs", [0, 1, 3, 4, 6])
 def test_dense_kernels_match_loops_for_any_number_of_active_features(ins: int, outs: int) -> None:

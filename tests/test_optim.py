@@ -280,3 +280,12 @@ def test_the_schedule_rises_in_a_line_then_falls_along_a_cosine(
 def test_a_warm_up_longer_than_the_run_is_refused(warmup: int) -> None:
     with pytest.raises(ValueError, match=rf"warmup is {warmup}; expected 0\.\.10"):
         cosine(0, 10, warmup=warmup)
+
+
+def test_a_parameter_that_is_read_only_is_an_error_that_says_what_to_do() -> None:
+    values = np.ones(3)
+    values.flags.writeable = False
+    x = Tensor(values, requires_grad=True)
+    (x * x).sum().backward()
+    with pytest.raises(ValueError, match=r"shape \(3,\) is read-only.*copy"):
+        SGD([x], lr=0.1).step()

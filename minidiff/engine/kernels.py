@@ -299,6 +299,8 @@ def grad_weight(
         seen = np.empty(groups * _TAPS, np.bool_)
         sums = np.zeros((groups + 1) * SUMS, x.dtype)
         for r in range(len(runs) - 1):
+            if runs[r, 2] == runs[r + 1, 2]:  # it sees padding only, and may be wider than x
+                continue
             for i in range(_ROWS):
                 o = outs[first + min(i, rows - 1)]
                 outputs[i] = o * grad.shape[1] + runs[r, 0] * samples

@@ -75,6 +75,11 @@ class Optimizer:
                 if parameter.grad is None:
                     continue
                 weight = parameter.data
+                if not weight.flags.writeable:
+                    raise ValueError(
+                        f"a parameter of shape {weight.shape} is read-only, so no step can change "
+                        f"it; set its .data to a copy first."
+                    )
                 if not state:
                     state.update(self._initial(weight))
                 rows = parameter.live  # nothing depends on other slices, and none of them moves

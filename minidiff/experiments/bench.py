@@ -6,6 +6,7 @@ that neither library changes the threads of the other.
 """
 
 import json
+import math
 import os
 import platform
 import statistics
@@ -444,7 +445,7 @@ print(json.dumps(bench.dense_epoch(int(sys.argv[1]))))
 """
 
 
-def dense_epoch(count: int) -> tuple[float, float]:
+def dense_epoch(count: int) -> tuple[float, float | None]:
     """Train dense LeNet5 for an epoch of ``count`` images; return seconds and peak megabytes."""
     trainer = Trainer(Config(gated=False), random_data(count))
     first_step()
@@ -548,8 +549,8 @@ def report(results: Mapping[str, Any]) -> str:
     if "epoch" in results:
         epoch = results["epoch"]
         lines += [
-            f"a dense epoch of {epoch['images']:,} images: {epoch['seconds']:.1f} s and "
-            f"{epoch['peak_megabytes']:.0f} MB at most; PyTorch {epoch['torch_seconds']:.1f} s and "
-            f"{epoch['torch_peak_megabytes']:.0f} MB",
+            f"a dense epoch of {epoch['images']:,} images: {epoch['seconds']:.1f} s and at most "
+            f"{epoch['peak_megabytes'] or math.nan:.0f} MB; PyTorch {epoch['torch_seconds']:.1f} s "
+            f"and {epoch['torch_peak_megabytes'] or math.nan:.0f} MB",
         ]
     return "\n".join(lines)

@@ -311,7 +311,9 @@ def _table(result: dict[str, Any]) -> str:
     )
     rows.append(("test error", "", f"{result['test_error']:.2f} %", result["architecture"]))
     rows.append(("training", "", f"{result['seconds']:.0f} s", ""))
-    rows.append(("peak memory", "", f"{result['peak_megabytes']:.0f} MB", "of the whole process"))
+    if result["peak_megabytes"] is not None:
+        memory = f"{result['peak_megabytes']:.0f} MB"
+        rows.append(("peak memory", "", memory, "of the whole process"))
     if not result["weights"]:
         rows.append(("", "", "", "Nothing is left: try a smaller --lambda."))
     lines = [f"{a:<15}{b:>12}{c:>12}   {d}".rstrip() for a, b, c, d in rows]

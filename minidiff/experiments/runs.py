@@ -7,7 +7,6 @@ finished) and ``plots/``.
 
 import json
 import os
-import resource
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -125,7 +124,11 @@ class Run:
         os.replace(temporary, self.path / name)
 
 
-def peak_megabytes() -> float:
-    """Return the largest memory that this process has had in use."""
+def peak_megabytes() -> float | None:
+    """Return the largest memory that this process has had in use; None where nothing tells."""
+    try:
+        import resource
+    except ImportError:  # on Windows
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (1e6 if sys.platform == "darwin" else 1e3)

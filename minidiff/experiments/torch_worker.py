@@ -4,7 +4,6 @@ It imports nothing of minidiff, so that PyTorch runs as it does everywhere else.
 """
 
 import json
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -68,7 +67,7 @@ class Work:
         functional.cross_entropy(self.model(images), labels).backward()
         self.optimiser.step()
 
-    def epoch(self, count: int) -> tuple[float, float]:
+    def epoch(self, count: int) -> tuple[float, float | None]:
         """Train for an epoch of so many images; return seconds and the peak memory in MB."""
         images = torch.randint(0, 256, (count, 1, 28, 28), dtype=torch.uint8)
         labels = torch.randint(0, 10, (count,))
@@ -78,6 +77,10 @@ class Work:
             picked = order[first : first + BATCH]
             self.train(images[picked].float().div_(255).sub_(0.13).div_(0.31), labels[picked])
         seconds = time.perf_counter() - start
+        try:
+            import resource
+        except ImportError:  # on Windows
+            return seconds, None
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return seconds, peak / (1e6 if sys.platform == "darwin" else 1e3)
 
