@@ -10,7 +10,7 @@ from .engine.tensor import Tensor, no_grad
 from .experiments.models import LeNet5
 from .pruning.gates import Gate, Gated
 from .pruning.groups import Groups
-from .pruning.penalty import LayerCount, architecture, count, expected_cost
+from .pruning.penalty import LayerCount, Surrogate, architecture, count, expected_cost
 from .pruning.transform import binary_gate
 
 __version__ = "0.1.0"
@@ -21,6 +21,7 @@ __all__ = [
     "Groups",
     "LayerCount",
     "LeNet5",
+    "Surrogate",
     "Tensor",
     "architecture",
     "binary_gate",
