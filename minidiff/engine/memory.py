@@ -6,6 +6,7 @@ operating system and to ask for it again costs more than to compute some of them
 
 import math
 import sys
+import threading
 from collections import defaultdict, deque
 from typing import Any
 
@@ -20,6 +21,7 @@ ALIGNMENT = 64  # bytes: a vector that crosses this boundary costs two loads
 SMALL = 1 << 16  # bytes, below which all of this matters little
 LIMIT = 1 << 27  # bytes kept beyond which what is unused is given back
 
+_lock = threading.Lock()
 _buffers: defaultdict[int, deque[NDArray[np.uint8]]] = defaultdict(deque)
 
 
@@ -32,21 +34,27 @@ def empty(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
     size = math.prod(shape) * np.dtype(dtype).itemsize
     if size < SMALL:
         return np.empty(shape, dtype)
-    buffers = _buffers[size]
-    for _ in range(len(buffers)):
-        # Taken out while in question, so that two threads never choose the same.
-        buffer = buffers.popleft()
-        # Two references: this name and the argument. All views of a buffer refer to it.
-        out = _view(buffer, shape, dtype, size) if sys.getrefcount(buffer) == 2 else None
-        buffers.append(buffer)
-        if out is not None:
-            return out
-    if sum(size * len(buffers) for size, buffers in _buffers.items()) > LIMIT:
-        _buffers.clear()  # what is in use lives on with its users
-    buffer = np.empty(size + ALIGNMENT, np.uint8)
-    out = _view(buffer, shape, dtype, size)
-    _buffers[size].append(buffer)
-    return out
+    with _lock:
+        buffers = _buffers[size]
+        for _ in range(len(buffers)):
+            buffer, references = _take(buffers)
+            buffers.append(buffer)
+            if references == ALONE:
+                return _view(buffer, shape, dtype, size)
+        if sum(size * len(buffers) for size, buffers in _buffers.items()) > LIMIT:
+            _buffers.clear()  # what is in use lives on with its users
+        buffer = np.empty(size + ALIGNMENT, np.uint8)
+        _buffers[size].append(buffer)
+        return _view(buffer, shape, dtype, size)
+
+
+def _take(buffers: deque[NDArray[np.uint8]]) -> tuple[NDArray[np.uint8], int]:
+    """Take the first buffer out, and count what refers to it: every view of it does."""
+    buffer = buffers.popleft()
+    return buffer, sys.getrefcount(buffer)
+
+
+ALONE = _take(deque([np.empty(0, np.uint8)]))[1]  # 2 or 1, by the version of Python
 
 
 def _view(buffer: NDArray[np.uint8], shape: tuple[int, ...], dtype: Any, size: int) -> NDArray[Any]:

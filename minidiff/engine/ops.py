@@ -55,6 +55,16 @@ def _planes(x: Array) -> Array:
     return x.reshape(len(x), math.prod(x.shape[1:])) if x.ndim else x.reshape(1, 1)
 
 
+def _computed(weight: Tensor, bias: Tensor) -> tuple[Indices | None, Array, Array]:
+    """Return which outputs of a layer are computed, None for all, and from what.
+
+    A bias alone keeps an output alive, so both must say that it is a constant zero.
+    """
+    if weight.active is not None and weight.active is bias.active:
+        return weight.active, weight.raw, bias.raw
+    return None, weight.whole(), bias.whole()
+
+
 # -- convolution and dense layer -------------------------------------------------------------
 
 
@@ -67,9 +77,8 @@ class Conv2d(Op):
         self.stride, self.padding = stride, padding
 
     def forward(self, x: Array, weight: Array, bias: Array) -> Array:
-        x_active, weight_active, bias_active = (t.active for t in self.inputs)
-        # A bias alone keeps an output alive, so both must say that it is a constant zero.
-        self.active = weight_active if bias_active is weight_active else None
+        x_active = self.inputs[0].active
+        self.active, weight, bias = _computed(*self.inputs[1:])
         self.x, self.weight = memory.aligned(x), np.ascontiguousarray(weight)
         self.ins, self.outs = _listed(x_active, len(x)), _listed(self.active, len(weight))
         self.seen, self.seeing = kernels.geometry(
@@ -191,8 +200,8 @@ class Linear(Op):
     skips = True
 
     def forward(self, x: Array, weight: Array, bias: Array) -> Array:
-        x_active, weight_active, bias_active = (t.active for t in self.inputs)
-        self.active = weight_active if bias_active is weight_active else None
+        x_active = self.inputs[0].active
+        self.active, weight, bias = _computed(*self.inputs[1:])
         self.x, self.weight = memory.aligned(x), np.ascontiguousarray(weight)
         self.ins, self.outs = _listed(x_active, len(x)), _listed(self.active, len(weight))
         out = memory.empty((len(weight), x.shape[1]), x.dtype)

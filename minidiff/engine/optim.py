@@ -104,7 +104,7 @@ class Optimizer:
 
 def _matrix(x: Array) -> Array:
     x = np.ascontiguousarray(x)  # which turns a number into a vector
-    return x if x.ndim == 2 else x.reshape(len(x), -1)
+    return x if x.ndim == 2 else x.reshape(len(x), math.prod(x.shape[1:]))
 
 
 class SGD(Optimizer):

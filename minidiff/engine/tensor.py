@@ -81,7 +81,7 @@ class Op:
         """Apply the op, and record it if an input requires a gradient."""
         self.inputs = tensors = _as_tensors(inputs)
         self.needs = [t.requires_grad for t in tensors]
-        out = Tensor(self.forward(*[t._data if self.skips else t._whole() for t in tensors]))
+        out = Tensor(self.forward(*[t.raw if self.skips else t.whole() for t in tensors]))
         if self.active is not None:
             out.active, out._hollow = self.active, self.skips
         if True in self.needs and _recording.get():
@@ -119,8 +119,6 @@ class Tensor:
         The values. Read-only in a result that is on the tape.
     grad : ndarray or None
         What ``backward`` has added up so far, of the same shape and dtype.
-    live : ndarray of int64, or None
-        If not None: ``grad`` is zero outside these slices along axis 0, and will always be.
     requires_grad : bool
     active : ndarray of int64, or None
         If not None: only these slices along axis 0 are live. All others are constant zeros, and no
@@ -143,10 +141,10 @@ class Tensor:
         "__weakref__",
         "_data",
         "_hollow",
+        "_live",
         "active",
         "creator",
         "grad",
-        "live",
         "order",
         "requires_grad",
         "version",
@@ -165,7 +163,7 @@ class Tensor:
             values = values.astype(np.float32)
         self._data: Array = values
         self.grad: Array | None = None
-        self.live: Indices | None = None
+        self._live: tuple[Array | None, Indices | None] = (None, None)  # which grad it is about
         self.requires_grad = requires_grad
         self.active: Indices | None = None
         self._hollow = False  # whether slices that are not active hold anything instead of zeros
@@ -176,10 +174,11 @@ class Tensor:
     @property
     def data(self) -> Array:
         """The values, an ndarray."""
-        if self.creator is None:
-            return self._whole()
-        # What is on the tape must not change before backward reads it; NumPy sees to it.
-        view = self._whole().view()
+        if self.creator is None and self.active is None:
+            return self._data
+        # What is on the tape must not change before backward reads it, nor what is said to be
+        # zero become something else; NumPy sees to it.
+        view = self.whole().view()
         view.flags.writeable = False
         return view
 
@@ -197,11 +196,24 @@ class Tensor:
         if values is self._data:  # ``t.data -= step`` has changed it in place
             self.version += 1
         self._data = np.asarray(values, self.dtype)
+        self.active, self._hollow = None, False
 
-    def _whole(self) -> Array:
+    @property
+    def raw(self) -> Array:
+        """The values, for ops: slices that are not active may hold anything."""
+        return self._data
+
+    def whole(self) -> Array:
+        """Return the values, for ops: slices that are not active hold zeros."""
         if self._hollow:
             self._data, self._hollow = _with_zeros(self._data, self.active), False
         return self._data
+
+    @property
+    def live(self) -> Indices | None:
+        """Slices outside of which ``grad`` is zero and will always be; None for none such."""
+        grad, live = self._live
+        return live if grad is self.grad else None  # not, if a user has put another in its place
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -274,16 +286,17 @@ class Tensor:
             if tensor.active is not None and not (op and op.skips):
                 grad = _with_zeros(grad, tensor.active)
             if op is None:
+                lives = live.get(id(tensor))
                 if tensor.grad is not None:
+                    lives = _union(tensor.live, lives)
                     tensor.grad = np.asarray(tensor.grad + grad)
-                    tensor.live = _union(tensor.live, live.get(id(tensor)))
                 else:
                     own = grad.flags.writeable and id(tensor) not in shared
                     tensor.grad = grad if own else grad.copy()
-                    tensor.live = live.get(id(tensor))
+                tensor._live = tensor.grad, lives
                 continue
             _check_versions(op)
-            handed_on = []  # to whom this very array goes
+            owners: dict[int, list[int]] = {}  # of memory, and to whom parts of it go
             for i, (parent, part) in enumerate(zip(op.inputs, op.backward(grad), strict=True)):
                 if part is None or not op.needs[i]:
                     continue
@@ -292,8 +305,7 @@ class Tensor:
                     part = _unbroadcast(part, parent._data.shape)
                 key, lives = id(parent), op.live[i] if op.live else None
                 if key not in grads:
-                    if _owner(part) is _owner(grad):
-                        handed_on.append(key)
+                    owners.setdefault(id(_owner(part)), []).append(key)
                 else:
                     shared.discard(key)
                     if parent.active is not None:  # what is anything must not be added
@@ -302,8 +314,9 @@ class Tensor:
                     part = np.asarray(grads[key] + part)
                     lives = _union(live[key], lives)
                 grads[key], live[key] = part, lives
-            if len(handed_on) > 1 or id(tensor) in shared:
-                shared.update(handed_on)
+            for owner, keys in owners.items():
+                if len(keys) > 1 or (owner == id(_owner(grad)) and id(tensor) in shared):
+                    shared.update(keys)
 
     # -- operators ---------------------------------------------------------------------------
 

@@ -165,23 +165,22 @@ class ScaleSlices(Op):
 
     Leaving them out is exact only because z comes from the gate transform, whose derivative
     vanishes with it: the derivative with respect to a z of 0 is given as 0, whatever it is. So it
-    does where z is 1, and if all slices that are not closed are fully open, nothing is computed.
+    does where a gate is fully open, and if all that are not closed are, nothing is computed.
     """
 
     skips = True
 
-    def __init__(self, active: Indices, closed_for_good: bool) -> None:
+    def __init__(self, active: Indices, fully_open: bool, closed_for_good: bool) -> None:
         self.active: Indices = active
+        self.fully_open = fully_open
         self.live = (active, None) if closed_for_good else ()
 
     def forward(self, x: Array, z: Array) -> Array:
-        self.fully_open = bool((z[self.active] == 1).all())
-        if self.fully_open:
-            self.x, self.z = x, z
-            return x
         self.x, self.z = np.ascontiguousarray(x), z
-        out, rows = memory.empty(x.shape, x.dtype), (len(x), -1)
-        kernels.scale_rows(self.x.reshape(rows), z, self.active, out.reshape(rows))
+        if self.fully_open:
+            return self.x
+        out = memory.empty(x.shape, x.dtype)
+        kernels.scale_rows(_rows(self.x), z, self.active, _rows(out))
         return out
 
     def backward(self, grad: Array) -> tuple[Array | None, ...]:
@@ -189,16 +188,16 @@ class ScaleSlices(Op):
         owed = self.inputs[0].active  # closed slices that are active in x are owed a zero
         if self.fully_open and len(self.active) == len(self.x if owed is None else owed):
             return grad, grad_z
-        grad_x, rows = memory.empty(self.x.shape, grad.dtype), (len(self.x), -1)
+        grad_x = memory.empty(self.x.shape, grad.dtype)
+        grad = np.ascontiguousarray(grad)
         kernels.grad_scale_rows(
-            np.ascontiguousarray(grad).reshape(rows),
-            np.ascontiguousarray(self.x).reshape(rows),
-            self.z,
-            self.active,
-            grad_x.reshape(rows),
-            grad_z,
+            _rows(grad), _rows(self.x), self.z, self.active, _rows(grad_x), grad_z
         )
         return grad_x, grad_z
+
+
+def _rows(x: Array) -> Array:
+    return x.reshape(len(x), math.prod(x.shape[1:]))
 
 
 def scale_slices(x: Tensor, z: Tensor, *, closed_for_good: bool = False) -> Tensor:
@@ -208,10 +207,12 @@ def scale_slices(x: Tensor, z: Tensor, *, closed_for_good: bool = False) -> Tens
     """
     if z.active is None or x.shape[:1] != z.shape:
         raise ValueError(f"gates of shape {z.shape} do not fit slices of x of shape {x.shape}.")
-    active = z.active
+    active, gate = z.active, z.creator
     if x.active is not None:
         active = np.intersect1d(x.active, active, assume_unique=True)
-    return ScaleSlices(active, closed_for_good)(x, z)
+    # A result that is not on the tape gets memory of its own: nobody would notice that x changes.
+    fully_open = isinstance(gate, BinaryGate) and bool((gate.t[active] == 1).all())
+    return ScaleSlices(active, fully_open, closed_for_good)(x, z)
 
 
 def _broadcasts(small: Shape, large: Shape) -> bool:
@@ -295,7 +296,8 @@ class Gated(Module):
         if self.outputs is not None:
             z = self.outputs()
             # A deterministic gate that is closed stays so: all that still moves phi is the
-            # surrogate, and it moves it down.
+            # surrogate, and it moves it down. (Should weight decay of phi open it again, its
+            # weights go on from where they were.)
             final = self.outputs.noise is None
             weight = scale_slices(weight, z, closed_for_good=final)
             bias = scale_slices(bias, z, closed_for_good=final)
