@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 import minidiff as md
 from minidiff import nn, ops
+from minidiff.pruning.gates import scale_slices
 from tests.strategies import arrays, convolutions, dtypes, seeds
 
 NOISES = ("normal", "logistic", "uniform")
@@ -658,3 +659,56 @@ def test_gradients_that_pass_open_gates_untouched_belong_to_one_parameter_each()
         assert one.flags.writeable
         assert not any(np.may_share_memory(one, other) for other in grads[:i])
         assert not np.may_share_memory(one, out.data)
+
+
+# -- what only some of a layer's parameters know to be closed
+
+
+@pytest.mark.parametrize("phi", [[1.0, -1.0, 1.0, -1.0], [0.2, -1.0, 0.2, -1.0]])
+@pytest.mark.parametrize("gated", ["weight", "bias", "both, each by its own call"])
+@pytest.mark.parametrize("kind", ["conv", "linear"])
+def test_a_layer_of_which_not_all_is_gated_by_one_call_is_computed_whole(kind, gated, phi):
+    rng = np.random.default_rng(0)
+    gate = gate_at(np.array(phi))
+    shapes = {"conv": ((4, 3, 2, 2), (3, 5, 5, 2)), "linear": ((4, 5), (5, 6))}[kind]
+    weight, x = (md.Tensor(rng.standard_normal(s), requires_grad=True) for s in shapes)
+    bias = md.Tensor(rng.standard_normal(4), requires_grad=True)
+    function = md.ops.conv2d if kind == "conv" else md.ops.linear
+    z = gate().data.copy()
+    w = scale_slices(weight, gate()) if gated != "bias" else weight
+    b = scale_slices(bias, gate()) if gated != "weight" else bias
+    found = function(x, w, b)
+    ones = (1,) * (weight.ndim - 1)
+    by_hand = (
+        weight.data * (z.reshape(-1, *ones) if gated != "bias" else 1.0),
+        bias.data * (z if gated != "weight" else 1.0),
+    )
+    expected = function(x.data, *by_hand).data
+    np.testing.assert_allclose(found.data, expected, rtol=0, atol=1e-12)
+
+
+def test_a_hollow_bias_beside_a_plain_weight_is_read_with_its_zeros():
+    z = gate_at(np.array([0.2, -1.0]))()
+    out = md.ops.linear(np.ones((3, 2)), np.ones((2, 3)), md.ops.relu(z))
+    np.testing.assert_allclose(out.data, 3 + z.data[:, None] * np.ones(2))
+
+
+def test_a_value_of_one_that_does_not_come_from_a_gate_keeps_its_gradient():
+    p = md.Tensor(np.array([0.0]), requires_grad=True)
+    z = md.ops.dropout(md.binary_gate(p, 1.0), 0.5, np.random.default_rng(0))
+    assert z.data[0] == 1  # 0.5 times 2
+    scale_slices(md.Tensor(np.ones((1, 1))), z).sum().backward()
+    np.testing.assert_allclose(p.grad, [3.0])
+
+
+def test_a_change_of_a_frozen_weight_is_noticed_behind_open_gates_too():
+    gate = md.Gate(4)
+    weight, x = md.Tensor(np.ones((4, 5), np.float32)), md.Tensor([[1.0]] * 5, requires_grad=True)
+    with md.no_grad():
+        scaled = scale_slices(weight, gate())
+    weight.data -= 1
+    np.testing.assert_array_equal(scaled.data, np.ones((4, 5)))
+    out = md.ops.linear(x, scale_slices(weight, gate()))
+    weight.data += 1
+    with pytest.raises(RuntimeError, match="changed in place"):
+        out.sum().backward()

@@ -1,6 +1,7 @@
 """Memory that is used again: never while anything can still see it."""
 
 import gc
+import sys
 import threading
 from typing import Any
 
@@ -103,3 +104,26 @@ def test_aligned_copies_only_what_is_not() -> None:
     assert address(straight) % ALIGNMENT == 0
     np.testing.assert_array_equal(straight, crooked)
     assert memory.aligned(x[::2]).flags.c_contiguous
+
+
+def test_threads_that_ask_for_ever_new_sizes_do_not_disturb_each_other() -> None:
+    wrong: list[str] = []
+    interval = sys.getswitchinterval()
+
+    def work(number: int) -> None:
+        try:
+            for turn in range(2000):
+                memory.empty((SMALL + (turn * 7919 + number) % 500 * 64,), np.uint8).fill(0)
+        except Exception as error:
+            wrong.append(repr(error))
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert not wrong

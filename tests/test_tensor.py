@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import minidiff as md
-from minidiff import Tensor
+from minidiff import Tensor, nn
+from minidiff.engine.tensor import Op
 from tests.strategies import (
     Shape,
     arrays,
@@ -701,3 +702,52 @@ def test_backward_after_an_input_was_changed_in_place_is_refused(change: str) ->
     with pytest.raises(RuntimeError, match=r"Multiply \(shape \(1,\)\) was changed in place"):
         loss.backward()
     (x * x).sum().backward()  # a new forward pass mends it
+
+
+def test_what_is_set_as_data_is_all_live() -> None:
+    x = md.Tensor(np.ones((3, 2), np.float32))
+    with md.no_grad():
+        gate = md.Gate(3)
+        gate.phi.data = np.array([1, -1, 1], np.float32)
+        out = md.Gated(nn.Linear(3, 3, rng=np.random.default_rng(0)), outputs=gate)(x)
+    with pytest.raises(ValueError, match="read-only"):
+        out.data[1] = 1  # it is said to be zero
+    out.data = np.ones(out.shape, np.float32)
+    np.testing.assert_array_equal(out.data, np.ones((3, 2)))
+    np.testing.assert_array_equal(md.ops.linear(out, np.eye(3, dtype=np.float32)).data, out.data)
+
+
+def test_what_is_known_of_a_gradient_is_forgotten_with_it() -> None:
+    gate = md.Gate(3)
+    gate.phi.data = np.array([1, -1, 1], np.float32)
+    layer = nn.Linear(2, 3, rng=np.random.default_rng(0))
+    md.Gated(layer, outputs=gate)(np.ones((2, 4), np.float32)).sum().backward()
+    np.testing.assert_array_equal(layer.weight.live, [0, 2])
+    before = layer.weight.data.copy()
+    layer.weight.grad = np.ones((3, 2), np.float32)
+    assert layer.weight.live is None
+    md.optim.SGD([layer.weight], lr=1.0).step()
+    np.testing.assert_array_equal(layer.weight.data, before - 1)
+
+
+def test_an_op_that_returns_one_array_twice_does_not_tie_two_gradients() -> None:
+    class Both(Op):  # of its own making
+        def forward(self, a: Any, b: Any) -> Any:
+            return 2 * (a + b)
+
+        def backward(self, grad: Any) -> Any:
+            same = 2 * grad
+            return same, same
+
+    a, b = leaf([1.0, 2.0]), leaf([3.0, 4.0])
+    Both()(a, b).sum().backward()
+    assert not np.shares_memory(a.grad, b.grad)
+
+
+def test_parameters_without_elements_take_steps() -> None:
+    for shape in ((0,), (3, 0), ()):
+        x = md.Tensor(np.ones(shape), requires_grad=True)
+        (x * x).sum().backward()
+        md.optim.SGD([x], lr=0.25).step()
+        md.optim.Adam([x], lr=0.25).step()
+        assert x.shape == shape
