@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from math import erf as _erf
+from typing import Any
 
 import llvmlite.binding as llvm
 import numpy as np
@@ -48,14 +49,13 @@ U = np.uint64
 _WIDE = bool(llvm.get_host_cpu_features().get("avx512f", False))
 TILE = 64 if _WIDE else 16
 LANES = 16 if _WIDE else 8
-_ROWS, _TAPS = 5, (5 if _WIDE else 2)
-_rows, _taps, _tile, _lanes, _zero = U(_ROWS), U(_TAPS), U(TILE), U(LANES), U(0)
-SUMS = _ROWS * _TAPS * LANES
-_TILE_SHAPE, _SUMS_SHAPE = (_ROWS, TILE), (_ROWS, _TAPS, LANES)
+ROWS, _TAPS = 5, (5 if _WIDE else 2)
+_rows, _taps, _tile, _lanes, _zero = U(ROWS), U(_TAPS), U(TILE), U(LANES), U(0)
+SUMS = ROWS * _TAPS * LANES
+_TILE_SHAPE, _SUMS_SHAPE = (ROWS, TILE), (ROWS, _TAPS, LANES)
 
 
-@intrinsic
-def _registers(typingctx, like):
+def _allocate(typingctx, like):
     """Return the address of room for a tile of the dtype of ``like``.
 
     It lies on the stack, and as it is only ever indexed by constants once loops are unrolled, the
@@ -66,11 +66,13 @@ def _registers(typingctx, like):
         return alloca_once(
             builder,
             context.get_value_type(like.dtype),
-            size=max(_ROWS * TILE, SUMS),
+            size=max(ROWS * TILE, SUMS),
         )
 
     return types.CPointer(like.dtype)(like), generate
 
+
+_registers: Any = intrinsic(_allocate)  # called with ``like`` alone
 
 # -- geometry --------------------------------------------------------------------------------
 
@@ -163,8 +165,8 @@ def _correlate_run(
     The numbers of x begin at ``inputs[c] + shifts[p]``, their weight lies at
     ``rows[i] + columns[c] + places[p]``, and the output begins at ``outputs[i]``.
     """
-    sums = carray(_registers(x), _TILE_SHAPE)  # type: ignore[call-arg]
-    row, begin = carray(_registers(rows), _ROWS), carray(_registers(outputs), _ROWS)
+    sums = carray(_registers(x), _TILE_SHAPE)
+    row, begin = carray(_registers(rows), ROWS), carray(_registers(outputs), ROWS)
     for i in range(_rows):
         row[i], begin[i] = rows[i], outputs[i]
     for tile in range(_zero, length, _tile):
@@ -220,20 +222,20 @@ def correlate(
     columns, places = _addresses(ins, column, 0), _addresses(parts[:, 1], 1, 0)
     flat_x, flat_weight, flat_out = x.reshape(-1), weight.reshape(-1), out.reshape(-1)
     count = len(runs) - 1
-    for task in prange((outs.size + _ROWS - 1) // _ROWS * count):
-        first, r = task // count * _ROWS, task % count
+    for task in prange((outs.size + ROWS - 1) // ROWS * count):
+        first, r = task // count * ROWS, task % count
         begin, length = runs[r, 0] * samples, runs[r, 1] * samples
         p0, p1 = U(runs[r, 2]), U(runs[r + 1, 2])
         if length < TILE:
-            for i in range(first, min(first + _ROWS, outs.size)):
+            for i in range(first, min(first + ROWS, outs.size)):
                 o = outs[i]
                 _correlate_short(
                     flat_x, inputs, shifts, flat_weight, U(o * row), columns, places, p0, p1,
                     bias[o], out[o, begin : begin + length],
                 )  # fmt: skip
             continue
-        block, biases = np.empty(_ROWS, np.int64), np.empty(_ROWS, x.dtype)
-        for i in range(_ROWS):  # a block that is not full computes its last channel again
+        block, biases = np.empty(ROWS, np.int64), np.empty(ROWS, x.dtype)
+        for i in range(ROWS):  # a block that is not full computes its last channel again
             block[i] = outs[min(first + i, outs.size - 1)]
             biases[i] = bias[block[i]]
         _correlate_run(
@@ -251,8 +253,8 @@ def _product_tile(x, inputs, first_input, grad, outputs, length, sums, at):
 
     The runs of x begin at the inputs from ``first_input`` on, the sums at ``at``.
     """
-    tile = carray(_registers(x), _SUMS_SHAPE)  # type: ignore[call-arg]
-    b, a = carray(_registers(outputs), _ROWS), carray(_registers(inputs), _TAPS)
+    tile = carray(_registers(x), _SUMS_SHAPE)
+    b, a = carray(_registers(outputs), ROWS), carray(_registers(inputs), _TAPS)
     for i in range(_rows):
         b[i] = outputs[i]
     for j in range(_taps):
@@ -292,16 +294,16 @@ def grad_weight(
     kernel = out.shape[2]
     groups = (kernel + _TAPS - 1) // _TAPS
     flat_x, flat_grad = x.reshape(-1), grad.reshape(-1)
-    for task in prange((outs.size + _ROWS - 1) // _ROWS * ins.size):
-        first, c = task // ins.size * _ROWS, ins[task % ins.size]
-        rows = min(_ROWS, outs.size - first)
-        outputs, inputs = np.empty(_ROWS, U), np.empty(groups * _TAPS, U)
+    for task in prange((outs.size + ROWS - 1) // ROWS * ins.size):
+        first, c = task // ins.size * ROWS, ins[task % ins.size]
+        rows = min(ROWS, outs.size - first)
+        outputs, inputs = np.empty(ROWS, U), np.empty(groups * _TAPS, U)
         seen = np.empty(groups * _TAPS, np.bool_)
         sums = np.zeros((groups + 1) * SUMS, x.dtype)
         for r in range(len(runs) - 1):
             if runs[r, 2] == runs[r + 1, 2]:  # it sees padding only, and may be wider than x
                 continue
-            for i in range(_ROWS):
+            for i in range(ROWS):
                 o = outs[first + min(i, rows - 1)]
                 outputs[i] = o * grad.shape[1] + runs[r, 0] * samples
             for k in range(groups * _TAPS):
@@ -325,7 +327,7 @@ def grad_weight(
                         sums[groups * SUMS + n] = 0
         for i in range(rows):
             for k in range(kernel):
-                at, total = (k // _TAPS * _ROWS + i) * _TAPS + k % _TAPS, x.dtype.type(0)
+                at, total = (k // _TAPS * ROWS + i) * _TAPS + k % _TAPS, x.dtype.type(0)
                 for s in range(LANES):
                     total += sums[at * LANES + s]
                 out[outs[first + i], c, k] = total
@@ -541,7 +543,7 @@ def erf(x: Array, out: Array) -> None:
 @inner
 def _multiply_add(rounds, out):
     """Do nothing but multiply-adds in registers: ``x = x * a + b``, so often."""
-    tile = carray(_registers(out), _TILE_SHAPE)  # type: ignore[call-arg]
+    tile = carray(_registers(out), _TILE_SHAPE)
     a, b = out[0], out[1]
     for s in range(_tile):
         for i in range(_rows):

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ._types import Array
 
-__all__ = ["aligned", "empty", "zeros"]
+__all__ = ["aligned", "empty", "rows", "zeros"]
 
 ALIGNMENT = 64  # bytes: a vector that crosses this boundary costs two loads
 SMALL = 1 << 16  # bytes, below which all of this matters little
@@ -77,6 +77,11 @@ def aligned(x: Array) -> Array:
     out = empty(x.shape, x.dtype)
     out[...] = x
     return out
+
+
+def rows(x: Array) -> Array:
+    """See the slices along axis 0 as the rows of a matrix; a number as a matrix of one."""
+    return x.reshape(len(x), math.prod(x.shape[1:])) if x.ndim else x.reshape(1, 1)
 
 
 def _address(x: NDArray[Any]) -> int:

@@ -50,11 +50,6 @@ def _listed(active: Indices | None, count: int) -> Indices:
     return np.arange(count) if active is None else active
 
 
-def _planes(x: Array) -> Array:
-    """See the slices along axis 0 as the rows of a matrix."""
-    return x.reshape(len(x), math.prod(x.shape[1:])) if x.ndim else x.reshape(1, 1)
-
-
 def _computed(weight: Tensor, bias: Tensor) -> tuple[Indices | None, Array, Array]:
     """Return which outputs of a layer are computed, None for all, and from what.
 
@@ -87,7 +82,7 @@ class Conv2d(Op):
         samples = x.shape[3]
         out = memory.empty((len(weight), *self.seen.shape, samples), x.dtype)
         kernels.correlate(
-            _planes(self.x),
+            memory.rows(self.x),
             self.weight.reshape(*weight.shape[:2], -1),
             False,
             bias,
@@ -96,7 +91,7 @@ class Conv2d(Op):
             self.seen.runs,
             self.seen.parts,
             samples,
-            _planes(out),
+            memory.rows(out),
         )
         return out
 
@@ -107,7 +102,7 @@ class Conv2d(Op):
         if self.needs[0]:
             grad_x = memory.empty(self.x.shape, grad.dtype)
             kernels.correlate(
-                _planes(grad),
+                memory.rows(grad),
                 weight,
                 True,
                 np.zeros(len(self.x), grad.dtype),
@@ -116,13 +111,13 @@ class Conv2d(Op):
                 self.seeing.runs,
                 self.seeing.parts,
                 samples,
-                _planes(grad_x),
+                memory.rows(grad_x),
             )
         if self.needs[1]:
             grad_weight = memory.zeros(self.weight.shape, grad.dtype)
             kernels.grad_weight(
-                _planes(self.x),
-                _planes(grad),
+                memory.rows(self.x),
+                memory.rows(grad),
                 self.ins,
                 self.outs,
                 self.seen.runs,
@@ -132,7 +127,7 @@ class Conv2d(Op):
             )
         if self.needs[2]:
             grad_bias = np.zeros(len(grad), grad.dtype)
-            kernels.sum_rows(_planes(grad), self.outs, grad_bias)
+            kernels.sum_rows(memory.rows(grad), self.outs, grad_bias)
         return grad_x, grad_weight, grad_bias
 
 
@@ -368,16 +363,19 @@ class ReLU(Op):
     skips = True
 
     def forward(self, x: Array) -> Array:
-        self.active, rows = self.inputs[0].active, _planes(np.ascontiguousarray(x))
+        self.active, rows = self.inputs[0].active, memory.rows(np.ascontiguousarray(x))
         self.rows = _listed(self.active, len(rows))
         self.out = memory.empty(x.shape, x.dtype)
-        kernels.relu(rows, self.rows, _planes(self.out))
+        kernels.relu(rows, self.rows, memory.rows(self.out))
         return self.out
 
     def backward(self, grad: Array) -> tuple[Array | None, ...]:
         out = memory.empty(grad.shape, grad.dtype)
         kernels.grad_relu(
-            _planes(np.ascontiguousarray(grad)), _planes(self.out), self.rows, _planes(out)
+            memory.rows(np.ascontiguousarray(grad)),
+            memory.rows(self.out),
+            self.rows,
+            memory.rows(out),
         )
         return (out,)
 
@@ -435,13 +433,13 @@ class MaxPool2d(Op):
         out = memory.empty((len(x), *seen.shape, x.shape[3]), x.dtype)
         self.winner = memory.empty((len(x), out[0].size), np.uint8)
         kernels.max_pool(
-            _planes(np.ascontiguousarray(x)),
+            memory.rows(np.ascontiguousarray(x)),
             self.channels,
             seen.runs,
             seen.parts,
             x.shape[3],
             self.rectified,
-            _planes(out),
+            memory.rows(out),
             self.winner,
         )
         return out
@@ -449,13 +447,13 @@ class MaxPool2d(Op):
     def backward(self, grad: Array) -> tuple[Array | None, ...]:
         out = memory.empty(self.shape, grad.dtype)
         kernels.grad_max_pool(
-            _planes(np.ascontiguousarray(grad)),
+            memory.rows(np.ascontiguousarray(grad)),
             self.winner,
             self.channels,
             self.seeing.runs,
             self.seeing.parts,
             self.shape[3],
-            _planes(out),
+            memory.rows(out),
         )
         return (out,)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from . import kernels
+from . import kernels, memory
 from ._types import Array, Indices
 from .tensor import Tensor
 
@@ -86,25 +86,21 @@ class Optimizer:
                 if rows is None:
                     rows = np.arange(len(weight) if weight.ndim else 1)
                 flat = np.ascontiguousarray(weight)  # itself, unless set from a transposed array
-                self._update(_matrix(flat), _matrix(parameter.grad), rows, state, group)
+                grad = np.ascontiguousarray(parameter.grad)
+                self._update(memory.rows(flat), memory.rows(grad), rows, state, group)
                 if flat is not weight:
                     weight[...] = flat
                 parameter.version += 1
 
     def _initial(self, weight: Array) -> dict[str, Array]:
         """Return the state of a parameter that takes its first step."""
-        raise NotImplementedError
+        raise NotImplementedError  # each optimiser has a state of its own
 
     def _update(
         self, weight: Array, grad: Array, rows: Indices, state: dict[str, Array], group: Group
     ) -> None:
         """Move the rows listed of a weight, in place; arrays are matrices, one row a slice."""
-        raise NotImplementedError
-
-
-def _matrix(x: Array) -> Array:
-    x = np.ascontiguousarray(x)  # which turns a number into a vector
-    return x if x.ndim == 2 else x.reshape(len(x), math.prod(x.shape[1:]))
+        raise NotImplementedError  # each optimiser has a step of its own
 
 
 class SGD(Optimizer):
@@ -162,7 +158,7 @@ class SGD(Optimizer):
         kernels.sgd(
             weight,
             grad,
-            _matrix(state["velocity"]),
+            memory.rows(state["velocity"]),
             rows,
             float(group.lr),
             float(self.momentum),
@@ -205,8 +201,8 @@ class Adam(Optimizer):
         kernels.adam(
             weight,
             grad,
-            _matrix(state["mean"]),
-            _matrix(state["square"]),
+            memory.rows(state["mean"]),
+            memory.rows(state["square"]),
             rows,
             float(group.lr),
             (float(first), float(second)),

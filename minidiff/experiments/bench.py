@@ -68,6 +68,15 @@ bench.first_step()
 print(imported - start, time.perf_counter() - imported)
 """
 
+# An epoch of dense training in a process of its own, for its time and its memory.
+EPOCH = """
+import json, resource, sys
+import numba
+from minidiff.experiments import bench
+numba.set_num_threads(int(sys.argv[2]))
+print(json.dumps(bench.dense_epoch(int(sys.argv[1]))))
+"""
+
 Times = dict[str, float]  # medians, in seconds
 
 
@@ -123,16 +132,11 @@ def _layer_calls(name: str) -> tuple[float, dict[str, Callable[[], Any]]]:
 
         return call
 
-    calls: dict[str, Callable[[], Any]] = dict(
-        zip(
-            WHATS,
-            (
-                lambda: op.forward(x, weight, bias),
-                backward(True, False, False),
-                backward(False, True, False),
-            ),
-            strict=True,
-        )
+    forward, *gradients = WHATS
+    calls: dict[str, Callable[[], Any]] = {forward: lambda: op.forward(x, weight, bias)}
+    calls[gradients[0]], calls[gradients[1]] = (
+        backward(True, False, False),
+        backward(False, True, False),
     )
     if name == "conv1":  # images need no gradient
         del calls["input gradient"]
@@ -147,7 +151,7 @@ def _matmul_call() -> Callable[[], Any]:
 
 def _peak_call(rounds: int = 20_000, rows: int = 16) -> tuple[float, Callable[[], Any]]:
     out = memory.zeros((rows, kernels.TILE), np.float32)
-    return 2.0 * 5 * rounds * out.size, lambda: kernels.multiply_add(rounds, out)
+    return 2.0 * kernels.ROWS * rounds * out.size, lambda: kernels.multiply_add(rounds, out)
 
 
 def random_data(count: int = 256) -> Dataset:
@@ -211,7 +215,8 @@ def _shares(step: Callable[[], Any], steps: int = 50) -> tuple[float, dict[str, 
     """Return the median seconds of a step outside of kernels, and the mean seconds in each."""
     for _ in range(5):
         step()
-    outside, total = [], dict.fromkeys(("correlate",), 0.0)
+    outside: list[float] = []
+    total: dict[str, float] = {}
     for _ in range(steps):
         with KernelClock.running() as clock:
             start = time.perf_counter()
@@ -434,15 +439,6 @@ class Bench:
             "peak_megabytes": peak,
             "torch_peak_megabytes": torch_peak,
         }
-
-
-EPOCH = """
-import json, resource, sys
-import numba
-from minidiff.experiments import bench
-numba.set_num_threads(int(sys.argv[2]))
-print(json.dumps(bench.dense_epoch(int(sys.argv[1]))))
-"""
 
 
 def dense_epoch(count: int) -> tuple[float, float | None]:

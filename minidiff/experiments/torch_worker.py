@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -101,7 +102,7 @@ class Work:
         if what == "epoch":
             return self.epoch(*arguments)
         if what == "step":
-            call: Callable[[], Any] = lambda: self.train(self.images, self.labels)  # noqa: E731
+            call: Callable[[], Any] = partial(self.train, self.images, self.labels)
         elif what == "predict":
             call = self.calls.setdefault(f"predict {arguments[0]}", self.predict(*arguments))
         else:

@@ -180,7 +180,7 @@ class ScaleSlices(Op):
         if self.fully_open:
             return self.x
         out = memory.empty(x.shape, x.dtype)
-        kernels.scale_rows(_rows(self.x), z, self.active, _rows(out))
+        kernels.scale_rows(memory.rows(self.x), z, self.active, memory.rows(out))
         return out
 
     def backward(self, grad: Array) -> tuple[Array | None, ...]:
@@ -191,13 +191,9 @@ class ScaleSlices(Op):
         grad_x = memory.empty(self.x.shape, grad.dtype)
         grad = np.ascontiguousarray(grad)
         kernels.grad_scale_rows(
-            _rows(grad), _rows(self.x), self.z, self.active, _rows(grad_x), grad_z
+            memory.rows(grad), memory.rows(self.x), self.z, self.active, memory.rows(grad_x), grad_z
         )
         return grad_x, grad_z
-
-
-def _rows(x: Array) -> Array:
-    return x.reshape(len(x), math.prod(x.shape[1:]))
 
 
 def scale_slices(x: Tensor, z: Tensor, *, closed_for_good: bool = False) -> Tensor:
