@@ -132,14 +132,14 @@ def _layer_calls(name: str) -> tuple[float, dict[str, Callable[[], Any]]]:
 
         return call
 
-    forward, *gradients = WHATS
-    calls: dict[str, Callable[[], Any]] = {forward: lambda: op.forward(x, weight, bias)}
-    calls[gradients[0]], calls[gradients[1]] = (
-        backward(True, False, False),
-        backward(False, True, False),
-    )
+    forward, of_input, of_weight = WHATS
+    calls: dict[str, Callable[[], Any]] = {
+        forward: lambda: op.forward(x, weight, bias),
+        of_input: backward(True, False, False),
+        of_weight: backward(False, True, False),
+    }
     if name == "conv1":  # images need no gradient
-        del calls["input gradient"]
+        del calls[of_input]
     return 2.0 * weight[0].size * grad.size, calls
 
 
