@@ -8,6 +8,7 @@ from .engine import nn, ops, optim
 from .engine.gradcheck import gradcheck
 from .engine.tensor import Tensor, no_grad
 from .experiments.models import LeNet5
+from .pruning.compact import compact
 from .pruning.gates import Gate, Gated
 from .pruning.groups import Groups
 from .pruning.penalty import LayerCount, Surrogate, architecture, count, expected_cost
@@ -25,6 +26,7 @@ __all__ = [
     "Tensor",
     "architecture",
     "binary_gate",
+    "compact",
     "count",
     "expected_cost",
     "gradcheck",

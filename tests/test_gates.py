@@ -531,9 +531,21 @@ def test_settings_out_of_range_are_errors_that_name_them(options, message):
         md.Gate(**({"count": 3} | options))
 
 
-def test_a_gate_takes_no_input():
-    with pytest.raises(TypeError, match="takes no input"):
-        md.Gate(2)(np.ones(2))
+@given(seeds)
+def test_as_a_layer_a_gate_multiplies_channels(seed):
+    rng = np.random.default_rng(seed)
+    gate = md.Gate(4, dtype=np.float64)
+    gate.phi.data[...] = rng.uniform(-1, 1, 4)
+    x = md.Tensor(rng.standard_normal((4, 3, 2, 5)), requires_grad=True)
+    out = gate(x)
+    z = md.binary_gate(gate.phi.data)
+    np.testing.assert_array_equal(out.data, x.data * z[:, None, None, None])
+    assert out.active.tolist() == z.nonzero()[0].tolist()
+    out.sum().backward()
+    expected = np.broadcast_to(z[:, None, None, None], x.shape)
+    np.testing.assert_allclose(x.grad, expected)
+    with pytest.raises(ValueError, match=r"gates of shape \(4,\) do not fit"):
+        gate(np.ones((3, 2)))
 
 
 @pytest.mark.parametrize(

@@ -579,6 +579,30 @@ def test_flatten_keeps_the_batch_and_the_order(data: st.DataObject, shape: Shape
     md.gradcheck(ops.flatten, [leaf(x)])
 
 
+@given(st.data(), shapes.filter(lambda shape: len(shape) > 0 and shape[0] > 0))
+def test_select_keeps_the_slices_listed(data: st.DataObject, shape: Shape) -> None:
+    x, some = data.draw(arrays(shape)), data.draw(actives(shape[0]).filter(len))
+    np.testing.assert_array_equal(ops.select(x, some).data, x[some])
+    md.gradcheck(lambda t: ops.select(t, some), [leaf(x)])
+
+
+@pytest.mark.parametrize(
+    ("indices", "message"),
+    [
+        ([], "not empty"),
+        ([0.5], "integers"),
+        ([[0, 1]], "integers"),
+        ([1, 0], "increase"),
+        ([1, 1], "increase"),
+        ([-1, 1], "increase"),
+        ([0, 3], r"index 3 is out of range for x of shape \(3, 2\)"),
+    ],
+)
+def test_select_refuses_what_is_no_increasing_list(indices: list[Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ops.select(ones(3, 2), indices)
+
+
 def test_flatten_refuses_a_vector() -> None:
     with pytest.raises(ValueError, match=r"shape \(3,\); expected at least"):
         ops.flatten(ones(3))

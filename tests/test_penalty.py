@@ -461,6 +461,39 @@ def test_an_unknown_cost_is_an_error_that_lists_the_known_ones():
         md.expected_cost(model, shape, cost="flops")
 
 
+def test_a_gate_as_a_layer_counts_as_a_gate_on_inputs():
+    for shape in ((3,), (3, 4, 4)):
+        convolution = len(shape) == 3
+        build = (
+            (lambda i, o: nn.Conv2d(i, o, 2, rng=model_rng()))
+            if convolution
+            else (lambda i, o: nn.Linear(i, o, rng=model_rng()))
+        )
+        gate = md.Gate(5)
+        gate.phi.data[[1, 4]] = -1, 0.3
+        as_layer = nn.Sequential(build(3, 5), nn.ReLU(), gate, build(5, 2))
+        wrapped = nn.Sequential(build(3, 5), nn.ReLU(), md.Gated(build(5, 2), inputs=gate))
+        ours, theirs = md.count(as_layer, shape), md.count(wrapped, shape)
+        assert [(c.inputs, c.outputs, c.weights, c.macs) for c in ours] == [
+            (c.inputs, c.outputs, c.weights, c.macs) for c in theirs
+        ]
+        costs = [md.expected_cost(model, shape).item() for model in (as_layer, wrapped)]
+        assert costs[0] == costs[1]
+        with pytest.raises(ValueError, match="Gate of 5, which does not fit"):
+            md.count(nn.Sequential(build(3, 4), gate), shape)
+
+
+def test_what_a_select_leaves_out_does_not_count():
+    first, second = nn.Conv2d(1, 4, 1, rng=model_rng()), nn.Linear(3, 2, rng=model_rng())
+    select = nn.Select([0, 1, 5], size=8)  # two places of channel 0, one of channel 2
+    model = nn.Sequential(first, nn.Flatten(), select, second)
+    counts = md.count(model, (1, 1, 2))
+    assert [c.outputs for c in counts] == [(2, 4), (2, 2)]
+    assert [c.weights for c in counts] == [(2, 4), (6, 6)]
+    with pytest.raises(ValueError, match="Select of 8, which does not fit"):
+        md.count(model, (1, 1, 3))
+
+
 class Strange(nn.Module):
     def forward(self, x: md.Tensor) -> md.Tensor:
         return x
@@ -469,7 +502,9 @@ class Strange(nn.Module):
 @pytest.mark.parametrize("run", [md.count, md.expected_cost])
 def test_a_module_that_counting_does_not_know_is_an_error_that_names_it(run):
     body = nn.Sequential(linear=nn.Linear(2, 2, rng=model_rng()), odd=Strange())
-    with pytest.raises(TypeError, match=r"body.odd is a Strange; counting knows Sequential"):
+    with pytest.raises(
+        TypeError, match=r"body.odd is a Strange; counting and compaction know Sequential"
+    ):
         run(nn.Sequential(body=body), (2,))
     with pytest.raises(TypeError, match="the model is a Strange"):
         run(Strange(), (2,))

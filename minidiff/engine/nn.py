@@ -1,6 +1,6 @@
 """Modules: parameters in a tree, and the layers that most networks are made of."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -24,6 +24,7 @@ __all__ = [
     "Module",
     "Parameter",
     "ReLU",
+    "Select",
     "Sequential",
 ]
 
@@ -298,6 +299,30 @@ class Flatten(Module):
     def output_shape(self, shape: Shape) -> Shape:
         """Return (C*H*W,)."""
         return (int(np.prod(shape)),)
+
+
+class Select(Module):
+    """Some of the channels or features: those of ``size`` that ``indices`` list, increasing.
+
+    >>> Select([0, 2], size=3)(np.float32([[1], [2], [3]])).data.ravel()
+    array([1., 3.], dtype=float32)
+    """
+
+    def __init__(self, indices: Sequence[int] | NDArray[Any], *, size: int) -> None:
+        _check_sizes("Select", size=size)
+        self.indices, self.size = ops.increasing(indices, "Select"), size
+        if self.indices[-1] >= size:
+            raise ValueError(f"Select: index {self.indices[-1]} is not below the size, {size}.")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Keep some of x."""
+        if x.shape[:1] != (self.size,):
+            raise ValueError(f"Select of {self.size} does not fit an input of shape {x.shape}.")
+        return ops.select(x, self.indices)
+
+    def output_shape(self, shape: Shape) -> Shape:
+        """Return (len(indices), ...)."""
+        return (len(self.indices), *shape[1:])
 
 
 class Sequential(Module):

@@ -31,6 +31,7 @@ __all__ = [
     "max_pool2d",
     "maximum",
     "relu",
+    "select",
     "sigmoid",
     "softmax",
     "sqrt",
@@ -561,6 +562,49 @@ def flatten(x: TensorLike) -> Tensor:
     if x.ndim < 2:
         raise ValueError(f"flatten: x has shape {x.shape}; expected at least (D, N).")
     return Flatten()(x)
+
+
+class Select(Op):
+    """Some slices along axis 0, in increasing order."""
+
+    def __init__(self, indices: Indices) -> None:
+        self.indices = indices
+
+    def forward(self, x: Array) -> Array:
+        self.shape = x.shape
+        out = memory.empty((len(self.indices), *x.shape[1:]), x.dtype)
+        # The mode spares a buffer; indices are in range.
+        return np.take(x, self.indices, axis=0, out=out, mode="clip")
+
+    def backward(self, grad: Array) -> tuple[Array | None, ...]:
+        out = memory.zeros(self.shape, grad.dtype)
+        out[self.indices] = grad
+        return (out,)
+
+
+def select(x: TensorLike, indices: NDArray[Any]) -> Tensor:
+    """Keep the slices of x along axis 0 that ``indices`` list, in increasing order.
+
+    Raises ValueError if there are none, if they do not increase, or are out of range.
+    """
+    x, indices = _tensor(x), increasing(indices, "select")
+    if x.ndim == 0 or indices[-1] >= len(x):
+        raise ValueError(f"select: index {indices[-1]} is out of range for x of shape {x.shape}.")
+    return Select(indices)(x)
+
+
+def increasing(indices: Any, name: str) -> Indices:
+    """Return ``indices`` as int64; ValueError unless there are some, 0 or more, that increase."""
+    given = np.asarray(indices)
+    if given.ndim != 1 or not given.size or given.dtype.kind not in "iu":
+        raise ValueError(
+            f"{name}: indices are {given.dtype} of shape {given.shape}; expected a list of "
+            f"integers, not empty."
+        )
+    listed = given.astype(np.int64)
+    if listed[0] < 0 or (np.diff(listed) <= 0).any():
+        raise ValueError(f"{name}: indices {listed} do not increase from 0 or above.")
+    return listed
 
 
 # -- loss ------------------------------------------------------------------------------------

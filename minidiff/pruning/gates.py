@@ -9,6 +9,7 @@ The paper's idea (Shulman 2020, arXiv:2012.03653); the formulas are ours.
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,9 @@ NOISES = ("normal", "logistic", "uniform")
 
 class Gate(Module):
     """Approximate binary gates, one for each of ``count`` groups.
+
+    As a layer it gates activations: it multiplies the channels or features of its input. Called
+    without an input it returns its values; :class:`Gated` multiplies parameters by them.
 
     Parameters
     ----------
@@ -94,13 +98,19 @@ class Gate(Module):
         """The number of groups."""
         return self.phi.size
 
-    def __call__(self, x: object = None) -> Tensor:
-        """Return the gates' values; ``active`` lists the groups that are not closed.
+    def __call__(self, x: Any = None) -> Tensor:
+        """Return x gated, or the gates' values; ``active`` lists what is not closed.
 
         Stochastic gates in training draw new noise at each call.
         """
-        if x is not None:
-            raise TypeError("a Gate takes no input; it returns its values. See Gated for layers.")
+        return self.values() if x is None else super().__call__(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Multiply the slices of x along axis 0 by the gates; those closed are not computed."""
+        return scale_slices(x, self.values())
+
+    def values(self) -> Tensor:
+        """Return the gates' values, shape (count,)."""
         phi: Tensor = self.phi
         if self.training and self.noise is not None:
             phi = phi + self.sigma * self._draw()
@@ -288,9 +298,9 @@ class Gated(Module):
         weight: Tensor = self.layer.weight
         bias: Tensor = self.layer.bias
         if self.weights is not None and self.groups is not None:
-            weight = weight * self.weights()[self.groups.labels]
+            weight = weight * self.weights.values()[self.groups.labels]
         if self.outputs is not None:
-            z = self.outputs()
+            z = self.outputs.values()
             # A deterministic gate that is closed stays so: all that still moves phi is the
             # surrogate, and it moves it down. (Should weight decay of phi open it again, its
             # weights go on from where they were.)
@@ -298,7 +308,7 @@ class Gated(Module):
             weight = scale_slices(weight, z, closed_for_good=final)
             bias = scale_slices(bias, z, closed_for_good=final)
         if self.inputs is not None:
-            x = scale_slices(x, self.inputs())
+            x = self.inputs(x)
         return self.layer.apply(x, weight, bias)
 
     def output_shape(self, shape: Shape) -> Shape:

@@ -53,24 +53,27 @@ COSTS: dict[str, Callable[[int], float]] = {
 class Live:
     """How live each channel is: the product of what gates say of it.
 
-    ``factors`` has each gate, and for each channel its group, or None where these are the same.
+    ``factors`` has each gate, and for each channel its group, or None where these are the same;
+    ``source`` likewise which output of the layer before each channel comes from.
     """
 
     size: int
     factors: tuple[tuple[Gate, Indices | None], ...] = ()
+    source: Indices | None = None
 
     def gated(self, gate: Gate) -> "Live":
         """Multiply by a gate that has a group for each channel."""
-        return Live(self.size, (*self.factors, (gate, None)))
+        return Live(self.size, (*self.factors, (gate, None)), self.source)
 
-    def repeated(self, times: int) -> "Live":
-        """Put so many channels, which share its fate, in place of each."""
+    def taken(self, channels: Indices) -> "Live":
+        """Put these channels, some left out or repeated, in place of all."""
         return Live(
-            self.size * times,
+            len(channels),
             tuple(
-                (gate, np.repeat(np.arange(self.size) if groups is None else groups, times))
+                (gate, channels if groups is None else groups[channels])
                 for gate, groups in self.factors
             ),
+            channels if self.source is None else self.source[channels],
         )
 
     def values(self, said: Mapping[Gate, NDArray[Any]]) -> NDArray[Any]:
@@ -168,11 +171,11 @@ class Step:
 def walk(model: Module, shape: Shape) -> Iterator[Step]:
     """Follow what is live from layer to layer, for inputs of ``shape`` without the batch.
 
-    Raises TypeError for a module that is not one of the engine's layers, a Gated or a Sequential,
-    and ValueError for a layer that does not fit its input.
+    Raises TypeError for a module that is not one of the engine's layers, a Gate, a Gated or a
+    Sequential, and ValueError for a layer that does not fit its input.
     """
     live = Live(shape[0] if shape else 0)
-    for name, module in _chain(model, ""):
+    for name, module in chain(model):
         gated = module if isinstance(module, Gated) else None
         layer = gated.layer if gated else module
         if isinstance(layer, nn.Conv2d | nn.Linear):
@@ -188,24 +191,41 @@ def walk(model: Module, shape: Shape) -> Iterator[Step]:
             if gated and gated.outputs:
                 live = live.gated(gated.outputs)
             yield Step(name, layer, gated, live_in, live, math.prod(shape[1:]))
+            continue
+        if isinstance(layer, Gate | nn.Select):
+            size = layer.count if isinstance(layer, Gate) else layer.size
+            if shape[:1] != (size,):
+                raise ValueError(
+                    f"{name or 'the model'} is a {type(layer).__name__} of {size}, which does not "
+                    f"fit an input of shape {shape}; is the shape without the batch?"
+                )
+        if isinstance(layer, Gate):
+            live = live.gated(layer)
+        elif isinstance(layer, nn.Select):
+            live = live.taken(layer.indices)
         elif isinstance(layer, nn.Flatten):
-            live = live.repeated(math.prod(shape[1:]))
-            shape = layer.output_shape(shape)
-        elif isinstance(layer, nn.MaxPool2d | nn.AvgPool2d | nn.ReLU | nn.Dropout):
-            shape = layer.output_shape(shape)
-        else:
-            raise TypeError(
-                f"{name or 'the model'} is a {type(layer).__name__}; counting knows Sequential, "
-                f"Gated and the layers of minidiff.nn."
-            )
+            live = live.taken(np.repeat(np.arange(live.size), math.prod(shape[1:])))
+        shape = layer.output_shape(shape)
 
 
-def _chain(module: Module, prefix: str) -> Iterator[tuple[str, Module]]:
-    if isinstance(module, Sequential):
+_LAYERS = (
+    nn.Conv2d, nn.Linear, nn.MaxPool2d, nn.AvgPool2d, nn.ReLU, nn.Dropout, nn.Flatten, nn.Select,
+    Gate, Gated,
+)  # fmt: skip
+
+
+def chain(module: Module, prefix: str = "") -> Iterator[tuple[str, Module]]:
+    """Yield (dotted name, layer) in order; TypeError for what pruning does not know."""
+    if isinstance(module, Sequential) and type(module).forward is Sequential.forward:
         for name, layer in module.children():
-            yield from _chain(layer, f"{prefix}.{name}" if prefix else name)
-    else:
+            yield from chain(layer, f"{prefix}.{name}" if prefix else name)
+    elif isinstance(module, _LAYERS):
         yield prefix, module
+    else:
+        raise TypeError(
+            f"{prefix or 'the model'} is a {type(module).__name__}; counting and compaction know "
+            f"Sequential, Gate, Gated and the layers of minidiff.nn."
+        )
 
 
 class ExpectedCost(Op):
@@ -305,14 +325,16 @@ def count(model: Module, shape: Shape) -> list[LayerCount]:
     steps = list(walk(model, shape))
     is_open = {gate: gate.is_open() for step in steps for gate in step.gates()}
     counts = []
-    used: NDArray[np.bool_] | None = None  # of a layer's outputs, by later layers
+    later: Indices | None = None  # the outputs that later layers use, maybe more than once
     for step in reversed(steps):
         outputs, inputs = step.layer.weight.shape[:2]
         live_out: NDArray[np.bool_] = np.asarray(step.live_out.values(is_open) > 0)
-        if used is not None:  # it may be per place of each channel, behind a Flatten
-            live_out &= used.reshape(outputs, -1).any(axis=1)
+        if later is not None:
+            live_out &= np.isin(np.arange(outputs), later)
         weights = step.open_weights(is_open) & live_out[:, None, None]
         used = np.asarray(weights.any(axis=(0, 2)))
+        source = step.live_in.source
+        later = used.nonzero()[0] if source is None else source[used]
         left = int(weights.sum())
         counts.append(
             LayerCount(

@@ -1,0 +1,294 @@
+"""Compaction: closed groups leave, and an ordinary smaller network without gates remains.
+
+Four passes over a chain of layers:
+
+1. *Fold.* Gates are multiplied into the weights that follow or precede them. Gates are never
+   negative, so a gated channel may pass a rectifier or a pool before it meets its weights.
+2. *Settle.* An output whose weights are all zero is a constant, its bias; what constants make of
+   the next layer's sums is part of the next layer's biases. Only where that layer pads its input
+   with zeros is a constant no constant any more, and it stays.
+3. *Keep*, from the end: the inputs of which kept outputs have weights, and nothing else. Behind a
+   Flatten these may be some places of a channel and not others.
+4. *Cut.*
+
+It is the zeros that count, whatever has made them, so a network pruned by other means is
+compacted as well.
+"""
+
+import copy
+import warnings
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minidiff.engine import nn
+from minidiff.engine._types import Array, Indices
+from minidiff.engine.nn import Module, Parameter, Sequential
+
+from .gates import Gate, Gated
+from .penalty import chain
+from .transform import binary_gate
+
+__all__ = ["compact"]
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Flow:
+    """What lies between the outputs of a layer, its ``source``, and the inputs of the next.
+
+    Attributes
+    ----------
+    count, places : int
+        How many channels the source has, and how many places of each a Flatten has set side by
+        side (else 1).
+    origin : (inputs,) int64
+        Which of these count * places each input is.
+    scale : (inputs,)
+        What gates multiply each input by.
+    """
+
+    count: int
+    places: int
+    origin: Indices
+    scale: Array
+
+    @classmethod
+    def of(cls, count: int) -> "Flow":
+        """Pass on all channels as they are."""
+        return cls(count, 1, np.arange(count), np.ones(count))
+
+    @property
+    def channel(self) -> Indices:
+        """Which channel each input is of."""
+        return self.origin // self.places
+
+    def through(self, module: Module, size: int | None) -> "Flow":
+        """Pass a layer without weights; ``size`` is the number of inputs that are expected next."""
+        if isinstance(module, Gate):
+            return replace(self, scale=self.scale * _values(module))
+        if isinstance(module, nn.Select):
+            return replace(
+                self, origin=self.origin[module.indices], scale=self.scale[module.indices]
+            )
+        if isinstance(module, nn.Flatten) and size:
+            times = size // len(self.origin)
+            origin = (self.origin[:, None] * times + np.arange(times)).ravel()
+            return Flow(self.count, self.places * times, origin, np.repeat(self.scale, times))
+        return self
+
+
+@dataclass
+class Piece:
+    """A layer with weights, with what its input passes through first."""
+
+    name: str
+    layer: nn.Conv2d | nn.Linear
+    weight: Array  # (O, I, K), gates folded in
+    bias: Array  # (O,), later with what constant inputs add
+    flow: Flow
+    before: list[tuple[str, Module]]
+    varying: Mask  # (I,) inputs that depend on the network's input
+    inputs: Mask  # (I,) that are kept
+    outputs: Mask  # (O,) that are kept
+
+    @property
+    def pads(self) -> bool:
+        """Whether it sees zeros around its input."""
+        return isinstance(self.layer, nn.Conv2d) and any(self.layer.padding)
+
+
+def compact(model: Module) -> Sequential:
+    """Return an ordinary network without gates that computes the same, in less memory and time.
+
+    Filters, inputs and units that are closed, or of no use to those that are open, leave it. It
+    shares nothing with ``model`` and can be trained on, gated again, and compacted again.
+
+    Parameters
+    ----------
+    model
+        A Sequential of the layers of :mod:`minidiff.engine.nn`, Gate and Gated, of any depth.
+
+    Returns
+    -------
+    Sequential
+        With the names of ``model``; names of inner Sequentials are joined by an underscore. Its
+        outputs are those of ``model`` in evaluation, up to rounding. A Select stands before a
+        layer of which only some inputs are left.
+
+    Raises
+    ------
+    TypeError
+        If the model holds a module that is none of these.
+    ValueError
+        If it has no layer with weights, layers that do not fit each other, or, behind the last
+        layer with weights, a gate on single places of its output.
+
+    Warns
+    -----
+    UserWarning
+        If nothing is left of some layer, so that the output is the same for any input.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> hidden = Gated(nn.Linear(4, 3, rng=rng), outputs=Gate(3))
+    >>> hidden.outputs.phi.data[1] = -1  # closed
+    >>> small = compact(Sequential(hidden, nn.ReLU(), nn.Linear(3, 2, rng=rng)))
+    >>> [parameter.shape for parameter in small.parameters()]
+    [(2, 4), (2,), (2, 2), (2,)]
+    """
+    pieces, behind = _fold(model)
+    _settle(pieces)
+    _keep(pieces)
+    layers: dict[str, Module] = {}
+    left: Mask | None = None  # of the outputs of the layer before; None for the network's input
+    for piece in pieces:
+        layers.update((name, copy.deepcopy(module)) for name, module in piece.before)
+        flow, kept = piece.flow, piece.inputs
+        left = np.ones(flow.count, np.bool_) if left is None else left
+        rank = np.cumsum(left) - 1  # the channels that are left, numbered anew
+        positions = rank[flow.channel[kept]] * flow.places + flow.origin[kept] % flow.places
+        size = int(left.sum()) * flow.places
+        if len(positions) < size:
+            layers[f"{piece.name}_select"] = nn.Select(positions, size=size)
+        left = piece.outputs
+        layer = copy.copy(piece.layer)
+        weight = piece.weight[np.ix_(left, kept)]
+        layer.weight = Parameter(weight.reshape(*weight.shape[:2], *piece.layer.weight.shape[2:]))
+        layer.bias = Parameter(piece.bias[left])
+        layers[piece.name] = layer
+    layers.update((name, copy.deepcopy(module)) for name, module in behind)
+    return Sequential(**layers).train(model.training)
+
+
+def _values(gate: Gate) -> Array:
+    return binary_gate(gate.phi.data, gate.width)
+
+
+def _times(array: Array, z: Array) -> Array:
+    """Multiply by gates; what they close is 0, whatever it was."""
+    return np.multiply(array, z, out=np.zeros_like(array), where=z != 0, casting="same_kind")
+
+
+def _fold(model: Module) -> tuple[list[Piece], list[tuple[str, Module]]]:
+    """Split a network into layers with weights, gates folded in, and what is behind the last."""
+    layers = [(name.replace(".", "_") or "layer", module) for name, module in chain(model)]
+    sizes = [_size(module) for _, module in layers]
+    pieces: list[Piece] = []
+    flow: Flow | None = None
+    before: list[tuple[str, Module]] = []
+    for position, (name, module) in enumerate(layers):
+        size = sizes[position]
+        if flow is None and size:
+            flow = Flow.of(size)
+        following = next((size for size in sizes[position + 1 :] if size), None)
+        if flow is not None and not _fits(module, len(flow.origin), size, following):
+            raise ValueError(
+                f"{name} does not fit: it is given {len(flow.origin)} channels or features; "
+                f"{size or following} are expected by it or by the next layer with weights."
+            )
+        gated = module if isinstance(module, Gated) else None
+        layer = gated.layer if gated else module
+        if isinstance(layer, nn.Conv2d | nn.Linear) and flow is not None:
+            if gated and gated.inputs:
+                flow = flow.through(gated.inputs, None)
+            weight, bias = layer.weight.data, layer.bias.data
+            if gated and gated.weights and gated.groups:
+                weight = _times(weight, _values(gated.weights)[gated.groups.labels])
+            weight = weight.reshape(*weight.shape[:2], -1)
+            if gated and gated.outputs:
+                z = _values(gated.outputs)
+                weight, bias = _times(weight, z[:, None, None]), _times(bias, z)
+            weight = _times(weight, flow.scale[:, None])
+            masks = (np.ones(n, np.bool_) for n in (len(flow.origin), len(flow.origin), len(bias)))
+            before = [item for item in before if not isinstance(item[1], nn.Select)]
+            pieces.append(Piece(name, layer, weight, bias.copy(), flow, before, *masks))
+            flow, before = Flow.of(len(bias)), []
+        else:
+            if flow is not None:
+                flow = flow.through(module, following)
+            if not isinstance(module, Gate):
+                before.append((name, module))
+    if not pieces or flow is None:
+        raise ValueError("the model has no layer with weights, so there is nothing to compact.")
+    _fold_back(pieces[-1], flow)
+    return pieces, before
+
+
+def _fold_back(last: Piece, flow: Flow) -> None:
+    """Multiply the gates behind the last layer with weights into it."""
+    if flow.places > 1 and (flow.scale != 1).any():
+        raise ValueError(
+            f"a gate stands behind {last.name}, the last layer with weights, and a Flatten, and "
+            f"gates places of a channel; that cannot be folded into weights."
+        )
+    scale = np.ones(flow.count)
+    scale[flow.channel] = flow.scale
+    last.weight, last.bias = _times(last.weight, scale[:, None, None]), _times(last.bias, scale)
+
+
+def _size(module: Module) -> int | None:
+    """Return how many channels or features a layer expects; None for any number."""
+    if isinstance(module, Gated):
+        module = module.layer
+    if isinstance(module, Gate):
+        return module.count
+    if isinstance(module, nn.Select):
+        return module.size
+    return module.weight.shape[1] if isinstance(module, nn.Conv2d | nn.Linear) else None
+
+
+def _fits(module: Module, given: int, size: int | None, following: int | None) -> bool:
+    if isinstance(module, nn.Flatten):
+        return following is None or following % given == 0
+    return size is None or size == given
+
+
+def _settle(pieces: list[Piece]) -> None:
+    """Find what does not vary with the input, and add it to the biases of the next layer."""
+    inputs = pieces[0].flow.count
+    varies: Mask = np.ones(inputs, np.bool_)
+    value: Array = np.zeros(inputs)
+    for piece in pieces:
+        constant = value[piece.flow.channel]
+        if any(_rectifies(module) for _, module in piece.before):
+            constant = np.maximum(constant, 0)
+        piece.varying = varies[piece.flow.channel]
+        if piece.pads:
+            piece.varying |= constant != 0
+        settled = ~piece.varying
+        # In float64, as sums of many.
+        more = piece.weight[:, settled].sum(axis=2, dtype=np.float64) @ constant[settled]
+        piece.bias = (piece.bias + more).astype(piece.bias.dtype)
+        varies = np.asarray(piece.weight[:, piece.varying].any(axis=(1, 2)))
+        value = piece.bias
+
+
+def _rectifies(module: Module) -> bool:
+    return isinstance(module, nn.ReLU) or (isinstance(module, nn.MaxPool2d) and module.relu)
+
+
+def _keep(pieces: list[Piece]) -> None:
+    """Find what is of use, from the end; every layer keeps at least one input."""
+    empty: str | None = None
+    for piece, source in zip(reversed(pieces), [*pieces[-2::-1], None], strict=True):
+        piece.inputs = piece.varying & piece.weight[piece.outputs].any(axis=(0, 2))
+        nothing = not piece.inputs.any()
+        if nothing:
+            empty = empty or piece.name
+            piece.inputs[0] = True
+        if source is not None:
+            source.outputs = np.zeros(len(source.bias), np.bool_)
+            source.outputs[piece.flow.channel[piece.inputs]] = True
+            if nothing:  # what nobody reads shall cost nothing either
+                source.weight = np.zeros_like(source.weight)
+                source.bias = np.zeros_like(source.bias)
+    if empty:
+        warnings.warn(
+            f"nothing is left of the inputs of {empty}, so the compact network gives the same "
+            f"output for any input. Train again, with a smaller penalty.",
+            stacklevel=3,
+        )

@@ -1,0 +1,248 @@
+"""Compaction: the same outputs from a smaller, ordinary network, whatever was gated and how."""
+
+import copy
+import itertools
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import event, given, settings
+
+import minidiff as md
+from minidiff import nn
+from minidiff.engine.nn import Module
+from minidiff.pruning.gates import Gate, Gated
+from tests.strategies import Network, networks, seeds
+
+
+def outputs(model: Module, x: np.ndarray) -> np.ndarray:
+    with md.no_grad():
+        return copy.deepcopy(model).eval()(x).data
+
+
+def quietly_compact(model: Module) -> nn.Sequential:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return md.compact(model)
+
+
+def weights(model: Module) -> int:
+    return sum(p.size for p in model.parameters() if p.ndim > 1)
+
+
+@given(networks())
+@settings(max_examples=300)
+def test_the_compact_network_gives_the_same_outputs(network: Network) -> None:
+    x = np.random.default_rng(network.seed).standard_normal((*network.shape, 3))
+    small = quietly_compact(network.model)
+    np.testing.assert_allclose(outputs(small, x), outputs(network.model, x), rtol=1e-9, atol=1e-9)
+    assert not any(isinstance(m, Gate | Gated) for m in small.modules())
+    event(f"{weights(small) < weights(network.model)}")
+
+
+@given(networks())
+def test_no_weight_is_left_that_is_of_no_use(network: Network) -> None:
+    small = quietly_compact(network.model)
+    layers = [m for m in small.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    for layer, following in itertools.pairwise(layers):
+        used = following.weight.data.reshape(*following.weight.shape[:2], -1).any(axis=(0, 2))
+        if following.weight.shape[1] > 1:  # a layer keeps one input at least
+            assert used.all()
+        if not (isinstance(following, nn.Conv2d) and any(following.padding)) and len(used) > 1:
+            rows = layer.weight.data.reshape(len(layer.weight), -1)
+            assert rows.any(axis=1).all()
+
+
+@given(networks())
+def test_to_compact_twice_is_to_compact_once(network: Network) -> None:
+    once = quietly_compact(network.model)
+    twice = quietly_compact(once)
+    assert list(once.names) == list(twice.names)
+    for a, b in zip(once.parameters(), twice.parameters(), strict=True):
+        np.testing.assert_array_equal(a.data, b.data)
+
+
+@given(networks(), seeds)
+@settings(max_examples=50)
+def test_a_compact_network_shares_nothing_with_the_gated_one(network: Network, seed: int) -> None:
+    before = network.model.state_dict()
+    small = quietly_compact(network.model)
+    for parameter in small.parameters():
+        parameter.data[...] = np.random.default_rng(seed).standard_normal(parameter.shape)
+    for name, value in network.model.state_dict().items():
+        np.testing.assert_array_equal(value, before[name])
+
+
+def lenet(closed: dict[str, list[int]] | None = None, **gate: object) -> md.LeNet5:
+    model = md.LeNet5(rng=np.random.default_rng(0), **gate)
+    for name, groups in (closed or {}).items():
+        layer, role = name.split(".")
+        gate_of = getattr(dict(model.children())[layer], role)
+        gate_of.phi.data[groups] = -1
+    return model
+
+
+def test_lenet5_shrinks_to_what_is_counted() -> None:
+    closed = {
+        "conv1.outputs": list(range(5, 20)),
+        "conv2.outputs": list(range(30)),
+        "dense1.inputs": [*range(480), 481, 500, *range(700, 800)],
+        "dense1.outputs": list(range(100, 500)),
+    }
+    model = lenet(closed)
+    small = md.compact(model)
+    shape = (1, 28, 28)
+    counted, kept = md.count(model, shape), md.count(small, shape)
+    assert [c.weights[0] for c in counted] == [c.weights[0] for c in kept]
+    assert (
+        [c.weights[0] for c in kept]
+        == [c.weights[1] for c in kept]
+        == [
+            5 * 25,
+            14 * 5 * 25,  # filters 44 to 49 feed only closed inputs: 14 of 20 are of use
+            218 * 100,
+            1000,
+        ]
+    )
+    select = dict(small.children())["dense1_select"]
+    assert isinstance(select, nn.Select)
+    assert (len(select.indices), select.size) == (218, 14 * 16)
+
+
+def test_gates_that_are_partly_open_are_folded_in() -> None:
+    model = lenet(initial=0.1)
+    x = np.random.default_rng(1).standard_normal((1, 28, 28, 4), dtype=np.float32)
+    small = md.compact(model)
+    assert weights(small) == 430_500
+    np.testing.assert_allclose(outputs(small, x), outputs(model, x), rtol=1e-4, atol=1e-5)
+
+
+def test_stochastic_gates_count_as_in_evaluation() -> None:
+    model = lenet({"conv1.outputs": [0]}, noise="normal", sigma=0.5)
+    x = np.random.default_rng(1).standard_normal((1, 28, 28, 4), dtype=np.float32)
+    np.testing.assert_allclose(
+        outputs(md.compact(model), x), outputs(model, x), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_a_closed_filter_with_a_live_bias_is_folded_or_kept_where_padding_needs_it() -> None:
+    rng = np.random.default_rng(0)
+    for padding, left in ((0, 2), (1, 3)):
+        first, second = nn.Conv2d(1, 3, 3, rng=rng), nn.Conv2d(3, 2, 3, padding=padding, rng=rng)
+        first.bias.data[...] = 1.0, 2.0, 3.0
+        groups = md.Groups.along(first.weight.shape, 0)  # of weights only: biases live on
+        gated = Gated(first, weights=Gate(3), groups=groups)
+        gated.weights.phi.data[1] = -1
+        model = nn.Sequential(gated, nn.ReLU(), second)
+        small = md.compact(model)
+        assert small.layers[0].weight.shape[0] == left
+        x = rng.standard_normal((1, 7, 7, 2), dtype=np.float32)
+        np.testing.assert_allclose(outputs(small, x), outputs(model, x), rtol=1e-5, atol=1e-5)
+
+
+def test_closed_inputs_of_the_network_leave_too() -> None:
+    rng = np.random.default_rng(0)
+    gated = Gated(nn.Linear(784, 5, rng=rng), inputs=Gate(784))
+    gated.inputs.phi.data[::2] = -1
+    model = nn.Sequential(nn.Flatten(), gated)
+    small = md.compact(model)
+    assert [type(layer) for layer in small.layers] == [nn.Flatten, nn.Select, nn.Linear]
+    assert weights(small) == 392 * 5
+    x = rng.standard_normal((1, 28, 28, 2), dtype=np.float32)
+    np.testing.assert_allclose(outputs(small, x), outputs(model, x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "gate", ["conv1.outputs", "conv2.outputs", "dense1.inputs", "dense1.outputs"]
+)
+def test_nothing_left_is_a_warning_and_a_network_that_predicts(gate: str) -> None:
+    count = {"conv1.outputs": 20, "conv2.outputs": 50, "dense1.inputs": 800}.get(gate, 500)
+    model = lenet({gate: list(range(count))})
+    with pytest.warns(UserWarning, match=r"nothing is left of the inputs of (conv2|dense[12])"):
+        small = md.compact(model)
+    x = np.random.default_rng(1).standard_normal((1, 28, 28, 4), dtype=np.float32)
+    np.testing.assert_allclose(outputs(small, x), outputs(model, x), rtol=1e-5, atol=1e-6)
+    assert weights(small) < 1100
+
+
+def test_weights_that_are_zero_for_other_reasons_leave_as_well() -> None:
+    model = md.LeNet5(rng=np.random.default_rng(0), gated=False)
+    layers = dict(model.children())
+    layers["conv1"].weight.data[3:] = 0
+    small = md.compact(model)
+    assert dict(small.children())["conv1"].weight.shape == (3, 1, 5, 5)
+
+
+def test_what_is_closed_does_not_matter_even_if_it_is_not_a_number() -> None:
+    model = lenet({"conv1.outputs": [2]})
+    dict(model.children())["conv1"].layer.weight.data[2] = np.nan
+    assert all(np.isfinite(p.data).all() for p in md.compact(model).parameters())
+
+
+def test_a_compact_network_trains_on_and_is_pruned_again() -> None:
+    rng = np.random.default_rng(0)
+    small = md.compact(
+        lenet({"conv1.outputs": list(range(15)), "dense1.outputs": list(range(450))})
+    )
+    x, labels = rng.standard_normal((1, 28, 28, 16), dtype=np.float32), rng.integers(0, 10, 16)
+    optimiser = md.optim.SGD(small.parameters(), lr=0.02, momentum=0.9)
+    losses = []
+    for _ in range(20):
+        loss = md.ops.cross_entropy(small(x), labels)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] / 2
+    layers = dict(small.children())
+    layers["conv1"] = Gated(layers["conv1"], outputs=Gate(5))
+    layers["conv1"].outputs.phi.data[0] = -1
+    again = md.compact(nn.Sequential(**layers))
+    assert dict(again.children())["conv1"].weight.shape[0] == 4
+
+
+def test_dropout_of_the_compact_network_draws_its_own_numbers() -> None:
+    rng = np.random.default_rng(0)
+    drop = nn.Dropout(0.5, rng=rng)
+    model = nn.Sequential(nn.Linear(4, 3, rng=rng), drop, nn.Linear(3, 2, rng=rng))
+    small = md.compact(model)
+    state = rng.bit_generator.state
+    small(np.ones((4, 2), np.float32))
+    assert rng.bit_generator.state == state
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ([nn.ReLU()], "no layer with weights"),
+        ([nn.Linear(3, 4, rng=np.random.default_rng(0)), Gate(3)], "does not fit"),
+        (
+            [
+                nn.Linear(3, 4, rng=np.random.default_rng(0)),
+                nn.Linear(5, 4, rng=np.random.default_rng(0)),
+            ],
+            "does not fit",
+        ),
+        (
+            [nn.Conv2d(1, 4, 1, rng=np.random.default_rng(0)), nn.Flatten(), Gate(8, initial=0.1)],
+            "gates places",
+        ),
+    ],
+)
+def test_what_cannot_be_compacted_is_an_error(layers: list[Module], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        md.compact(nn.Sequential(*layers))
+
+
+def test_an_unknown_module_is_named() -> None:
+    class Strange(Module):
+        pass
+
+    class Residual(nn.Sequential):
+        def forward(self, x: md.Tensor) -> md.Tensor:
+            return x + super().forward(x)
+
+    inner = nn.Linear(2, 2, rng=np.random.default_rng(0))
+    for module in (Strange(), Residual(inner)):
+        with pytest.raises(TypeError, match=f"odd is a {type(module).__name__}"):
+            md.compact(nn.Sequential(odd=module))
