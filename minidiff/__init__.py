@@ -7,6 +7,7 @@ The engine (:mod:`minidiff.engine`) differentiates; :mod:`minidiff.pruning` gate
 from .engine import nn, ops, optim
 from .engine.gradcheck import gradcheck
 from .engine.tensor import Tensor, no_grad
+from .experiments.checkpoint import load, save
 from .experiments.models import LeNet5
 from .pruning.compact import compact
 from .pruning.gates import Gate, Gated
@@ -30,8 +31,10 @@ __all__ = [
     "count",
     "expected_cost",
     "gradcheck",
+    "load",
     "nn",
     "no_grad",
     "ops",
     "optim",
+    "save",
 ]

@@ -1,10 +1,12 @@
 """Optimisers: SGD and Adam over groups of parameters, and the schedule of their step size."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from . import kernels, memory
 from ._types import Array, Indices
@@ -91,6 +93,47 @@ class Optimizer:
                 if flat is not weight:
                     weight[...] = flat
                 parameter.version += 1
+
+    def state_dict(self) -> dict[str, Array]:
+        """Return a copy of what the optimiser remembers of each parameter.
+
+        Names are as in "0.3.velocity": of group 0, parameter 3. Settings are not part of it.
+        """
+        return {
+            f"{i}.{j}.{key}": array.copy()
+            for i, group in enumerate(self.groups)
+            for j, state in enumerate(group.state)
+            for key, array in state.items()
+        }
+
+    def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Set what :meth:`state_dict` has returned; parameters without are as never moved.
+
+        Raises ValueError, which names every mismatch, and then changes nothing.
+        """
+        loaded: list[list[dict[str, Array]]] = []
+        rest, wrong = dict(state), []
+        for i, group in enumerate(self.groups):
+            loaded.append([])
+            for j, parameter in enumerate(group.parameters):
+                initial = self._initial(parameter.data)
+                given = {key: rest.pop(f"{i}.{j}.{key}", None) for key in initial}
+                for key, array in given.items():
+                    expected = initial[key].shape
+                    if array is None and any(value is not None for value in given.values()):
+                        wrong.append(f"{i}.{j}.{key} is missing")
+                    elif array is not None and np.shape(array) != expected:
+                        wrong.append(f"{i}.{j}.{key} has shape {np.shape(array)}, not {expected}")
+                loaded[i].append(
+                    {k: np.array(v, initial[k].dtype) for k, v in given.items() if v is not None}
+                )
+        wrong += [f"{name} is unknown" for name in rest]
+        if wrong:
+            raise ValueError(
+                f"the state does not fit this {type(self).__name__}: {'; '.join(wrong)}."
+            )
+        for group, states in zip(self.groups, loaded, strict=True):
+            group.state = states
 
     def _initial(self, weight: Array) -> dict[str, Array]:
         """Return the state of a parameter that takes its first step."""

@@ -14,18 +14,24 @@ from typing import Any
 import numpy as np
 
 from minidiff import __version__
+from minidiff.engine.nn import Module
 from minidiff.pruning.gates import NOISES
 from minidiff.pruning.penalty import COSTS, LayerCount
 
+from .checkpoint import CheckpointError
 from .data import DATASETS, DataError, Dataset, load_dataset
 from .extras import extra
 from .runs import Run, RunError, peak_megabytes
-from .training import Config, ConfigError, NonFiniteLossError, Trainer, build_model, error_rate
+from .training import Config, ConfigError, NonFiniteLossError, Trainer, error_rate, gates_of
 
 __all__ = ["main"]
 
 LINES = 30  # that a run prints, about; metrics.jsonl has every epoch
 INTERRUPTED = 130  # the exit status of a program that Ctrl-C has ended
+# What a user can mend; OSError for a full disk and the like.
+EXPECTED = (
+    RunError, DataError, ConfigError, CheckpointError, NonFiniteLossError, ImportError, OSError,
+)  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         status: int = options.run(options)
-    except (RunError, DataError, ConfigError, NonFiniteLossError, ImportError) as error:
+    except EXPECTED as error:
         print(f"minidiff: error: {error}", file=sys.stderr)
         return 1
     return status
@@ -85,11 +91,16 @@ def _add_run_options(group: Any) -> None:
     group.add_argument(
         "--dataset",
         choices=DATASETS,
-        default="auto",
-        help="auto takes MNIST if it can be had, else the 1,797 digits of scikit-learn "
-        "(default: %(default)s)",
+        help="auto, the default, takes MNIST if it can be had, else the 1,797 digits of "
+        "scikit-learn",
     )
     group.add_argument("--out", metavar="DIR", type=Path, help="run directory (default: runs/...)")
+    group.add_argument(
+        "--resume",
+        metavar="RUN",
+        type=Path,
+        help="go on with a run that was interrupted, to the same bits as if it had not been",
+    )
     group.add_argument("--epochs", type=int, metavar="N", help="passes over the training images")
     group.add_argument("--seed", type=int, metavar="N", help="of every random choice (default: 0)")
     group.add_argument("--threads", type=int, metavar="N", help="default: one for each core")
@@ -136,14 +147,31 @@ def _add_gate_options(group: Any) -> None:
 
 def _train(options: argparse.Namespace) -> int:
     extra("safetensors")  # asked for now, not after the first epoch
-    tqdm = extra("tqdm").tqdm
     _set_threads(options.threads)
-    data = load_dataset(options.dataset)
-    names = {field.name for field in fields(Config)} - {"dataset"}
-    config = Config.recipe(data.name, **{name: getattr(options, name) for name in names})
-    run = Run.create(options.out or _free_directory(f"{data.name}-seed{config.seed}"))
-    run.write_json("config.json", config.to_json())
+    names = [field.name for field in fields(Config)]
+    if options.resume:
+        given = [name for name in (*names, "out") if getattr(options, name) is not None]
+        if given:
+            raise ConfigError(
+                f"--resume goes on with the settings of the run; it cannot change "
+                f"{', '.join(given)}. Only --threads may stand beside it."
+            )
+        run = Run.open(options.resume)
+        config = Config.from_json(run.read_json("config.json"))
+        if run.finished:
+            print(f"{run.path} has finished; there is nothing to go on with.")
+            print(_table(run.read_json("result.json")))
+            return 0
+        data = load_dataset(config.dataset)
+    else:
+        data = load_dataset(options.dataset or "auto")
+        changes = {name: getattr(options, name) for name in names if name != "dataset"}
+        config = Config.recipe(data.name, **changes)
+        run = Run.create(options.out or _free_directory(f"{data.name}-seed{config.seed}"))
+        run.write_json("config.json", config.to_json())
 
+    checkpoint = run.checkpoint() if run.checkpoint_path.exists() else None
+    trainer = Trainer(config, data, checkpoint)
     sizes = (
         f"{len(data.train):,} to train on, {len(data.held_out):,} held out for choices, "
         f"{len(data.test):,} to test on."
@@ -151,48 +179,63 @@ def _train(options: argparse.Namespace) -> int:
     indent = " " * 9
     print(textwrap.fill(f"data     {data.source}", 100, subsequent_indent=indent))
     print(indent + sizes)
-    print(f"run      {run.path}")
+    print(f"run      {run.path}" + (f", from epoch {trainer.epoch + 1} on" if checkpoint else ""))
     print("kernels  compiled at the first step, once; then cached\n", flush=True)
+    records = run.keep_metrics(trainer.epoch)
+    interrupted = _run_epochs(run, trainer, records)
+    if interrupted:
+        print(
+            f"\ninterrupted: the run directory holds what was reached by the last whole epoch.\n"
+            f"minidiff train --resume {run.path} goes on from there."
+        )
+    if not records:
+        return INTERRUPTED
+    model = run.checkpoint().model
+    _plot(run, model, config, records)
+    if interrupted:
+        return INTERRUPTED
+    # The one look at the test set.
+    error = error_rate(model, data.test, mean=data.mean, std=data.std)
+    result = _result(records, trainer.counts(), error)
+    run.write_json("result.json", result)
+    print(_table(result))
+    return 0
 
-    trainer = Trainer(config, data)
-    records: list[dict[str, Any]] = []
-    interrupted = False
+
+def _run_epochs(run: Run, trainer: Trainer, records: list[dict[str, Any]]) -> bool:
+    """Train to the end, with a progress bar and a table; return whether Ctrl-C has stopped it."""
+    tqdm = extra("tqdm").tqdm
+    epochs = trainer.config.epochs
+    every = math.ceil(epochs / LINES)
     with tqdm(
-        total=trainer.steps, unit="step", leave=False, disable=None, dynamic_ncols=True
+        total=trainer.steps,
+        initial=trainer.step,
+        unit="step",
+        leave=False,
+        disable=None,
+        dynamic_ncols=True,
     ) as bar:
         tqdm.write(_header())
 
         def report(loss: float) -> None:
             bar.update()
             if trainer.step % 10 == 0:
-                bar.set_description(f"epoch {trainer.step // trainer.steps_per_epoch + 1}")
+                bar.set_description(f"epoch {trainer.epoch + 1}")
                 bar.set_postfix_str(f"loss {loss:.3f}{_live(records)}", refresh=False)
 
-        every = math.ceil(config.epochs / LINES)
         try:
-            for epoch in range(1, config.epochs + 1):
+            while trainer.step < trainer.steps:
                 record = trainer.train_epoch(report)
-                records.append(record)
+                epoch = record["epoch"]
+                # In this order: of what is killed between, resuming forgets the line.
                 run.append_metrics(record)
-                run.save_checkpoint(trainer.model.state_dict())
-                if epoch % every == 0 or epoch in (1, config.epochs):
+                run.write_checkpoint(trainer.checkpoint())
+                records.append(record)
+                if epoch % every == 0 or epoch in (1, epochs):
                     tqdm.write(_line(record))
         except KeyboardInterrupt:
-            interrupted = True
-    if interrupted:
-        print("\ninterrupted: the run directory holds what was reached by the last whole epoch.")
-    if not records:
-        return INTERRUPTED
-    trainer.model.load_state_dict(run.load_checkpoint())
-    _plot(run, trainer, records)
-    if interrupted:
-        return INTERRUPTED
-    # The one look at the test set.
-    error = error_rate(trainer.model, data.test, mean=data.mean, std=data.std)
-    result = _result(records, trainer.counts(), error)
-    run.write_json("result.json", result)
-    print(_table(result))
-    return 0
+            return True
+    return False
 
 
 def _set_threads(threads: int | None) -> None:
@@ -247,18 +290,18 @@ def _line(record: dict[str, Any]) -> str:
     )
 
 
-def _plot(run: Run, trainer: Trainer, records: list[dict[str, Any]]) -> None:
+def _plot(run: Run, model: Module, config: Config, records: list[dict[str, Any]]) -> None:
     from .plots import plot_run
 
-    layers = dict(trainer.model.named_parameters())
-    weight = next(p for name, p in layers.items() if name.endswith("weight"))
-    first = trainer.gates.get("conv1.outputs")
+    gates = gates_of(model)
+    weight = next(p for name, p in model.named_parameters() if name.endswith("weight"))
+    first = gates.get("conv1.outputs")
     kept = first.is_open() if first else np.ones(len(weight.data), np.bool_)
     plot_run(
         run.path / "plots",
         records,
-        {name: gate.phi.data for name, gate in trainer.gates.items()},
-        trainer.config.width,
+        {name: gate.phi.data for name, gate in gates.items()},
+        config.width,
         weight.data,
         kept,
     )
@@ -345,18 +388,9 @@ def _bench(options: argparse.Namespace) -> int:
 
 def _evaluate(options: argparse.Namespace) -> int:
     run = Run.open(options.directory)
-    config, model = _load(run)
+    config = Config.from_json(run.read_json("config.json"))
+    model = run.checkpoint().model
     data: Dataset = load_dataset(config.dataset)
     error = error_rate(model, data.test, mean=data.mean, std=data.std)
     print(f"{error:.2f} % test error on {len(data.test):,} images ({data.source})")
     return 0
-
-
-def _load(run: Run) -> tuple[Config, Any]:
-    config = Config.from_json(run.read_json("config.json"))
-    model = build_model(config, np.random.default_rng(config.seed))
-    try:
-        model.load_state_dict(run.load_checkpoint())
-    except ValueError as error:
-        raise RunError(f"the checkpoint in {run.path} does not fit: {error}") from error
-    return config, model

@@ -23,7 +23,6 @@ as is the endless saving of a network with nothing left at the top.
 
 import io
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
@@ -34,6 +33,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minidiff.engine._types import Array
+
+from .files import write_whole
 
 # Matplotlib is imported where it is used, to keep importing minidiff quick.
 if TYPE_CHECKING:
@@ -340,12 +341,7 @@ def save(figure: "Figure", directory: str | Path, name: str) -> list[Path]:
         with _style():
             figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
         path = directory / f"{name}.{kind}"
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            temporary.write_bytes(buffer.getbuffer())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_whole(path, buffer.getbuffer())
         paths.append(path)
     return paths
 

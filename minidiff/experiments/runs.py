@@ -1,21 +1,18 @@
 """Run directories: what a training run leaves behind, written so that nothing is ever half there.
 
 A run directory holds ``config.json``, ``metrics.jsonl`` (a line for each epoch),
-``checkpoint.safetensors`` (the parameters after the last epoch), ``result.json`` (once the run has
-finished) and ``plots/``.
+``checkpoint.safetensors`` (all that it takes to go on after the last epoch), ``result.json`` (once
+the run has finished) and ``plots/``.
 """
 
 import json
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from .extras import extra
+from .checkpoint import Checkpoint
+from .files import PART, write_whole
 
 __all__ = ["Run", "RunError", "peak_megabytes"]
 
@@ -35,13 +32,15 @@ class Run:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.metrics_path = path / "metrics.jsonl"
+        self.checkpoint_path = path / "checkpoint.safetensors"
 
     @classmethod
     def create(cls, path: Path) -> "Run":
         """Make a new run directory; RunError if it cannot be written or holds a run already."""
         try:
             path.mkdir(parents=True, exist_ok=True)
-            occupied = next(path.iterdir(), None)
+            occupied = next((item for item in path.iterdir() if item.suffix != PART), None)
             probe = path / ".writable"
             probe.touch()
             probe.unlink()
@@ -67,9 +66,16 @@ class Run:
             )
         return cls(path)
 
+    @property
+    def finished(self) -> bool:
+        """Whether the run has been trained and tested to its end."""
+        return (self.path / "result.json").exists()
+
     def write_json(self, name: str, value: Any) -> None:
         """Write ``value`` as JSON, whole or not at all."""
-        self._replace(name, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+        write_whole(
+            self.path / name, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
+        )
 
     def read_json(self, name: str) -> Any:
         """Read JSON; RunError if it is missing or malformed."""
@@ -81,12 +87,12 @@ class Run:
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """Add a line to ``metrics.jsonl``."""
-        with (self.path / "metrics.jsonl").open("a") as file:
+        with self.metrics_path.open("a") as file:
             file.write(json.dumps(record, allow_nan=False) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
         """Read ``metrics.jsonl``; a last line that is cut short is left out."""
-        path = self.path / "metrics.jsonl"
+        path = self.metrics_path
         lines = path.read_text().splitlines() if path.exists() else []
         records = []
         for number, line in enumerate(lines, 1):
@@ -97,31 +103,27 @@ class Run:
                     raise RunError(f"{path}, line {number}, is not JSON: {error}") from error
         return records
 
-    def save_checkpoint(self, tensors: Mapping[str, NDArray[Any]]) -> None:
+    def keep_metrics(self, epochs: int) -> list[dict[str, Any]]:
+        """Forget what ``metrics.jsonl`` says of later epochs; return what it says of these."""
+        records = self.metrics()[:epochs]
+        if [record.get("epoch") for record in records] != list(range(1, epochs + 1)):
+            raise RunError(f"{self.metrics_path} does not have a line for each of {epochs} epochs.")
+        lines = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
+        write_whole(self.metrics_path, lines.encode())
+        return records
+
+    def write_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Write ``checkpoint.safetensors``, whole or not at all."""
-        data = extra("safetensors.numpy", "safetensors").save(
-            {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-        )
-        self._replace("checkpoint.safetensors", data)
+        checkpoint.write(self.checkpoint_path)
 
-    def load_checkpoint(self) -> dict[str, NDArray[Any]]:
-        """Read ``checkpoint.safetensors``; RunError if it is missing or damaged."""
-        path = self.path / "checkpoint.safetensors"
-        safetensors = extra("safetensors.numpy", "safetensors")
-        error_type = extra("safetensors").SafetensorError
-        try:
-            tensors: dict[str, NDArray[Any]] = safetensors.load(path.read_bytes())
-        except (OSError, error_type, ValueError) as error:
-            raise RunError(f"the checkpoint {path} cannot be read: {error}") from error
-        return tensors
-
-    def _replace(self, name: str, data: bytes) -> None:
-        temporary = self.path / f".{name}.part"
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.path / name)
+    def checkpoint(self) -> Checkpoint:
+        """Read ``checkpoint.safetensors``; RunError if there is none yet."""
+        if not self.checkpoint_path.exists():
+            raise RunError(
+                f"{self.path} has no checkpoint: its training has not finished an epoch. Go on "
+                f"with minidiff train --resume {self.path}."
+            )
+        return Checkpoint.read(self.checkpoint_path)
 
 
 def peak_megabytes() -> float | None:

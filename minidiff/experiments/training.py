@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minidiff.engine import ops
-from minidiff.engine.nn import Module, Sequential
+from minidiff.engine._types import Array
+from minidiff.engine.nn import Module
 from minidiff.engine.optim import SGD, Adam, Group, Optimizer, cosine
 from minidiff.engine.tensor import no_grad
 from minidiff.pruning.gates import NOISES, Gate
@@ -25,6 +26,7 @@ from minidiff.pruning.penalty import (
 )
 
 from .augment import Affine
+from .checkpoint import Checkpoint, CheckpointError, generator_state, restore_generator
 from .data import Dataset, Split, batches
 from .models import LeNet5
 
@@ -200,12 +202,19 @@ class Trainer:
         Every choice of the run.
     data
         The dataset; of the test split nothing is read.
+    checkpoint
+        As of :meth:`checkpoint`, to go on from, to the same bits as if nothing had come between.
+
+    Raises
+    ------
+    CheckpointError
+        If the checkpoint is not of such a run.
     """
 
-    def __init__(self, config: Config, data: Dataset) -> None:
+    def __init__(self, config: Config, data: Dataset, checkpoint: Checkpoint | None = None) -> None:
         self.config, self.data = config, data
         model_rng, self.rng = np.random.default_rng(config.seed).spawn(2)
-        self.model: Sequential = build_model(config, model_rng)
+        self.model: Module = checkpoint.model if checkpoint else build_model(config, model_rng)
         self.shape = data.train.images.shape[1:]
         self.steps_per_epoch = math.ceil(len(data.train) / config.batch_size)
         self.steps = config.epochs * self.steps_per_epoch
@@ -229,6 +238,46 @@ class Trainer:
             self.phis = Adam([gate.phi for gate in self.gates.values()], lr=config.gate_lr)
         self.surrogate = Surrogate(self.model, self.shape, cost=config.cost)
         self.affine = Affine() if config.augment else None
+        if checkpoint:
+            self._resume(checkpoint)
+
+    def checkpoint(self) -> Checkpoint:
+        """Return all that it takes to go on later, and to use the network without the data."""
+        info = {
+            "config": self.config.to_json(),
+            "step": self.step,
+            "rng": generator_state(self.rng),
+            "shape": self.shape,
+            "mean": self.data.mean,
+            "std": self.data.std,
+        }
+        state = {f"weights.{name}": array for name, array in self.weights.state_dict().items()}
+        if self.phis is not None:
+            state |= {f"phis.{name}": array for name, array in self.phis.state_dict().items()}
+        return Checkpoint(self.model, info, state)
+
+    def _resume(self, checkpoint: Checkpoint) -> None:
+        info = checkpoint.info
+        try:
+            if info["config"] != self.config.to_json():
+                raise ValueError("it is of a run with another configuration")
+            if (info["mean"], info["std"]) != (self.data.mean, self.data.std):
+                raise ValueError("the training images are not those of the run")
+            parts: dict[str, dict[str, Array]] = {"weights": {}, "phis": {}}
+            for name, array in checkpoint.state.items():
+                part, _, rest = name.partition(".")
+                parts[part][rest] = array
+            self.weights.load_state_dict(parts["weights"])
+            if self.phis is not None:
+                self.phis.load_state_dict(parts["phis"])
+            self.step, self.rng = int(info["step"]), restore_generator(info["rng"])
+        except (ValueError, TypeError, LookupError) as error:
+            raise CheckpointError(f"the checkpoint cannot be resumed: {error}.") from error
+
+    @property
+    def epoch(self) -> int:
+        """How many epochs are done."""
+        return self.step // self.steps_per_epoch
 
     @property
     def gates_learn(self) -> bool:
@@ -261,7 +310,7 @@ class Trainer:
         if not math.isfinite(value):
             raise NonFiniteLossError(
                 f"the loss is {value} at step {self.step + 1} of {self.steps} (epoch "
-                f"{self.step // self.steps_per_epoch + 1}); the last epoch's weights are kept. "
+                f"{self.epoch + 1}); the last epoch's weights are kept. "
                 f"Try a smaller --lr (now {config.lr:g}), a longer --warmup (now "
                 f"{config.warmup}), or check the images for values that are not finite."
             )
@@ -301,7 +350,7 @@ class Trainer:
         counts = self.counts()
         sizes = gated_sizes(counts)
         return {
-            "epoch": self.step // self.steps_per_epoch,
+            "epoch": self.epoch,
             "step": self.step,
             "loss": sum(losses) / len(data.train),
             "train_error": 100 * wrong / len(data.train),

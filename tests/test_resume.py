@@ -1,0 +1,188 @@
+"""Resuming: a run that was killed, at any moment and however often, ends at the same bits."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minidiff.experiments import cli
+from minidiff.experiments.checkpoint import Checkpoint
+from minidiff.experiments.runs import Run
+
+pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+pytest.importorskip("safetensors", reason="checkpoints need safetensors")
+
+# Stochastic gates, augmentation, both optimisers and the ramp: all that has a state.
+SETTINGS = (
+    *("--dataset", "digits", "--epochs", "6", "--batch-size", "400", "--lr", "0.02", "--augment"),
+    *("--gate-lr", "0.1", "--gate-start", "0.1", "--initial", "0.5", "--lambda", "0.02"),
+    *("--noise", "normal", "--sigma", "0.3"),
+)
+
+
+def start(*arguments: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "minidiff", "train", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: "subprocess.Popen[str]") -> str:
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, out
+    return out
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+    """A run that nothing has interrupted, and how long it took with kernels compiled."""
+    directory = tmp_path_factory.mktemp("straight")
+    finish(start(*SETTINGS, "--epochs", "1", "--out", str(directory / "warm")))
+    began = time.monotonic()
+    finish(start(*SETTINGS, "--out", str(directory / "run")))
+    return directory / "run", time.monotonic() - began
+
+
+def assert_same_run(path: Path, expected: Path) -> None:
+    ours, theirs = (Checkpoint.read(p / "checkpoint.safetensors") for p in (path, expected))
+    for a, b in ((ours.model.state_dict(), theirs.model.state_dict()), (ours.state, theirs.state)):
+        assert list(a) == list(b)
+        for name in a:
+            np.testing.assert_array_equal(a[name], b[name])
+    assert ours.info == theirs.info
+    records = [
+        [{k: v for k, v in r.items() if k not in ("step_ms", "seconds")} for r in Run(p).metrics()]
+        for p in (path, expected)
+    ]
+    assert records[0] == records[1]
+    results = [json.loads((p / "result.json").read_text()) for p in (path, expected)]
+    assert results[0]["test_error"] == results[1]["test_error"]
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_at_the_same_bits(straight: tuple[Path, float], tmp_path: Path) -> None:
+    expected, seconds = straight
+    run, reached = tmp_path / "run", []
+    for _ in range(4):
+        begun = (run / "config.json").exists()
+        arguments = ("--resume", str(run)) if begun else (*SETTINGS, "--out", str(run))
+        process = start(*arguments)
+        time.sleep(random.uniform(0.3, 1.0) * seconds)
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+        reached.append(len(Run(run).metrics()))
+    print("epochs reached before each kill:", reached)
+    if not (run / "config.json").exists():
+        finish(start(*SETTINGS, "--out", str(run)))
+    finish(start("--resume", str(run)))
+    assert_same_run(run, expected)
+
+
+def cut(expected: Path, run: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Train from the start and interrupt before a step."""
+    whole_step = cli.Trainer.train_step
+
+    def stopping(self: cli.Trainer, *batch: np.ndarray) -> tuple[float, int]:
+        if self.step == step:
+            raise KeyboardInterrupt
+        return whole_step(self, *batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cli.Trainer, "train_step", stopping)
+        assert cli.main(["train", *SETTINGS, "--out", str(run)]) == cli.INTERRUPTED
+
+
+@pytest.mark.parametrize("step", [0, 3, 10])
+def test_an_interrupted_run_ends_at_the_same_bits(
+    step: int,
+    straight: tuple[Path, float],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = tmp_path / "run"
+    cut(straight[0], run, monkeypatch, step)
+    assert f"minidiff train --resume {run} goes on" in capsys.readouterr().out
+    assert cli.main(["train", "--resume", str(run)]) == 0
+    assert_same_run(run, straight[0])
+
+
+def test_a_line_of_metrics_ahead_of_the_checkpoint_is_forgotten(
+    straight: tuple[Path, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    cut(straight[0], run, monkeypatch, 7)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 3, "loss": 99}\n{"epoch": 4, "lo')
+    (run / ".checkpoint.safetensors.part").write_bytes(b"half")
+    assert cli.main(["train", "--resume", str(run)]) == 0
+    assert_same_run(run, straight[0])
+    assert not (run / ".checkpoint.safetensors.part").exists()
+
+
+def test_a_finished_run_is_left_as_it_is(
+    straight: tuple[Path, float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = straight[0]
+    before = {p: p.stat().st_mtime_ns for p in path.rglob("*")}
+    assert cli.main(["train", "--resume", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "has finished" in out
+    assert "test error" in out
+    assert {p: p.stat().st_mtime_ns for p in path.rglob("*")} == before
+
+
+def failure(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert cli.main(arguments) == 1
+    return capsys.readouterr().err
+
+
+def test_resuming_takes_no_other_settings(
+    straight: tuple[Path, float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = failure(capsys, "train", "--resume", str(straight[0]), "--epochs", "9", "--dense")
+    assert "cannot change epochs, gated" in error
+
+
+@pytest.mark.parametrize("damage", ["checkpoint", "metrics", "config", "other data"])
+def test_what_cannot_be_resumed_is_said_and_left_alone(
+    damage: str,
+    straight: tuple[Path, float],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(straight[0], run)
+    (run / "result.json").unlink()
+    if damage == "checkpoint":
+        good = (run / "checkpoint.safetensors").read_bytes()
+        (run / "checkpoint.safetensors").write_bytes(good[:-1])
+    elif damage == "metrics":
+        lines = (run / "metrics.jsonl").read_text().splitlines()
+        (run / "metrics.jsonl").write_text("\n".join(lines[1:]))
+    elif damage == "config":
+        config = json.loads((run / "config.json").read_text())
+        (run / "config.json").write_text(json.dumps(config | {"lr": 0.5}))
+    else:
+        checkpoint = Checkpoint.read(run / "checkpoint.safetensors")
+        checkpoint.info["mean"] = 0.5
+        checkpoint.write(run / "checkpoint.safetensors")
+    before = {p.name: p.read_bytes() for p in run.iterdir() if p.is_file()}
+    message = {
+        "checkpoint": "cannot be read as a checkpoint",
+        "metrics": "does not have a line for each of 6 epochs",
+        "config": "of a run with another configuration",
+        "other data": "not those of the run",
+    }[damage]
+    assert message in failure(capsys, "train", "--resume", str(run))
+    assert {p.name: p.read_bytes() for p in run.iterdir() if p.is_file()} == before
