@@ -6,6 +6,7 @@ The engine (:mod:`minidiff.engine`) differentiates; :mod:`minidiff.pruning` gate
 
 from .engine import nn, ops, optim
 from .engine.gradcheck import gradcheck
+from .engine.predictor import Predictor
 from .engine.tensor import Tensor, no_grad
 from .experiments.checkpoint import load, save
 from .experiments.models import LeNet5
@@ -23,6 +24,7 @@ __all__ = [
     "Groups",
     "LayerCount",
     "LeNet5",
+    "Predictor",
     "Surrogate",
     "Tensor",
     "architecture",

@@ -355,6 +355,15 @@ class Sequential(Module):
         return shape
 
 
+def chain(model: Module, prefix: str = "") -> Iterator[tuple[str, Module]]:
+    """Yield (dotted name, layer) in order, with the layers of Sequentials in their place."""
+    if isinstance(model, Sequential) and type(model).forward is Sequential.forward:
+        for name, layer in model.children():
+            yield from chain(layer, f"{prefix}.{name}" if prefix else name)
+    else:
+        yield prefix, model
+
+
 def _check_sizes(name: str, **sizes: int) -> None:
     for key, value in sizes.items():
         if not isinstance(value, int | np.integer) or value < 1:

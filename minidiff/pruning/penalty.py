@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from minidiff.engine import nn
 from minidiff.engine._types import Array, Indices
-from minidiff.engine.nn import Module, Sequential, Shape
+from minidiff.engine.nn import Module, Shape
 from minidiff.engine.tensor import Op, Tensor
 
 from .gates import Gate, Gated
@@ -214,18 +214,15 @@ _LAYERS = (
 )  # fmt: skip
 
 
-def chain(module: Module, prefix: str = "") -> Iterator[tuple[str, Module]]:
+def chain(model: Module) -> Iterator[tuple[str, Module]]:
     """Yield (dotted name, layer) in order; TypeError for what pruning does not know."""
-    if isinstance(module, Sequential) and type(module).forward is Sequential.forward:
-        for name, layer in module.children():
-            yield from chain(layer, f"{prefix}.{name}" if prefix else name)
-    elif isinstance(module, _LAYERS):
-        yield prefix, module
-    else:
-        raise TypeError(
-            f"{prefix or 'the model'} is a {type(module).__name__}; counting and compaction know "
-            f"Sequential, Gate, Gated and the layers of minidiff.nn."
-        )
+    for name, module in nn.chain(model):
+        if not isinstance(module, _LAYERS):
+            raise TypeError(
+                f"{name or 'the model'} is a {type(module).__name__}; counting and compaction know "
+                f"Sequential, Gate, Gated and the layers of minidiff.nn."
+            )
+        yield name, module
 
 
 class ExpectedCost(Op):
