@@ -4,19 +4,20 @@ The engine (:mod:`minidiff.engine`) differentiates; :mod:`minidiff.pruning` gate
 :mod:`minidiff.experiments` trains LeNet5 on MNIST, from Python or from the command line.
 """
 
+__version__ = "0.1.0"
+
 from .engine import nn, ops, optim
 from .engine.gradcheck import gradcheck
 from .engine.predictor import Predictor
 from .engine.tensor import Tensor, no_grad
 from .experiments.checkpoint import load, save
+from .experiments.export import export
 from .experiments.models import LeNet5
 from .pruning.compact import compact
 from .pruning.gates import Gate, Gated
 from .pruning.groups import Groups
 from .pruning.penalty import LayerCount, Surrogate, architecture, count, expected_cost
 from .pruning.transform import binary_gate
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Gate",
@@ -32,6 +33,7 @@ __all__ = [
     "compact",
     "count",
     "expected_cost",
+    "export",
     "gradcheck",
     "load",
     "nn",

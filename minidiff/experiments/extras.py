@@ -1,4 +1,4 @@
-"""Packages of the optional extra ``train``, imported where they are used."""
+"""Packages of the optional extras, imported where they are used."""
 
 from importlib import import_module
 from typing import Any
@@ -6,11 +6,12 @@ from typing import Any
 __all__ = ["extra"]
 
 
-def extra(module: str, package: str | None = None) -> Any:
-    """Import a module of the optional extra ``train``; ImportError says how to install it."""
+def extra(module: str, package: str | None = None, *, needed_by: str = "train") -> Any:
+    """Import a module of an optional extra; ImportError says how to install it."""
     try:
         return import_module(module)
     except ImportError as error:
         raise ImportError(
-            f'{package or module} could not be imported ({error}); pip install "minidiff[train]".'
+            f"{package or module} could not be imported ({error}); pip install "
+            f'"minidiff[{needed_by}]".'
         ) from error
