@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import minidiff
-from minidiff.experiments import cli
+from minidiff.experiments import cli, commands
 from minidiff.experiments.runs import Run
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
@@ -85,15 +85,17 @@ def test_a_dense_network_trains_too(tmp_path: Path) -> None:
 def test_ctrl_c_leaves_what_was_reached(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole_step = cli.Trainer.train_step
+    whole_step = commands.Trainer.train_step
 
-    def stopping(self: cli.Trainer, *batch: np.ndarray) -> tuple[float, int]:
+    def stopping(self: commands.Trainer, *batch: np.ndarray) -> tuple[float, int]:
         if self.step == 5:
             raise KeyboardInterrupt
         return whole_step(self, *batch)
 
-    monkeypatch.setattr(cli.Trainer, "train_step", stopping)
-    assert train(tmp_path / "run", "--batch-size", "400") == cli.INTERRUPTED  # 3 steps an epoch
+    monkeypatch.setattr(commands.Trainer, "train_step", stopping)
+    assert (
+        train(tmp_path / "run", "--batch-size", "400") == commands.INTERRUPTED
+    )  # 3 steps an epoch
     assert "interrupted" in capsys.readouterr().out
     assert len(Run.open(tmp_path / "run").metrics()) == 1
     assert (tmp_path / "run/plots/overview.png").stat().st_size > 0

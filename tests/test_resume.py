@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minidiff.experiments import cli
+from minidiff.experiments import cli, commands
 from minidiff.experiments.checkpoint import Checkpoint
 from minidiff.experiments.runs import Run
 
@@ -90,16 +90,16 @@ def test_a_killed_run_ends_at_the_same_bits(straight: tuple[Path, float], tmp_pa
 
 def cut(expected: Path, run: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Train from the start and interrupt before a step."""
-    whole_step = cli.Trainer.train_step
+    whole_step = commands.Trainer.train_step
 
-    def stopping(self: cli.Trainer, *batch: np.ndarray) -> tuple[float, int]:
+    def stopping(self: commands.Trainer, *batch: np.ndarray) -> tuple[float, int]:
         if self.step == step:
             raise KeyboardInterrupt
         return whole_step(self, *batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(cli.Trainer, "train_step", stopping)
-        assert cli.main(["train", *SETTINGS, "--out", str(run)]) == cli.INTERRUPTED
+        patch.setattr(commands.Trainer, "train_step", stopping)
+        assert cli.main(["train", *SETTINGS, "--out", str(run)]) == commands.INTERRUPTED
 
 
 @pytest.mark.parametrize("step", [0, 3, 10])

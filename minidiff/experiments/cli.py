@@ -1,36 +1,28 @@
-"""The command line: ``minidiff train``, ``minidiff evaluate RUN``."""
+"""The command line of ``minidiff``: its arguments, and how errors are told."""
 
 import argparse
-import math
-import statistics
 import sys
-import textwrap
 from collections.abc import Sequence
-from contextlib import nullcontext
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from minidiff import __version__
-from minidiff.engine.nn import Module
 from minidiff.pruning.gates import NOISES
-from minidiff.pruning.penalty import COSTS, LayerCount
+from minidiff.pruning.penalty import COSTS
 
+from . import commands
 from .checkpoint import CheckpointError
-from .data import DATASETS, DataError, Dataset, load_dataset
-from .extras import extra
-from .runs import Run, RunError, peak_megabytes
-from .training import Config, ConfigError, NonFiniteLossError, Trainer, error_rate, gates_of
+from .data import DATASETS, DataError
+from .export import FORMATS, ExportError
+from .runs import RunError
+from .training import ConfigError, NonFiniteLossError
 
 __all__ = ["main"]
 
-LINES = 30  # that a run prints, about; metrics.jsonl has every epoch
-INTERRUPTED = 130  # the exit status of a program that Ctrl-C has ended
 # What a user can mend; OSError for a full disk and the like.
 EXPECTED = (
-    RunError, DataError, ConfigError, CheckpointError, NonFiniteLossError, ImportError, OSError,
+    RunError, DataError, ConfigError, CheckpointError, ExportError, NonFiniteLossError,
+    ImportError, OSError,
 )  # fmt: skip
 
 
@@ -51,40 +43,94 @@ def _parser() -> argparse.ArgumentParser:
         description="Train networks that prune themselves while they learn.",
     )
     parser.add_argument("--version", action="version", version=f"minidiff {__version__}")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    kinds = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    train = commands.add_parser(
+    train = kinds.add_parser(
         "train",
         help="train a gated LeNet5, which prunes itself",
         description="Train LeNet5 with gates on its filters, inputs and units. What is not given "
         "is taken from the recipe for the dataset.",
     )
-    train.set_defaults(run=_train)
+    train.set_defaults(run=commands.train)
     _add_run_options(train.add_argument_group("the run"))
     _add_training_options(train.add_argument_group("weights"))
     _add_gate_options(train.add_argument_group("gates"))
 
-    evaluate = commands.add_parser(
-        "evaluate",
-        help="measure the error of a trained network",
-        description="Load the network of a run directory and measure its error on the test set.",
-    )
-    evaluate.set_defaults(run=_evaluate)
-    evaluate.add_argument("directory", metavar="RUN", type=Path, help="a run directory")
+    _add_run_commands(kinds)
 
-    bench = commands.add_parser(
+    bench = kinds.add_parser(
         "bench",
         help="measure the speed of kernels, training steps and predictions",
         description="Measure how fast this machine is and how much of that minidiff uses; a minute "
         "or two. Nothing else should be running.",
     )
-    bench.set_defaults(run=_bench)
+    bench.set_defaults(run=commands.bench)
     bench.add_argument(
         "--against", choices=("torch",), help="do the same work in PyTorch too, if it is installed"
     )
     bench.add_argument("--threads", type=int, metavar="K", help="default: one for each core")
     bench.add_argument("--out", metavar="DIR", type=Path, help="for bench.json and bench.png")
     return parser
+
+
+def _add_run_commands(kinds: Any) -> None:
+    """Add the commands that use a run directory."""
+
+    def add(name: str, run: Any, help_text: str, description: str) -> argparse.ArgumentParser:
+        command: argparse.ArgumentParser = kinds.add_parser(
+            name, help=help_text, description=description
+        )
+        command.set_defaults(run=run)
+        command.add_argument("directory", metavar="RUN", type=Path, help="a run directory")
+        return command
+
+    add(
+        "evaluate",
+        commands.evaluate,
+        "measure the error of a trained network",
+        "Load the network of a run directory and measure its error on the test set.",
+    )
+    predict = add(
+        "predict",
+        commands.predict,
+        "ask a trained network about images of your own",
+        "Prepare image files of one digit each, of any size, dark on light or light on dark, say "
+        "what was done, and print what the network makes of them.",
+    )
+    predict.add_argument("images", metavar="IMAGE", type=Path, nargs="+", help="an image file")
+    add(
+        "inspect",
+        commands.inspect,
+        "show what is left of each layer",
+        "Print what is left of each layer, and write the plots of a run again.",
+    )
+    report = add(
+        "report",
+        commands.report,
+        "write a page about a run",
+        "Write one HTML page that holds all there is to see of a run, for a browser or a mail.",
+    )
+    report.add_argument("--out", metavar="FILE", type=Path, help="default: RUN/report.html")
+    export = add(
+        "export",
+        commands.export,
+        "write the pruned network for other software",
+        "Write the compact network, all that is pruned left out and its normalisation inside.",
+    )
+    export.add_argument(
+        "file", metavar="FILE", type=Path, help=f"its ending says how: {', '.join(FORMATS)}"
+    )
+    compare = add(
+        "compare",
+        commands.compare,
+        "measure dense, gated and compact networks side by side",
+        "Measure weights, bytes, error and time of a dense, the gated and the compact network, and "
+        "of the compact one in onnxruntime. Nothing else should be running.",
+    )
+    compare.add_argument(
+        "--dense", metavar="RUN", type=Path, help="a run of minidiff train --dense, for its error"
+    )
+    compare.add_argument("--threads", type=int, metavar="K", help="default: one for each core")
 
 
 def _add_run_options(group: Any) -> None:
@@ -140,257 +186,3 @@ def _add_gate_options(group: Any) -> None:
     group.add_argument("--gate-start", type=float, metavar="SHARE", help="gates learn from here")
     group.add_argument("--ramp", type=float, metavar="SHARE", help="until lambda is reached")
     group.add_argument("--gate-stop", type=float, metavar="SHARE", help="gates are frozen here")
-
-
-# -- minidiff train --------------------------------------------------------------------------
-
-
-def _train(options: argparse.Namespace) -> int:
-    extra("safetensors")  # asked for now, not after the first epoch
-    _set_threads(options.threads)
-    names = [field.name for field in fields(Config)]
-    if options.resume:
-        given = [name for name in (*names, "out") if getattr(options, name) is not None]
-        if given:
-            raise ConfigError(
-                f"--resume goes on with the settings of the run; it cannot change "
-                f"{', '.join(given)}. Only --threads may stand beside it."
-            )
-        run = Run.open(options.resume)
-        config = Config.from_json(run.read_json("config.json"))
-        if run.finished:
-            print(f"{run.path} has finished; there is nothing to go on with.")
-            print(_table(run.read_json("result.json")))
-            return 0
-        data = load_dataset(config.dataset)
-    else:
-        data = load_dataset(options.dataset or "auto")
-        changes = {name: getattr(options, name) for name in names if name != "dataset"}
-        config = Config.recipe(data.name, **changes)
-        run = Run.create(options.out or _free_directory(f"{data.name}-seed{config.seed}"))
-        run.write_json("config.json", config.to_json())
-
-    checkpoint = run.checkpoint() if run.checkpoint_path.exists() else None
-    trainer = Trainer(config, data, checkpoint)
-    sizes = (
-        f"{len(data.train):,} to train on, {len(data.held_out):,} held out for choices, "
-        f"{len(data.test):,} to test on."
-    )
-    indent = " " * 9
-    print(textwrap.fill(f"data     {data.source}", 100, subsequent_indent=indent))
-    print(indent + sizes)
-    print(f"run      {run.path}" + (f", from epoch {trainer.epoch + 1} on" if checkpoint else ""))
-    print("kernels  compiled at the first step, once; then cached\n", flush=True)
-    records = run.keep_metrics(trainer.epoch)
-    interrupted = _run_epochs(run, trainer, records)
-    if interrupted:
-        print(
-            f"\ninterrupted: the run directory holds what was reached by the last whole epoch.\n"
-            f"minidiff train --resume {run.path} goes on from there."
-        )
-    if not records:
-        return INTERRUPTED
-    model = run.checkpoint().model
-    _plot(run, model, config, records)
-    if interrupted:
-        return INTERRUPTED
-    # The one look at the test set.
-    error = error_rate(model, data.test, mean=data.mean, std=data.std)
-    result = _result(records, trainer.counts(), error)
-    run.write_json("result.json", result)
-    print(_table(result))
-    return 0
-
-
-def _run_epochs(run: Run, trainer: Trainer, records: list[dict[str, Any]]) -> bool:
-    """Train to the end, with a progress bar and a table; return whether Ctrl-C has stopped it."""
-    tqdm = extra("tqdm").tqdm
-    epochs = trainer.config.epochs
-    every = math.ceil(epochs / LINES)
-    with tqdm(
-        total=trainer.steps,
-        initial=trainer.step,
-        unit="step",
-        leave=False,
-        disable=None,
-        dynamic_ncols=True,
-    ) as bar:
-        tqdm.write(_header())
-
-        def report(loss: float) -> None:
-            bar.update()
-            if trainer.step % 10 == 0:
-                bar.set_description(f"epoch {trainer.epoch + 1}")
-                bar.set_postfix_str(f"loss {loss:.3f}{_live(records)}", refresh=False)
-
-        try:
-            while trainer.step < trainer.steps:
-                record = trainer.train_epoch(report)
-                epoch = record["epoch"]
-                # In this order: of what is killed between, resuming forgets the line.
-                run.append_metrics(record)
-                run.write_checkpoint(trainer.checkpoint())
-                records.append(record)
-                if epoch % every == 0 or epoch in (1, epochs):
-                    tqdm.write(_line(record))
-        except KeyboardInterrupt:
-            return True
-    return False
-
-
-def _set_threads(threads: int | None) -> None:
-    import numba
-
-    if threads is None:
-        return
-    most = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]  # set on import
-    if not 1 <= threads <= most:
-        raise ConfigError(f"threads is {threads}; expected 1 to {most} on this machine.")
-    numba.set_num_threads(threads)
-
-
-def _free_directory(name: str) -> Path:
-    """Return runs/NAME, or runs/NAME-2 and so on if there is one already."""
-    path, number = Path("runs") / name, 1
-    while path.exists():
-        number += 1
-        path = Path("runs") / f"{name}-{number}"
-    return path
-
-
-def _ratio(record: dict[str, Any], what: str) -> str:
-    left = record[what]
-    return f"{record[f'dense_{what}'] / left:.1f}x" if left else "all"
-
-
-def _live(records: list[dict[str, Any]]) -> str:
-    """Say in a few words how far the last whole epoch has come."""
-    if not records:
-        return ""
-    last = records[-1]
-    return (
-        f", error {last['train_error']:.2f}% train {last['held_out_error']:.2f}% held out, "
-        f"{last['architecture'] or 'dense'}, {_ratio(last, 'weights')} fewer weights, "
-        f"{_ratio(last, 'macs')} fewer MACs"
-    )
-
-
-def _header() -> str:
-    return (
-        f"{'epoch':>5}  {'loss':>7}  {'train':>7}  {'held out':>8}  {'architecture':<16}"
-        f"{'fewer weights':>14}{'fewer MACs':>12}{'ms/step':>9}"
-    )
-
-
-def _line(record: dict[str, Any]) -> str:
-    return (
-        f"{record['epoch']:>5}  {record['loss']:>7.4f}  {record['train_error']:>6.2f}%  "
-        f"{record['held_out_error']:>7.2f}%  {record['architecture'] or 'dense':<16}"
-        f"{_ratio(record, 'weights'):>14}{_ratio(record, 'macs'):>12}{record['step_ms']:>9.1f}"
-    )
-
-
-def _plot(run: Run, model: Module, config: Config, records: list[dict[str, Any]]) -> None:
-    from .plots import plot_run
-
-    gates = gates_of(model)
-    weight = next(p for name, p in model.named_parameters() if name.endswith("weight"))
-    first = gates.get("conv1.outputs")
-    kept = first.is_open() if first else np.ones(len(weight.data), np.bool_)
-    plot_run(
-        run.path / "plots",
-        records,
-        {name: gate.phi.data for name, gate in gates.items()},
-        config.width,
-        weight.data,
-        kept,
-    )
-
-
-def _result(
-    records: list[dict[str, Any]], counts: list[LayerCount], error: float
-) -> dict[str, Any]:
-    last = records[-1]
-    biases = [(layer.outputs[0] if layer.weights[0] else 0, layer.outputs[1]) for layer in counts]
-    return {
-        "test_error": error,
-        "held_out_error": last["held_out_error"],
-        "architecture": last["architecture"],
-        "weights": last["weights"],
-        "dense_weights": last["dense_weights"],
-        "macs": last["macs"],
-        "dense_macs": last["dense_macs"],
-        # float32, biases included
-        "bytes": 4 * (last["weights"] + sum(left for left, _ in biases)),
-        "dense_bytes": 4 * (last["dense_weights"] + sum(dense for _, dense in biases)),
-        "step_ms": last["step_ms"],
-        "first_step_ms": records[0]["step_ms"],
-        "seconds": sum(record["seconds"] for record in records),
-        "peak_megabytes": peak_megabytes(),
-        "median_epoch_seconds": statistics.median(record["seconds"] for record in records),
-        "layers": [
-            {
-                "name": layer.name,
-                "inputs": layer.inputs,
-                "outputs": layer.outputs,
-                "weights": layer.weights,
-                "macs": layer.macs,
-            }
-            for layer in counts
-        ],
-    }
-
-
-def _table(result: dict[str, Any]) -> str:
-    rows = [("", "dense", "pruned", "")]
-    for label, key in (("weights", "weights"), ("MACs a sample", "macs"), ("bytes", "bytes")):
-        dense, left = result[f"dense_{key}"], result[key]
-        rows.append(
-            (label, f"{dense:,}", f"{left:,}", f"{dense / left:.1f}x fewer" if left else "")
-        )
-    first, last = result["first_step_ms"], result["step_ms"]
-    rows.append(
-        ("training step", f"{first:.1f} ms", f"{last:.1f} ms", f"{first / last:.1f}x faster")
-    )
-    rows.append(("test error", "", f"{result['test_error']:.2f} %", result["architecture"]))
-    rows.append(("training", "", f"{result['seconds']:.0f} s", ""))
-    if result["peak_megabytes"] is not None:
-        memory = f"{result['peak_megabytes']:.0f} MB"
-        rows.append(("peak memory", "", memory, "of the whole process"))
-    if not result["weights"]:
-        rows.append(("", "", "", "Nothing is left: try a smaller --lambda."))
-    lines = [f"{a:<15}{b:>12}{c:>12}   {d}".rstrip() for a, b, c, d in rows]
-    return "\n" + "\n".join(lines)
-
-
-# -- minidiff bench --------------------------------------------------------------------------
-
-
-def _bench(options: argparse.Namespace) -> int:
-    import numba
-
-    from .bench import Bench, TorchProcess, report
-    from .plots import bench_figure, save
-
-    _set_threads(options.threads)
-    threads = numba.get_num_threads()
-    with TorchProcess(threads) if options.against else nullcontext() as torch:
-        run = Run.create(options.out or _free_directory("bench"))
-        results = Bench(threads, torch, say=print).run()
-    run.write_json("bench.json", results)
-    save(bench_figure(results), run.path, "bench")
-    print(f"\n{report(results)}\n\nsaved in {run.path}")
-    return 0
-
-
-# -- minidiff evaluate -----------------------------------------------------------------------
-
-
-def _evaluate(options: argparse.Namespace) -> int:
-    run = Run.open(options.directory)
-    config = Config.from_json(run.read_json("config.json"))
-    model = run.checkpoint().model
-    data: Dataset = load_dataset(config.dataset)
-    error = error_rate(model, data.test, mean=data.mean, std=data.std)
-    print(f"{error:.2f} % test error on {len(data.test):,} images ({data.source})")
-    return 0

@@ -1,0 +1,478 @@
+"""What the commands of ``minidiff`` do: from parsed options to an exit status."""
+
+import argparse
+import math
+import statistics
+import sys
+import textwrap
+from contextlib import nullcontext
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minidiff.engine import nn
+from minidiff.engine._types import Array
+from minidiff.engine.nn import Module, Shape
+from minidiff.engine.predictor import Predictor
+from minidiff.pruning.compact import compact
+from minidiff.pruning.penalty import LayerCount, count
+
+from .checkpoint import Checkpoint
+from .data import Dataset, load_dataset
+from .extras import extra
+from .runs import Run, RunError, peak_megabytes
+from .training import Config, ConfigError, Trainer, error_rate, gates_of
+
+__all__ = [
+    "INTERRUPTED",
+    "bench",
+    "compare",
+    "evaluate",
+    "export",
+    "inspect",
+    "predict",
+    "report",
+    "train",
+]
+
+LINES = 30  # that a run prints, about; metrics.jsonl has every epoch
+INTERRUPTED = 130  # the exit status of a program that Ctrl-C has ended
+
+# -- train -------------------------------------------------------------------------------------
+
+
+def train(options: argparse.Namespace) -> int:
+    """Train a network, or go on with a run that was interrupted."""
+    extra("safetensors")  # asked for now, not after the first epoch
+    _set_threads(options.threads)
+    names = [field.name for field in fields(Config)]
+    if options.resume:
+        given = [name for name in (*names, "out") if getattr(options, name) is not None]
+        if given:
+            raise ConfigError(
+                f"--resume goes on with the settings of the run; it cannot change "
+                f"{', '.join(given)}. Only --threads may stand beside it."
+            )
+        run = Run.open(options.resume)
+        config = Config.from_json(run.read_json("config.json"))
+        if run.finished:
+            print(f"{run.path} has finished; there is nothing to go on with.")
+            print(_table(run.read_json("result.json")))
+            return 0
+        data = load_dataset(config.dataset)
+    else:
+        data = load_dataset(options.dataset or "auto")
+        changes = {name: getattr(options, name) for name in names if name != "dataset"}
+        config = Config.recipe(data.name, **changes)
+        run = Run.create(options.out or _free_directory(f"{data.name}-seed{config.seed}"))
+        run.write_json("config.json", config.to_json())
+
+    checkpoint = run.checkpoint() if run.checkpoint_path.exists() else None
+    trainer = Trainer(config, data, checkpoint)
+    sizes = (
+        f"{len(data.train):,} to train on, {len(data.held_out):,} held out for choices, "
+        f"{len(data.test):,} to test on."
+    )
+    indent = " " * 9
+    print(textwrap.fill(f"data     {data.source}", 100, subsequent_indent=indent))
+    print(indent + sizes)
+    print(f"run      {run.path}" + (f", from epoch {trainer.epoch + 1} on" if checkpoint else ""))
+    print("kernels  compiled at the first step, once; then cached\n", flush=True)
+    records = run.keep_metrics(trainer.epoch)
+    interrupted = _run_epochs(run, trainer, records)
+    if interrupted:
+        print(
+            f"\ninterrupted: the run directory holds what was reached by the last whole epoch.\n"
+            f"minidiff train --resume {run.path} goes on from there."
+        )
+    if not records:
+        return INTERRUPTED
+    model = run.checkpoint().model
+    _plot(run, model, config, records)
+    if interrupted:
+        return INTERRUPTED
+    # The one look at the test set.
+    error = error_rate(model, data.test, mean=data.mean, std=data.std)
+    result = _result(records, trainer.counts(), error)
+    run.write_json("result.json", result)
+    print(_table(result))
+    return 0
+
+
+def _run_epochs(run: Run, trainer: Trainer, records: list[dict[str, Any]]) -> bool:
+    """Train to the end, with a progress bar and a table; return whether Ctrl-C has stopped it."""
+    tqdm = extra("tqdm").tqdm
+    epochs = trainer.config.epochs
+    every = math.ceil(epochs / LINES)
+    with tqdm(
+        total=trainer.steps,
+        initial=trainer.step,
+        unit="step",
+        leave=False,
+        disable=None,
+        dynamic_ncols=True,
+    ) as bar:
+        tqdm.write(_header())
+
+        def report(loss: float) -> None:
+            bar.update()
+            if trainer.step % 10 == 0:
+                bar.set_description(f"epoch {trainer.epoch + 1}")
+                bar.set_postfix_str(f"loss {loss:.3f}{_live(records)}", refresh=False)
+
+        try:
+            while trainer.step < trainer.steps:
+                record = trainer.train_epoch(report)
+                epoch = record["epoch"]
+                # In this order: of what is killed between, resuming forgets the line.
+                run.append_metrics(record)
+                run.write_checkpoint(trainer.checkpoint())
+                records.append(record)
+                if epoch % every == 0 or epoch in (1, epochs):
+                    tqdm.write(_line(record))
+        except KeyboardInterrupt:
+            return True
+    return False
+
+
+def _set_threads(threads: int | None) -> None:
+    import numba
+
+    if threads is None:
+        return
+    most = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]  # set on import
+    if not 1 <= threads <= most:
+        raise ConfigError(f"threads is {threads}; expected 1 to {most} on this machine.")
+    numba.set_num_threads(threads)
+
+
+def _free_directory(name: str) -> Path:
+    """Return runs/NAME, or runs/NAME-2 and so on if there is one already."""
+    path, number = Path("runs") / name, 1
+    while path.exists():
+        number += 1
+        path = Path("runs") / f"{name}-{number}"
+    return path
+
+
+def _ratio(record: dict[str, Any], what: str) -> str:
+    left = record[what]
+    return f"{record[f'dense_{what}'] / left:.1f}x" if left else "all"
+
+
+def _live(records: list[dict[str, Any]]) -> str:
+    """Say in a few words how far the last whole epoch has come."""
+    if not records:
+        return ""
+    last = records[-1]
+    return (
+        f", error {last['train_error']:.2f}% train {last['held_out_error']:.2f}% held out, "
+        f"{last['architecture'] or 'dense'}, {_ratio(last, 'weights')} fewer weights, "
+        f"{_ratio(last, 'macs')} fewer MACs"
+    )
+
+
+def _header() -> str:
+    return (
+        f"{'epoch':>5}  {'loss':>7}  {'train':>7}  {'held out':>8}  {'architecture':<16}"
+        f"{'fewer weights':>14}{'fewer MACs':>12}{'ms/step':>9}"
+    )
+
+
+def _line(record: dict[str, Any]) -> str:
+    return (
+        f"{record['epoch']:>5}  {record['loss']:>7.4f}  {record['train_error']:>6.2f}%  "
+        f"{record['held_out_error']:>7.2f}%  {record['architecture'] or 'dense':<16}"
+        f"{_ratio(record, 'weights'):>14}{_ratio(record, 'macs'):>12}{record['step_ms']:>9.1f}"
+    )
+
+
+def _plot(run: Run, model: Module, config: Config, records: list[dict[str, Any]]) -> None:
+    from .plots import plot_run
+
+    gates = gates_of(model)
+    weight, first = _first_weight(model), gates.get("conv1.outputs")
+    kept = first.is_open() if first else np.ones(len(weight), np.bool_)
+    plot_run(
+        run.path / "plots",
+        records,
+        {name: gate.phi.data for name, gate in gates.items()},
+        config.width,
+        weight,
+        kept,
+    )
+
+
+def _first_weight(model: Module) -> Array:
+    return next(p.data for name, p in model.named_parameters() if name.endswith("weight"))
+
+
+def _result(
+    records: list[dict[str, Any]], counts: list[LayerCount], error: float
+) -> dict[str, Any]:
+    last = records[-1]
+    biases = [(layer.outputs[0] if layer.weights[0] else 0, layer.outputs[1]) for layer in counts]
+    return {
+        "test_error": error,
+        "held_out_error": last["held_out_error"],
+        "architecture": last["architecture"],
+        "weights": last["weights"],
+        "dense_weights": last["dense_weights"],
+        "macs": last["macs"],
+        "dense_macs": last["dense_macs"],
+        # float32, biases included
+        "bytes": 4 * (last["weights"] + sum(left for left, _ in biases)),
+        "dense_bytes": 4 * (last["dense_weights"] + sum(dense for _, dense in biases)),
+        "step_ms": last["step_ms"],
+        "first_step_ms": records[0]["step_ms"],
+        "seconds": sum(record["seconds"] for record in records),
+        "peak_megabytes": peak_megabytes(),
+        "median_epoch_seconds": statistics.median(record["seconds"] for record in records),
+        "layers": [
+            {
+                "name": layer.name,
+                "inputs": layer.inputs,
+                "outputs": layer.outputs,
+                "weights": layer.weights,
+                "macs": layer.macs,
+            }
+            for layer in counts
+        ],
+    }
+
+
+def _table(result: dict[str, Any]) -> str:
+    rows = [("", "dense", "pruned", "")]
+    for label, key in (("weights", "weights"), ("MACs a sample", "macs"), ("bytes", "bytes")):
+        dense, left = result[f"dense_{key}"], result[key]
+        rows.append(
+            (label, f"{dense:,}", f"{left:,}", f"{dense / left:.1f}x fewer" if left else "")
+        )
+    first, last = result["first_step_ms"], result["step_ms"]
+    rows.append(
+        ("training step", f"{first:.1f} ms", f"{last:.1f} ms", f"{first / last:.1f}x faster")
+    )
+    rows.append(("test error", "", f"{result['test_error']:.2f} %", result["architecture"]))
+    rows.append(("training", "", f"{result['seconds']:.0f} s", ""))
+    if result["peak_megabytes"] is not None:
+        memory = f"{result['peak_megabytes']:.0f} MB"
+        rows.append(("peak memory", "", memory, "of the whole process"))
+    if not result["weights"]:
+        rows.append(("", "", "", "Nothing is left: try a smaller --lambda."))
+    lines = [f"{a:<15}{b:>12}{c:>12}   {d}".rstrip() for a, b, c, d in rows]
+    return "\n" + "\n".join(lines)
+
+
+# -- bench -------------------------------------------------------------------------------------
+
+
+def bench(options: argparse.Namespace) -> int:
+    """Measure the speed of kernels, training steps and predictions."""
+    import numba
+
+    from .bench import Bench, TorchProcess, report
+    from .plots import bench_figure, save
+
+    _set_threads(options.threads)
+    threads = numba.get_num_threads()
+    with TorchProcess(threads) if options.against else nullcontext() as torch:
+        run = Run.create(options.out or _free_directory("bench"))
+        results = Bench(threads, torch, say=print).run()
+    run.write_json("bench.json", results)
+    save(bench_figure(results), run.path, "bench")
+    print(f"\n{report(results)}\n\nsaved in {run.path}")
+    return 0
+
+
+# -- what is done with a run -------------------------------------------------------------------
+
+
+@dataclass
+class Trained:
+    """A run directory with a trained network in it."""
+
+    run: Run
+    config: Config
+    model: Module
+    shape: Shape
+    mean: float
+    std: float
+
+    @classmethod
+    def open(cls, directory: Path) -> "Trained":
+        """Read a run; RunError or CheckpointError if there is nothing to read."""
+        run = Run.open(directory)
+        config = Config.from_json(run.read_json("config.json"))
+        checkpoint: Checkpoint = run.checkpoint()
+        try:
+            shape = tuple(int(n) for n in checkpoint.info["shape"])
+            mean, std = float(checkpoint.info["mean"]), float(checkpoint.info["std"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise RunError(
+                f"the checkpoint of {directory} says nothing of its data ({error!r}); it was not "
+                f"written by minidiff train."
+            ) from error
+        return cls(run, config, checkpoint.model, shape, mean, std)
+
+    def predictor(self) -> Predictor:
+        """Return the compact network, ready to be asked."""
+        return Predictor(compact(self.model), self.shape, mean=self.mean, std=self.std)
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    """Print the error on the test set."""
+    trained = Trained.open(options.directory)
+    data: Dataset = load_dataset(trained.config.dataset)
+    error = error_rate(trained.model, data.test, mean=data.mean, std=data.std)
+    print(f"{error:.2f} % test error on {len(data.test):,} images ({data.source})")
+    return 0
+
+
+def export(options: argparse.Namespace) -> int:
+    """Write the compact network to a file for other software."""
+    from .export import export as write
+
+    trained = Trained.open(options.directory)
+    small = write(options.file, trained.model, trained.shape, mean=trained.mean, std=trained.std)
+    layers = [m for m in small.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    weights = sum(layer.weight.size for layer in layers)
+    print(
+        f"{options.file}: {options.file.stat().st_size:,} bytes, {weights:,} weights in "
+        f"{len(layers)} layers, normalisation included"
+    )
+    return 0
+
+
+def predict(options: argparse.Namespace) -> int:
+    """Print what the network thinks of images."""
+    from .images import ImageError, prepare_digit
+
+    predictor = Trained.open(options.directory).predictor()
+    status = 0
+    for path in options.images:
+        try:
+            prepared = prepare_digit(path)
+        except ImageError as error:
+            print(f"minidiff: error: {error}", file=sys.stderr)
+            status = 1
+            continue
+        (shares,) = 100 * _softmax(predictor(prepared.pixels[None, None]))
+        print(f"{path}: {shares.argmax()}, with {shares.max():.1f} %")
+        print(textwrap.fill("; ".join(prepared.notes), 100, **_INDENT))
+        print("    " + "  ".join(f"{label}: {share:.1f} %" for label, share in enumerate(shares)))
+    return status
+
+
+_INDENT: Any = {"initial_indent": "    ", "subsequent_indent": "    "}
+
+
+def inspect(options: argparse.Namespace) -> int:
+    """Print what is left of each layer, and write the plots again."""
+    trained = Trained.open(options.directory)
+    print(_layer_table(trained.model, trained.shape))
+    _plot(trained.run, trained.model, trained.config, trained.run.metrics())
+    print(f"\nplots are in {trained.run.path / 'plots'}")
+    return 0
+
+
+def _layer_table(model: Module, shape: Shape) -> str:
+    """Write what the compact network has of each layer with weights, of how much."""
+    small = compact(model)
+    layers = dict(small.children())
+    lines = [
+        f"{'layer':<10}{'weight':>14}  {'of':<14}{'inputs':>12}{'outputs':>12}{'weights':>20}"
+        f"{'MACs':>24}{'bytes':>10}"
+    ]
+    totals = [0] * 5
+    for left, whole in zip(count(small, shape), count(model, shape), strict=True):
+        layer = layers[left.name]
+        assert isinstance(layer, nn.Conv2d | nn.Linear)
+        kernel, size = layer.weight.shape[2:], 4 * (layer.weight.size + layer.bias.size)
+        figures = (left.weights[1], whole.weights[1], left.macs[1], whole.macs[1], size)
+        totals = [total + figure for total, figure in zip(totals, figures, strict=True)]
+        now = "x".join(map(str, layer.weight.shape))
+        was = "x".join(map(str, (whole.outputs[1], whole.inputs[1], *kernel)))
+        lines.append(
+            f"{whole.name:<10}{now:>14}  {was:<14}{_of(left.inputs[1], whole.inputs[1]):>12}"
+            f"{_of(left.outputs[1], whole.outputs[1]):>12}{_of(*figures[:2]):>20}"
+            f"{_of(*figures[2:4]):>24}{size:>10,}"
+        )
+    lines.append(f"{'in all':<64}{_of(*totals[:2]):>20}{_of(*totals[2:4]):>24}{totals[4]:>10,}")
+    return "\n".join(lines)
+
+
+def _of(left: int, whole: int) -> str:
+    return f"{left:,} of {whole:,}"
+
+
+def report(options: argparse.Namespace) -> int:
+    """Write a page about a run."""
+    from .files import write_whole
+    from .report import Mistake, report_page
+
+    trained = Trained.open(options.directory)
+    run = trained.run
+    if not run.finished:
+        raise RunError(
+            f"{run.path} has not finished, so there is nothing to report yet; go on with minidiff "
+            f"train --resume {run.path}."
+        )
+    data = load_dataset(trained.config.dataset)
+    predictor, mistakes = trained.predictor(), []
+    for start in range(0, len(data.test), 500):
+        images, labels = data.test.images[start:][:500], data.test.labels[start:][:500]
+        probabilities = _softmax(predictor(images))
+        for i in np.flatnonzero(probabilities.argmax(axis=1) != labels):
+            pixels = images[i, 0] if images.dtype == np.uint8 else 255 * images[i, 0]
+            mistakes.append(
+                Mistake(int(start + i), pixels.astype(np.uint8), int(labels[i]), probabilities[i])
+            )
+    page = report_page(
+        title=run.path.resolve().name,
+        source=data.source,
+        config=trained.config.to_json(),
+        records=run.metrics(),
+        result=run.read_json("result.json"),
+        gates={name: gate.is_open() for name, gate in gates_of(trained.model).items()},
+        filters=_first_weight(trained.model),
+        mistakes=mistakes,
+    )
+    path = options.out or run.path / "report.html"
+    write_whole(path, page.encode())
+    print(path)
+    return 0
+
+
+def compare(options: argparse.Namespace) -> int:
+    """Measure a dense, the gated and the compact network side by side."""
+    from .compare import compare as measure
+    from .compare import table
+
+    _set_threads(options.threads)
+    trained = Trained.open(options.directory)
+    dense = Trained.open(options.dense) if options.dense else None
+    if dense and (dense.config.gated or dense.config.dataset != trained.config.dataset):
+        raise RunError(
+            f"{options.dense} is not a dense run on {trained.config.dataset}; train one with "
+            f"minidiff train --dense --dataset {trained.config.dataset}."
+        )
+    data = load_dataset(trained.config.dataset)
+    rows, agreement = measure(
+        dense.model if dense else None,
+        trained.model,
+        trained.shape,
+        data.test,
+        mean=trained.mean,
+        std=trained.std,
+    )
+    print(f"{table(rows)}\n{agreement}")
+    return 0
+
+
+def _softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
+    """Return probabilities, (N, classes)."""
+    powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
