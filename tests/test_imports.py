@@ -14,7 +14,7 @@ import minidiff
 ROOT = Path(minidiff.__file__).parent
 SOURCES = sorted(ROOT.rglob("*.py"))
 CORE = {"minidiff", "numpy", "numba", "matplotlib", "llvmlite"}  # which Numba is built on
-EXTRAS = ("pooch", "requests", "safetensors", "sklearn", "tqdm")
+EXTRAS = ("PIL", "onnx", "onnxruntime", "pooch", "requests", "safetensors", "sklearn", "tqdm")
 
 
 def name(path: Path) -> str:

@@ -382,10 +382,7 @@ def _layer_table(model: Module, shape: Shape) -> str:
     """Write what the compact network has of each layer with weights, of how much."""
     small = compact(model)
     layers = dict(small.children())
-    lines = [
-        f"{'layer':<10}{'weight':>14}  {'of':<14}{'inputs':>12}{'outputs':>12}{'weights':>20}"
-        f"{'MACs':>24}{'bytes':>10}"
-    ]
+    lines = [f"{'layer':<10}{'weight':>14} {'':<15}{'weights':>19}{'MACs':>24}{'bytes':>9}"]
     totals = [0] * 5
     for left, whole in zip(count(small, shape), count(model, shape), strict=True):
         layer = layers[left.name]
@@ -396,11 +393,10 @@ def _layer_table(model: Module, shape: Shape) -> str:
         now = "x".join(map(str, layer.weight.shape))
         was = "x".join(map(str, (whole.outputs[1], whole.inputs[1], *kernel)))
         lines.append(
-            f"{whole.name:<10}{now:>14}  {was:<14}{_of(left.inputs[1], whole.inputs[1]):>12}"
-            f"{_of(left.outputs[1], whole.outputs[1]):>12}{_of(*figures[:2]):>20}"
-            f"{_of(*figures[2:4]):>24}{size:>10,}"
+            f"{whole.name:<10}{now:>14} {'of ' + was:<15}{_of(*figures[:2]):>19}"
+            f"{_of(*figures[2:4]):>24}{size:>9,}"
         )
-    lines.append(f"{'in all':<64}{_of(*totals[:2]):>20}{_of(*totals[2:4]):>24}{totals[4]:>10,}")
+    lines.append(f"{'in all':<40}{_of(*totals[:2]):>19}{_of(*totals[2:4]):>24}{totals[4]:>9,}")
     return "\n".join(lines)
 
 
