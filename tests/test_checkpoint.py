@@ -348,7 +348,10 @@ LAYER = ("architecture", "layers")
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (put("format", value=FORMAT + 1), "it is of format 2, and this version of minidiff reads format 1"),
+        (
+            put("format", value=FORMAT + 1),
+            "it is of format 2, and this version of minidiff reads format 1",
+        ),
         (lambda content, _: "[" * 100_000, "does not hold a network"),
         (lambda content, _: "null", "does not hold a network"),
         (lambda content, _: "{}", "does not hold a network"),
