@@ -155,35 +155,45 @@ def _addresses(indices, step, first):
 # -- correlation: layers, and the gradient of their input ------------------------------------
 
 
-@inner
-def _correlate_run(
-    x, inputs, shifts, weight, rows, columns, places, first_part, last_part, bias, out, outputs,
-    length,
-):  # fmt: skip
-    """Compute a run for 5 channels, tile by tile; all arrays are flat.
+def _correlate_run_of(height):
+    """Return the loop over a run for a block of so many channels."""
+    shape, rows = (height, TILE), U(height)
 
-    The numbers of x begin at ``inputs[c] + shifts[p]``, their weight lies at
-    ``rows[i] + columns[c] + places[p]``, and the output begins at ``outputs[i]``.
-    """
-    sums = carray(_registers(x), _TILE_SHAPE)
-    row, begin = carray(_registers(rows), ROWS), carray(_registers(outputs), ROWS)
-    for i in range(_rows):
-        row[i], begin[i] = rows[i], outputs[i]
-    for tile in range(_zero, length, _tile):
-        start = min(tile, length - _tile)  # the last tile overlaps the one before
-        for s in range(_tile):
-            for i in range(_rows):
-                sums[i, s] = bias[i]
-        for c in range(inputs.size):
-            first, column = inputs[c] + start, columns[c]
-            for p in range(first_part, last_part):
-                a, k = first + shifts[p], column + places[p]
-                for s in range(_tile):
-                    for i in range(_rows):
-                        sums[i, s] += weight[row[i] + k] * x[a + s]
-        for s in range(_tile):
-            for i in range(_rows):
-                out[begin[i] + start + s] = sums[i, s]
+    @inner
+    def correlate_run(
+        x, inputs, shifts, weight, block_rows, columns, places, first_part, last_part, bias, out,
+        outputs, length,
+    ):  # fmt: skip
+        """Compute a run for a block of channels, tile by tile; all arrays are flat.
+
+        The numbers of x begin at ``inputs[c] + shifts[p]``, their weight lies at
+        ``block_rows[i] + columns[c] + places[p]``, and the output begins at ``outputs[i]``.
+        """
+        sums = carray(_registers(x), shape)
+        row, begin = carray(_registers(block_rows), height), carray(_registers(outputs), height)
+        for i in range(rows):
+            row[i], begin[i] = block_rows[i], outputs[i]
+        for tile in range(_zero, length, _tile):
+            start = min(tile, length - _tile)  # the last tile overlaps the one before
+            for s in range(_tile):
+                for i in range(rows):
+                    sums[i, s] = bias[i]
+            for c in range(inputs.size):
+                first, column = inputs[c] + start, columns[c]
+                for p in range(first_part, last_part):
+                    a, k = first + shifts[p], column + places[p]
+                    for s in range(_tile):
+                        for i in range(rows):
+                            sums[i, s] += weight[row[i] + k] * x[a + s]
+            for s in range(_tile):
+                for i in range(rows):
+                    out[begin[i] + start + s] = sums[i, s]
+
+    return correlate_run
+
+
+_correlate_run_3, _correlate_run_4 = _correlate_run_of(3), _correlate_run_of(4)
+_correlate_run_5 = _correlate_run_of(ROWS)
 
 
 @inner
@@ -222,12 +232,14 @@ def correlate(
     columns, places = _addresses(ins, column, 0), _addresses(parts[:, 1], 1, 0)
     flat_x, flat_weight, flat_out = x.reshape(-1), weight.reshape(-1), out.reshape(-1)
     count = len(runs) - 1
-    for task in prange((outs.size + ROWS - 1) // ROWS * count):
-        first, r = task // count * ROWS, task % count
+    blocks = (outs.size + ROWS - 1) // ROWS
+    height = max(3, (outs.size + blocks - 1) // max(1, blocks))  # 6 channels are two blocks of 3
+    for task in prange(blocks * count):
+        first, r = task // count * height, task % count
         begin, length = runs[r, 0] * samples, runs[r, 1] * samples
         p0, p1 = U(runs[r, 2]), U(runs[r + 1, 2])
         if length < TILE:
-            for i in range(first, min(first + ROWS, outs.size)):
+            for i in range(first, min(first + height, outs.size)):
                 o = outs[i]
                 _correlate_short(
                     flat_x, inputs, shifts, flat_weight, U(o * row), columns, places, p0, p1,
@@ -238,10 +250,22 @@ def correlate(
         for i in range(ROWS):  # a block that is not full computes its last channel again
             block[i] = outs[min(first + i, outs.size - 1)]
             biases[i] = bias[block[i]]
-        _correlate_run(
-            flat_x, inputs, shifts, flat_weight, _addresses(block, row, 0), columns, places, p0, p1,
-            biases, flat_out, _addresses(block, out.shape[1], begin), U(length),
-        )  # fmt: skip
+        rows, begins = _addresses(block, row, 0), _addresses(block, out.shape[1], begin)
+        if height == 3:
+            _correlate_run_3(
+                flat_x, inputs, shifts, flat_weight, rows, columns, places, p0, p1, biases,
+                flat_out, begins, U(length),
+            )  # fmt: skip
+        elif height == 4:
+            _correlate_run_4(
+                flat_x, inputs, shifts, flat_weight, rows, columns, places, p0, p1, biases,
+                flat_out, begins, U(length),
+            )  # fmt: skip
+        else:
+            _correlate_run_5(
+                flat_x, inputs, shifts, flat_weight, rows, columns, places, p0, p1, biases,
+                flat_out, begins, U(length),
+            )  # fmt: skip
 
 
 # -- products: the gradient of the weight ----------------------------------------------------

@@ -25,13 +25,14 @@ from numpy.typing import NDArray
 from . import memory, nn
 from ._types import Array, Indices
 from .compiled import inner, plain, threaded
-from .kernels import LANES, U, _registers
+from .kernels import LANES, TILE, U, _registers
 from .nn import Module, Shape
 from .tensor import no_grad
 
 __all__ = ["Predictor"]
 
 FEW = 8  # images, up to which the program is quicker
+CACHED = 1 << 22  # bytes that the largest activation of a chunk of images may take, about
 
 CONV, GATHER, POOL = range(3)
 PLACES = 8  # of a tile, whose sums stay in registers
@@ -112,11 +113,22 @@ class Predictor:
         numbers = memory.rows(np.ascontiguousarray(images, np.float32))
         if len(images) <= FEW:
             return self._program.run(numbers, scale, offset)
-        batch_last = memory.empty(numbers.shape[::-1], np.float32)
-        _batch_last(numbers, np.float32(scale), np.float32(offset), batch_last)
-        with no_grad():
-            out = self._model(batch_last.reshape(*self.shape, -1)).data
-        return np.ascontiguousarray(np.moveaxis(out, -1, 0))
+        out = np.empty((len(images), *self._program.at.shape), np.float32)
+        chunk = self._chunk(len(images))
+        for start in range(0, len(images), chunk):
+            some = numbers[start : start + chunk]
+            batch_last = memory.empty(some.shape[::-1], np.float32)
+            _batch_last(some, np.float32(scale), np.float32(offset), batch_last)
+            with no_grad():
+                logits = self._model(batch_last.reshape(*self.shape, -1)).data
+            out[start : start + len(some)] = np.moveaxis(logits, -1, 0)
+        return out
+
+    def _chunk(self, count: int) -> int:
+        """Return how many images to take at once: as caches like it, and in whole tiles."""
+        most = max(TILE, CACHED // (4 * self._program.largest))
+        equal = math.ceil(count / math.ceil(count / most))
+        return math.ceil(equal / TILE) * TILE
 
 
 class _Program:
@@ -126,6 +138,7 @@ class _Program:
         self.lists: dict[str, list[Any]] = {"weights": [], "biases": [], "indices": []}
         self.used = dict.fromkeys(self.lists, 0)
         self._steps: list[dict[str, int]] = []
+        self.largest = math.prod(shape)  # activation
         self.size = 1  # of the memory it works in; the first number is 0, what padding shows
         count = math.prod(shape)
         self.at: Indices = self._room(count) + np.arange(count).reshape(shape)
@@ -228,6 +241,7 @@ class _Program:
             raise ValueError(f"a window {tuple(kernel)} does not fit on an input of {shape}.")
         source, outputs = self._packed(at), outputs or channels
         target = self._room(rows * columns * outputs)
+        self.largest = max(self.largest, rows * columns * outputs)
         names = ("source", "target", "channels", "width", "rows", "columns", "outputs")
         sizes = (source, target, channels, width, rows, columns, outputs)
         moves = zip(("tall", "wide", "down", "right"), (*kernel, *stride), strict=True)

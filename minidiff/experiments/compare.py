@@ -29,7 +29,7 @@ __all__ = ["Row", "compare", "table"]
 BATCHES = (1, 1000)
 ROUNDS = 6
 RUNTIME = "compact, onnxruntime"
-Logits = Callable[[NDArray[Any]], NDArray[Any]]  # of images as the test set has them
+Logits = Callable[[NDArray[Any]], NDArray[Any]]  # of images in float32, (N, C, H, W), 0..1
 
 
 @dataclass(frozen=True)
@@ -97,10 +97,13 @@ def compare(
         "compact": Predictor(small, shape, mean=mean, std=std),
         RUNTIME: runtime,
     }
-    answers = {name: _all(function, split.images) for name, function in functions.items()}
+    pixels = split.images.astype(np.float32)
+    if split.images.dtype == np.uint8:
+        pixels /= 255
+    answers = {name: _all(function, pixels) for name, function in functions.items()}
     times: dict[str, dict[int, float]] = {name: {} for name in functions}
     for size in BATCHES:
-        images = split.images[:size]
+        images = pixels[:size]
         calls = {name: _call(function, images) for name, function in functions.items()}
         for name, seconds in in_turns(calls, ROUNDS).items():
             times[name][len(images)] = 1000 * seconds
@@ -180,10 +183,7 @@ def _runtime(path: Path) -> Logits:
     )
 
     def logits(images: NDArray[Any]) -> NDArray[Any]:
-        pixels = images.astype(np.float32)
-        if images.dtype == np.uint8:
-            pixels /= 255
-        (out,) = session.run(["logits"], {"images": pixels})
+        (out,) = session.run(["logits"], {"images": images})
         return np.asarray(out)
 
     return logits
