@@ -197,6 +197,36 @@ _correlate_run_5 = _correlate_run_of(ROWS)
 
 
 @inner
+def block_height(channels):
+    """Return how many channels a block has: 6 are two blocks of 3, not one of 5 and one of 1."""
+    blocks = (channels + ROWS - 1) // ROWS
+    return max(3, (channels + blocks - 1) // max(1, blocks))
+
+
+@inner
+def correlate_block(
+    height, x, inputs, shifts, weight, rows, columns, places, first_part, last_part, bias, out,
+    outputs, length,
+):  # fmt: skip
+    """Compute a run for a block of channels of that height."""
+    if height == 3:
+        _correlate_run_3(
+            x, inputs, shifts, weight, rows, columns, places, first_part, last_part, bias, out,
+            outputs, length,
+        )  # fmt: skip
+    elif height == 4:
+        _correlate_run_4(
+            x, inputs, shifts, weight, rows, columns, places, first_part, last_part, bias, out,
+            outputs, length,
+        )  # fmt: skip
+    else:
+        _correlate_run_5(
+            x, inputs, shifts, weight, rows, columns, places, first_part, last_part, bias, out,
+            outputs, length,
+        )  # fmt: skip
+
+
+@inner
 def _correlate_short(
     x, inputs, shifts, weight, row, columns, places, first_part, last_part, bias, out
 ):
@@ -233,7 +263,7 @@ def correlate(
     flat_x, flat_weight, flat_out = x.reshape(-1), weight.reshape(-1), out.reshape(-1)
     count = len(runs) - 1
     blocks = (outs.size + ROWS - 1) // ROWS
-    height = max(3, (outs.size + blocks - 1) // max(1, blocks))  # 6 channels are two blocks of 3
+    height = block_height(outs.size)
     for task in prange(blocks * count):
         first, r = task // count * height, task % count
         begin, length = runs[r, 0] * samples, runs[r, 1] * samples
@@ -250,22 +280,10 @@ def correlate(
         for i in range(ROWS):  # a block that is not full computes its last channel again
             block[i] = outs[min(first + i, outs.size - 1)]
             biases[i] = bias[block[i]]
-        rows, begins = _addresses(block, row, 0), _addresses(block, out.shape[1], begin)
-        if height == 3:
-            _correlate_run_3(
-                flat_x, inputs, shifts, flat_weight, rows, columns, places, p0, p1, biases,
-                flat_out, begins, U(length),
-            )  # fmt: skip
-        elif height == 4:
-            _correlate_run_4(
-                flat_x, inputs, shifts, flat_weight, rows, columns, places, p0, p1, biases,
-                flat_out, begins, U(length),
-            )  # fmt: skip
-        else:
-            _correlate_run_5(
-                flat_x, inputs, shifts, flat_weight, rows, columns, places, p0, p1, biases,
-                flat_out, begins, U(length),
-            )  # fmt: skip
+        correlate_block(
+            height, flat_x, inputs, shifts, flat_weight, _addresses(block, row, 0), columns, places,
+            p0, p1, biases, flat_out, _addresses(block, out.shape[1], begin), U(length),
+        )  # fmt: skip
 
 
 # -- products: the gradient of the weight ----------------------------------------------------

@@ -1,23 +1,25 @@
-"""Prediction: a trained network as a function from images to logits, quick for one image too.
+"""Prediction: a trained network as a function from images to logits, in one compiled call.
 
-Many images take the way of training, batch last. For a few that would be slow: eight ops on tiny
-arrays are all overhead, and there is no batch for vectors to run along. So a network is also
-translated, once, into a *program* that a single compiled call runs for one image after another. In
-it activations are channels last, (H, W, C) without gaps, and a vector holds channels.
+In training, each op is a call from Python, and threads meet after each. For one image that is all
+overhead, and for many it sends every activation through memory. So a network is translated, once,
+into *programs*: tables of steps that one compiled function runs from the first layer to the last.
+
+Many images are taken in blocks of TILE samples, *batch last* as in training: a number of a program
+is a run of samples, and each thread runs whole blocks by itself. For a few there is no batch for
+vectors to run along. Then it is *channels last*, (H, W, C) without gaps, one image after another,
+and a vector holds channels. Each step writes whole vectors there: where channels do not fill the
+last one, what is too much spills into the next place, which is written after, or into spare room.
 
 A program knows three kinds of steps. A CONV is any layer with weights (a dense layer has one place
 with many channels). A POOL takes the largest or the sum of each window. A GATHER copies numbers to
 where the next step wants them; it serves Flatten, Select and padding, which at translation do no
 more than rearrange a table of positions.
-
-Every step writes whole vectors. Where channels do not fill the last one, what is too much spills
-into the next place, which is written after, or, at the end, into spare room.
 """
 
-import copy
 import math
 from typing import Any
 
+import numba
 import numpy as np
 from numba import carray, prange  # type: ignore[attr-defined]  # not in its stubs
 from numpy.typing import NDArray
@@ -25,26 +27,24 @@ from numpy.typing import NDArray
 from . import memory, nn
 from ._types import Array, Indices
 from .compiled import inner, plain, threaded
-from .kernels import LANES, TILE, U, _registers
+from .kernels import LANES, ROWS, TILE, U, _registers, block_height, correlate_block
 from .nn import Module, Shape
-from .tensor import no_grad
 
 __all__ = ["Predictor"]
 
-FEW = 8  # images, up to which the program is quicker
-CACHED = 1 << 22  # bytes that the largest activation of a chunk of images may take, about
+FEW = 12  # images, up to which channels last is quicker
 
 CONV, GATHER, POOL = range(3)
 PLACES = 8  # of a tile, whose sums stay in registers
 _TILE = (PLACES, LANES)
-_places, _lanes, _zero, _one = U(PLACES), U(LANES), U(0), U(1)
+_places, _lanes, _zero, _one, _samples = U(PLACES), U(LANES), U(0), U(1), U(TILE)
 SPARE = 2 * LANES
 
 STEP = np.dtype(
     [
         (name, np.uint64)
         for name in (
-            *("kind", "source", "target", "channels", "width", "rows", "columns"),
+            *("kind", "source", "target", "channels", "height", "width", "rows", "columns"),
             *("tall", "wide", "down", "right", "outputs", "first", "bias", "rectified", "largest"),
         )
     ]
@@ -83,8 +83,8 @@ class Predictor:
         if not (math.isfinite(mean) and 0 < std < math.inf):
             raise ValueError(f"mean is {mean} and std {std}; expected numbers, std above 0.")
         self.shape, self.mean, self.std = tuple(shape), mean, std
-        self._program = _Program(model, self.shape)
-        self._model = copy.deepcopy(model).eval()
+        self._few = _Program(model, self.shape, channels_last=True)
+        self._many = _Program(model, self.shape, channels_last=False)
 
     def __call__(self, images: NDArray[Any]) -> NDArray[np.float32]:
         """Return the network's outputs, for classes the logits.
@@ -111,34 +111,18 @@ class Predictor:
         scale = 1 / (255 * self.std) if images.dtype == np.uint8 else 1 / self.std
         offset = self.mean / self.std
         numbers = memory.rows(np.ascontiguousarray(images, np.float32))
-        if len(images) <= FEW:
-            return self._program.run(numbers, scale, offset)
-        out = np.empty((len(images), *self._program.at.shape), np.float32)
-        chunk = self._chunk(len(images))
-        for start in range(0, len(images), chunk):
-            some = numbers[start : start + chunk]
-            batch_last = memory.empty(some.shape[::-1], np.float32)
-            _batch_last(some, np.float32(scale), np.float32(offset), batch_last)
-            with no_grad():
-                logits = self._model(batch_last.reshape(*self.shape, -1)).data
-            out[start : start + len(some)] = np.moveaxis(logits, -1, 0)
-        return out
-
-    def _chunk(self, count: int) -> int:
-        """Return how many images to take at once: as caches like it, and in whole tiles."""
-        most = max(TILE, CACHED // (4 * self._program.largest))
-        equal = math.ceil(count / math.ceil(count / most))
-        return math.ceil(equal / TILE) * TILE
+        program = self._few if len(images) <= FEW else self._many
+        return program.run(numbers, np.float32(scale), np.float32(offset))
 
 
 class _Program:
-    """A network as steps for :func:`_run`; ``at`` says where each number of the output lies."""
+    """A network as steps for a kernel; ``at`` says where each number of the output lies."""
 
-    def __init__(self, model: Module, shape: Shape) -> None:
+    def __init__(self, model: Module, shape: Shape, *, channels_last: bool) -> None:
+        self.channels_last = channels_last
         self.lists: dict[str, list[Any]] = {"weights": [], "biases": [], "indices": []}
         self.used = dict.fromkeys(self.lists, 0)
         self._steps: list[dict[str, int]] = []
-        self.largest = math.prod(shape)  # activation
         self.size = 1  # of the memory it works in; the first number is 0, what padding shows
         count = math.prod(shape)
         self.at: Indices = self._room(count) + np.arange(count).reshape(shape)
@@ -159,13 +143,15 @@ class _Program:
         )
         self.indices = np.concatenate([empty, *self.lists["indices"]]).astype(np.uint64)
 
-    def run(self, numbers: Array, scale: float, offset: float) -> NDArray[np.float32]:
+    def run(self, numbers: Array, scale: np.float32, offset: np.float32) -> NDArray[np.float32]:
         """Compute the outputs for numbers of shape (N, C*H*W), normalised first."""
         out = np.empty((len(numbers), *self.at.shape), np.float32)
-        _run(
-            self.steps, self.weights, self.biases, self.indices, self.at.ravel(), self.size,
-            numbers, np.float32(scale), np.float32(offset), memory.rows(out),
-        )  # fmt: skip
+        tables = self.steps, self.weights, self.biases, self.indices, self.at.ravel()
+        if self.channels_last:
+            _run_few(*tables, self.size, numbers, scale, offset, memory.rows(out))
+        else:
+            work = memory.empty((numba.get_num_threads(), self.size * TILE), np.float32)
+            _run_many(*tables, work, numbers, scale, offset, memory.rows(out))
         return out
 
     def _room(self, count: int) -> int:
@@ -210,19 +196,16 @@ class _Program:
             )
 
     def _weighted(self, weight: Array, bias: Array, stride: tuple[int, int]) -> None:
-        """Add a convolution, its weights as (KH, KW, C, O) with O filled up to whole vectors."""
+        """Add a convolution; for channels last, weights are (KH, KW, C, O), O in whole vectors."""
         if weight.dtype != np.float32:
             raise TypeError(f"weights are {weight.dtype}; a Predictor computes in float32.")
-        fill = -len(weight) % LANES
-        filled = np.pad(weight.transpose(2, 3, 1, 0), ((0, 0), (0, 0), (0, 0), (0, fill)))
-        self._window(
-            weight.shape[2:],
-            stride,
-            outputs=len(weight),
-            kind=CONV,
-            first=self._put("weights", filled),
-            bias=self._put("biases", np.pad(bias, (0, fill))),
-        )
+        outputs, kernel = len(weight), weight.shape[2:]
+        if self.channels_last:
+            fill = (0, -outputs % LANES)
+            weight = np.pad(weight.transpose(2, 3, 1, 0), ((0, 0), (0, 0), (0, 0), fill))
+            bias = np.pad(bias, fill)
+        first, second = self._put("weights", weight), self._put("biases", bias)
+        self._window(kernel, stride, outputs, kind=CONV, first=first, bias=second)
 
     def _window(
         self,
@@ -241,19 +224,20 @@ class _Program:
             raise ValueError(f"a window {tuple(kernel)} does not fit on an input of {shape}.")
         source, outputs = self._packed(at), outputs or channels
         target = self._room(rows * columns * outputs)
-        self.largest = max(self.largest, rows * columns * outputs)
-        names = ("source", "target", "channels", "width", "rows", "columns", "outputs")
-        sizes = (source, target, channels, width, rows, columns, outputs)
+        names = ("source", "target", "channels", "height", "width", "rows", "columns", "outputs")
+        sizes = (source, target, channels, height, width, rows, columns, outputs)
         moves = zip(("tall", "wide", "down", "right"), (*kernel, *stride), strict=True)
         self._steps.append({**settings, **dict(zip(names, sizes, strict=True)), **dict(moves)})
-        last = np.arange(rows * columns * outputs).reshape(rows, columns, outputs)
-        self.at = (target + last.transpose(2, 0, 1)).reshape(
-            outputs, *[rows, columns][: len(shape) - 1]
-        )
+        places = [rows, columns][: len(shape) - 1]
+        new = target + np.arange(rows * columns * outputs)
+        if self.channels_last:
+            self.at = new.reshape(*places, outputs).transpose(-1, *range(len(places)))
+        else:
+            self.at = new.reshape(outputs, *places)
 
     def _packed(self, at: Indices) -> int:
-        """Return where the input lies, channels last; gather it first if it does not."""
-        wanted = at.transpose(1, 2, 0).ravel()
+        """Return where the input lies in the order of the layout, gathered if it does not."""
+        wanted = (at.transpose(1, 2, 0) if self.channels_last else at).ravel()
         if (np.diff(wanted) == 1).all():
             return int(wanted[0])
         target = self._room(wanted.size)
@@ -272,18 +256,7 @@ def _fits(layer: Module, shape: Shape) -> bool:
     return len(shape) == 3 or not isinstance(layer, nn.MaxPool2d | nn.AvgPool2d)
 
 
-# -- kernels -----------------------------------------------------------------------------------
-
-
-@threaded
-def _batch_last(
-    numbers: NDArray[np.float32], scale: np.float32, offset: np.float32, out: NDArray[np.float32]
-) -> None:
-    """Compute ``out[j, i] = numbers[i, j] * scale - offset``, in strips that suit the cache."""
-    for strip in prange((numbers.shape[1] + 15) // 16):
-        for i in range(numbers.shape[0]):
-            for j in range(strip * 16, min(strip * 16 + 16, numbers.shape[1])):
-                out[j, i] = numbers[i, j] * scale - offset
+# -- channels last: a few images --------------------------------------------------------------
 
 
 @inner
@@ -387,7 +360,7 @@ def _pool(step, work):
 
 
 @plain
-def _run(
+def _run_few(
     steps: NDArray[Any],  # (steps,) of STEP
     weights: NDArray[np.float32],
     biases: NDArray[np.float32],
@@ -416,3 +389,112 @@ def _run(
                     work[step.target + j] = work[indices[step.first + j]]
         for j in range(at.size):
             out[n, j] = work[at[j]]
+
+
+# -- batch last: blocks of samples ---------------------------------------------------------------
+
+
+@inner
+def _conv_block(step, weights, biases, work):
+    """Compute a CONV for a block of samples: blocks of channels, run by run."""
+    outputs, channels, columns = int(step.outputs), int(step.channels), int(step.columns)
+    places, wide, right = step.tall * step.wide, step.wide, int(step.right)
+    inputs, weight_columns = np.empty(channels, U), np.empty(channels, U)
+    for c in range(channels):
+        weight_columns[c] = U(c) * places
+    shifts, numbers = np.empty(places, U), np.empty(places, U)
+    for k in range(places):
+        shifts[k], numbers[k] = (k // wide * step.width + k % wide) * _samples, k
+    height, kept, area = block_height(outputs), np.empty(ROWS, np.int64), step.rows * step.columns
+    rows, begins, bias = np.empty(ROWS, U), np.empty(ROWS, U), np.empty(ROWS, np.float32)
+    # With a stride of 1 a row of places is one run, else each place is one.
+    runs, length = (1, columns) if right == 1 else (columns, 1)
+    for first in range(0, outputs, height):
+        for i in range(ROWS):  # a block that is not full computes its last channel again
+            kept[i] = min(first + i, outputs - 1)
+            rows[i] = step.first + U(kept[i]) * U(channels) * places
+            bias[i] = biases[int(step.bias) + kept[i]]
+        for y in range(step.rows):
+            for x in range(runs):
+                seen = y * step.down * step.width + U(x * right)
+                for c in range(channels):
+                    inputs[c] = (step.source + U(c) * step.height * step.width + seen) * _samples
+                for i in range(ROWS):
+                    place = U(kept[i]) * area + y * step.columns + U(x)
+                    begins[i] = (step.target + place) * _samples
+                correlate_block(
+                    height, work, inputs, shifts, weights, rows, weight_columns, numbers, _zero,
+                    U(places), bias, work, begins, U(length) * _samples,
+                )  # fmt: skip
+    if step.rectified:
+        for i in range(step.target * _samples, (step.target + step.outputs * area) * _samples):
+            work[i] = 0 if work[i] < 0 else work[i]
+
+
+@inner
+def _pool_block(step, work):
+    """Compute a POOL for a block of samples."""
+    largest, rectified = step.largest != 0, step.rectified != 0
+    share = np.float32(1) / np.float32(step.tall * step.wide)
+    best = carray(_registers(work), TILE)
+    for c in range(step.channels):
+        for y in range(step.rows):
+            for x in range(step.columns):
+                place = (c * step.height + y * step.down) * step.width + x * step.right
+                source = (step.source + place) * _samples
+                target = (step.target + (c * step.rows + y) * step.columns + x) * _samples
+                for s in range(_samples):
+                    best[s] = work[source + s] if largest else 0
+                for i in range(step.tall):
+                    for j in range(step.wide):
+                        a = source + (i * step.width + j) * _samples
+                        for s in range(_samples):
+                            v = work[a + s]
+                            if largest:
+                                best[s] = best[s] if v < best[s] else v
+                            else:
+                                best[s] += v * share
+                for s in range(_samples):
+                    v = best[s]
+                    work[target + s] = 0 if rectified and v < 0 else v
+
+
+@threaded
+def _run_many(
+    steps: NDArray[Any],  # (steps,) of STEP
+    weights: NDArray[np.float32],
+    biases: NDArray[np.float32],
+    indices: NDArray[np.uint64],
+    at: Indices,
+    work: NDArray[np.float32],  # (threads, size * TILE)
+    numbers: NDArray[np.float32],  # (N, inputs)
+    scale: np.float32,
+    offset: np.float32,
+    out: NDArray[np.float32],  # (N, outputs)
+) -> None:
+    """Run a program for blocks of TILE rows of numbers, each thread for its share of them."""
+    blocks = (len(numbers) + TILE - 1) // TILE
+    for thread in prange(len(work)):
+        own = work[thread]
+        own[:TILE] = 0
+        for block in range(thread, blocks, len(work)):
+            first = block * TILE
+            count = min(TILE, len(numbers) - first)
+            for strip in range(0, numbers.shape[1], LANES):  # which suit the cache
+                for s in range(TILE):
+                    n = first + min(s, count - 1)  # what is missing is the last again
+                    for j in range(strip, min(strip + LANES, numbers.shape[1])):
+                        own[(1 + j) * TILE + s] = numbers[n, j] * scale - offset
+            for i in range(len(steps)):
+                step = steps[i]
+                if step.kind == CONV:
+                    _conv_block(step, weights, biases, own)
+                elif step.kind == POOL:
+                    _pool_block(step, own)
+                else:
+                    for j in range(step.outputs):
+                        target, source = (step.target + j) * TILE, indices[step.first + j] * TILE
+                        own[target : target + TILE] = own[source : source + TILE]
+            for s in range(count):
+                for j in range(at.size):
+                    out[first + s, j] = own[at[j] * TILE + s]
