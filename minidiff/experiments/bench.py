@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ import numpy as np
 
 from minidiff.engine import compiled, kernels, memory, ops
 from minidiff.engine._types import Array
-from minidiff.engine.tensor import Op, Tensor, no_grad
+from minidiff.engine.predictor import Predictor
+from minidiff.engine.tensor import Op, Tensor
+from minidiff.pruning.compact import compact
 
 from .data import Dataset, Split
 from .extras import extra
@@ -404,18 +407,13 @@ class Bench:
 
     def _latency(self) -> None:
         self.results["latency"] = []
-        models = {_name(left): _trainer(left)[0].model.eval() for left in (DENSE, PRUNED)}
+        predictors = {
+            _name(left): Predictor(compact(_trainer(left)[0].model), (1, 28, 28))
+            for left in (DENSE, PRUNED)
+        }
         for batch in LATENCY_BATCHES:
-            images = _draw((1, 28, 28, batch))
-
-            def predict(model: Any, images: Array = images) -> Callable[[], Any]:
-                def call() -> None:
-                    with no_grad():
-                        model(images)
-
-                return call
-
-            calls = {name: predict(model) for name, model in models.items()}
+            images = _draw((batch, 1, 28, 28))
+            calls = {name: partial(predict, images) for name, predict in predictors.items()}
             times = in_turns(calls | self._torch_call("predict", batch), ROUNDS)
             self.results["latency"].append(
                 {"batch": batch, **{name: 1e3 * seconds for name, seconds in times.items()}}
@@ -530,7 +528,7 @@ def report(results: Mapping[str, Any]) -> str:
         f"overhead: {overhead['smallest_step_milliseconds']:.2f} ms for a step of 1-1-1-1 at batch "
         f"1, {overhead['outside_of_kernels_milliseconds']:.2f} ms of it outside of kernels",
     ]
-    lines += ["", f"{'prediction, ms':<24}" + "".join(f"{n:>12}" for n in LATENCY_BATCHES)]
+    lines += ["", f"{'prediction, compact, ms':<24}" + "".join(f"{n:>12}" for n in LATENCY_BATCHES)]
     for name in (key for key in results["latency"][0] if key != "batch"):
         lines.append(
             f"{name.replace('torch predict', 'dense, in PyTorch'):<24}"
