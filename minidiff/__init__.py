@@ -4,8 +4,6 @@ The engine (:mod:`minidiff.engine`) differentiates; :mod:`minidiff.pruning` gate
 :mod:`minidiff.experiments` trains LeNet5 on MNIST, from Python or from the command line.
 """
 
-__version__ = "0.1.0"
-
 from .engine import nn, ops, optim
 from .engine.gradcheck import gradcheck
 from .engine.predictor import Predictor
@@ -18,6 +16,8 @@ from .pruning.gates import Gate, Gated
 from .pruning.groups import Groups
 from .pruning.penalty import LayerCount, Surrogate, architecture, count, expected_cost
 from .pruning.transform import binary_gate
+
+__version__ = "0.1.0"
 
 __all__ = [
     "Gate",

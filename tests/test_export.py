@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from hypothesis import HealthCheck, given, settings
 
 import minidiff as md
 from minidiff import nn
+from minidiff.experiments.data import MissingDataError, batches, load_dataset
 from minidiff.experiments.export import ExportError
+from minidiff.experiments.training import Config, Trainer
 from tests.strategies import Network, networks
 from tests.test_predictor import narrow
 
@@ -95,6 +98,33 @@ def test_the_documents_code_runs(tmp_path: Path) -> None:
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     assert len(blocks()) == 3
+
+
+@pytest.mark.mnist
+def test_onnxruntime_answers_as_the_gated_network_on_all_of_mnist(tmp_path: Path) -> None:
+    try:
+        data = load_dataset("mnist", offline=True)
+    except MissingDataError as error:
+        pytest.skip(str(error))
+    trainer = Trainer(Config(epochs=1, lr=0.02, gate_start=0.2, gate_lr=0.1), data)
+    for images, labels in islice(
+        batches(data.train, 128, mean=data.mean, std=data.std, rng=np.random.default_rng(0)), 150
+    ):
+        trainer.train_step(images, labels)
+    model = trainer.model.eval()
+    path = tmp_path / "m.onnx"
+    small = md.export(path, model, (1, 28, 28), mean=data.mean, std=data.std)
+    assert sum(p.size for p in small.parameters()) < 300_000  # gates have closed
+    logits = run_onnx(path, data.test.images.astype(np.float32) / 255)
+    gated = []
+    with md.no_grad():
+        for images, _ in batches(data.test, 1000, mean=data.mean, std=data.std):
+            gated.append(model(images).data.T)
+    expected = np.concatenate(gated)
+    assert len(expected) == 10_000
+    assert abs(logits - expected).max() < 1e-4
+    np.testing.assert_array_equal(logits.argmax(axis=1), expected.argmax(axis=1))
+    assert (expected.argmax(axis=1) == data.test.labels).mean() > 0.9
 
 
 @pytest.mark.parametrize("ending", ["onnx", "npz", "safetensors"])

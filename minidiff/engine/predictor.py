@@ -256,6 +256,38 @@ def _fits(layer: Module, shape: Shape) -> bool:
     return len(shape) == 3 or not isinstance(layer, nn.MaxPool2d | nn.AvgPool2d)
 
 
+# -- what both layouts share -------------------------------------------------------------------
+
+
+def _window_of(length):
+    """Return the loop over a window for vectors of so many numbers."""
+    size = U(length)
+
+    @inner
+    def window(step, work, source, next_row, next_place, target):
+        """Take the largest, or the mean, of the vectors that a window shows."""
+        largest, rectified = step.largest != 0, step.rectified != 0
+        share = np.float32(1) / np.float32(step.tall * step.wide)
+        best = carray(_registers(work), length)
+        for s in range(size):
+            best[s] = work[source + s] if largest else 0
+        for i in range(step.tall):
+            for j in range(step.wide):
+                for s in range(size):
+                    v = work[source + i * next_row + j * next_place + s]
+                    if largest:
+                        best[s] = best[s] if v < best[s] else v
+                    else:
+                        best[s] += v * share
+        for s in range(size):
+            v = best[s]
+            work[target + s] = 0 if rectified and v < 0 else v
+
+    return window
+
+
+_pool_lanes, _pool_samples = _window_of(LANES), _window_of(TILE)
+
 # -- channels last: a few images --------------------------------------------------------------
 
 
@@ -333,30 +365,15 @@ def _conv(step, weights, biases, work):
 @inner
 def _pool(step, work):
     """Compute a POOL, likewise."""
-    best = carray(_registers(work), LANES)
-    tall, wide, columns, channels = step.tall, step.wide, step.columns, step.channels
-    next_row, largest, rectified = step.width * channels, step.largest != 0, step.rectified != 0
-    share = np.float32(1) / np.float32(tall * wide)
+    next_row, channels = step.width * step.channels, step.channels
     lanes = (channels + _lanes - _one) // _lanes * _lanes
     for number in range(_lanes, lanes + _one, _lanes):
         block = lanes - number
         for y in range(step.rows):
-            for x in range(columns):
-                source = step.source + y * step.down * next_row + x * step.right * channels + block
-                target = step.target + (y * columns + x) * channels + block
-                for s in range(_lanes):
-                    best[s] = work[source + s] if largest else 0
-                for i in range(tall):
-                    for j in range(wide):
-                        for s in range(_lanes):
-                            v = work[source + i * next_row + j * channels + s]
-                            if largest:
-                                best[s] = best[s] if v < best[s] else v
-                            else:
-                                best[s] += v * share
-                for s in range(_lanes):
-                    v = best[s]
-                    work[target + s] = 0 if rectified and v < 0 else v
+            for x in range(step.columns):
+                source = step.source + y * step.down * next_row + x * step.right * channels
+                target = step.target + (y * step.columns + x) * channels
+                _pool_lanes(step, work, source + block, next_row, channels, target + block)
 
 
 @plain
@@ -434,29 +451,14 @@ def _conv_block(step, weights, biases, work):
 @inner
 def _pool_block(step, work):
     """Compute a POOL for a block of samples."""
-    largest, rectified = step.largest != 0, step.rectified != 0
-    share = np.float32(1) / np.float32(step.tall * step.wide)
-    best = carray(_registers(work), TILE)
+    next_row = step.width * _samples
     for c in range(step.channels):
         for y in range(step.rows):
             for x in range(step.columns):
                 place = (c * step.height + y * step.down) * step.width + x * step.right
-                source = (step.source + place) * _samples
                 target = (step.target + (c * step.rows + y) * step.columns + x) * _samples
-                for s in range(_samples):
-                    best[s] = work[source + s] if largest else 0
-                for i in range(step.tall):
-                    for j in range(step.wide):
-                        a = source + (i * step.width + j) * _samples
-                        for s in range(_samples):
-                            v = work[a + s]
-                            if largest:
-                                best[s] = best[s] if v < best[s] else v
-                            else:
-                                best[s] += v * share
-                for s in range(_samples):
-                    v = best[s]
-                    work[target + s] = 0 if rectified and v < 0 else v
+                source = (step.source + place) * _samples
+                _pool_samples(step, work, source, next_row, _samples, target)
 
 
 @threaded

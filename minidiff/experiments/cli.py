@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from minidiff import __version__
 from minidiff.pruning.gates import NOISES
 from minidiff.pruning.penalty import COSTS
 
@@ -38,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from minidiff import __version__
+
     parser = argparse.ArgumentParser(
         prog="minidiff",
         description="Train networks that prune themselves while they learn.",

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minidiff import __version__
 from minidiff.engine import nn
 from minidiff.engine.nn import Module, Shape
 from minidiff.pruning.compact import compact
@@ -81,6 +80,8 @@ def export(
 
 
 def _write_onnx(path: Path, model: nn.Sequential, shape: Shape, mean: float, std: float) -> None:
+    from minidiff import __version__
+
     onnx = extra("onnx", needed_by="onnx")
     helper, floats = onnx.helper, onnx.TensorProto.FLOAT
     graph = _Graph(helper, onnx.numpy_helper)
