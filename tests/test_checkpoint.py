@@ -3,6 +3,7 @@
 import copy
 import json
 import struct
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from minidiff.experiments.checkpoint import (
     generator_state,
     restore_generator,
 )
+from minidiff.experiments.files import write_whole
 from minidiff.pruning.gates import Gate, Gated
 from tests.strategies import Network, networks, seeds
 
@@ -103,6 +105,35 @@ def test_a_parameter_of_two_layers_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"0\.weight and 1\.weight are one parameter"):
         md.save(tmp_path / "m", nn.Sequential(a, b))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sequential_in_two_places_is_an_error(tmp_path: Path) -> None:
+    part = nn.Sequential(nn.ReLU())
+    with pytest.raises(CheckpointError, match="a and b are one Sequential"):
+        md.save(tmp_path / "m", nn.Sequential(a=part, b=part))
+
+
+@pytest.mark.parametrize("odd", [np.ones(2), {1, 2}, float("nan"), object()])
+def test_info_that_is_not_of_jsons_types_is_an_error(tmp_path: Path, odd: Any) -> None:
+    with pytest.raises(CheckpointError, match="not of JSON's types"):
+        md.save(tmp_path / "m", nn.Sequential(), odd=odd)
+    with pytest.raises(CheckpointError, match="state/x is int32"):
+        Checkpoint(nn.Sequential(), {}, {"x": np.ones(3, np.int32)}).write(tmp_path / "m")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_writers_do_not_disturb_each_other(tmp_path: Path) -> None:
+    path, texts = tmp_path / "file", [bytes([i]) * 100_000 for i in range(2)]
+    write_whole(path, texts[0])
+    with ThreadPoolExecutor(3) as pool:
+        writers = [
+            pool.submit(lambda t=t: [write_whole(path, t) for _ in range(50)]) for t in texts
+        ]
+        while not all(writer.done() for writer in writers):
+            assert path.read_bytes() in texts
+        for writer in writers:
+            writer.result()
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_module_that_cannot_be_described_is_named(tmp_path: Path) -> None:
@@ -303,9 +334,10 @@ def test_bytes_in_place_of_others_are_noticed(
 
 
 def test_no_file_and_no_file_at_all(tmp_path: Path) -> None:
-    for path in (tmp_path, tmp_path / "nothing"):
-        with pytest.raises(CheckpointError, match="cannot be read"):
-            md.load(path)
+    with pytest.raises(CheckpointError, match="is a directory; expected a file"):
+        md.load(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no such checkpoint"):
+        md.load(tmp_path / "nothing")
 
 
 # -- hostile files, whose checksum is right ----------------------------------------------------
@@ -369,6 +401,11 @@ LAYER = ("architecture", "layers")
         (put(*LAYER, "conv", "outputs", "noise", value="__import__('os')"), "hold a network"),
         (put("generators", 0, "bit_generator", value="__class__"), "a generator is '__class__'"),
         (put("generators", 0, "state", value={"state": "x"}), "does not hold a network"),
+        (put("generators", 0, "state", "state", value=2**200), "does not hold a network"),
+        (put("generators", 0, "has_uint32", value=2**70), "does not hold a network"),
+        (put("generators", 0, "bit_generator", value="MT19937"), "a generator is 'MT19937'"),
+        (put(*LAYER, "conv", "outputs", "width", value=10**400), "does not hold a network"),
+        (put(*LAYER, "dense", value={"type": "shared", "name": ""}), "does not hold a network"),
         (put("architecture", value={"type": "Sequential", "layers": []}), "hold a network"),
         (array("../../home/x", np.zeros(1)), "belong to no layer: ../../home/x"),
         (array("dense.weight", None), "dense.weight"),

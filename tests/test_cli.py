@@ -82,6 +82,15 @@ def test_a_dense_network_trains_too(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run/result.json").read_text())["weights"] == 430_500
 
 
+def test_a_dense_run_takes_no_options_of_gates(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "run")
+    error = failure(capsys, "train", "--dataset", "digits", "--dense", "--sigma", "2", "--out", out)
+    assert "leaves no use for sigma" in error
+    assert not (tmp_path / "run").exists()
+
+
 def test_ctrl_c_leaves_what_was_reached(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -129,7 +138,7 @@ def test_a_run_directory_that_cannot_be_written_is_named(
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("--lambda", "-1", "penalty is -1.0; expected a finite number, 0 or more"),
+        ("--lambda", "-1", "penalty (--lambda) is -1.0; expected a finite number, 0 or more"),
         ("--width", "0", "width is 0.0; expected a finite number above 0"),
         ("--epochs", "0", "epochs is 0; expected an integer >= 1"),
         ("--threads", "0", "threads is 0; expected 1 to"),

@@ -141,7 +141,9 @@ def test_exported_files_answer_as_the_run_does(
     runtime = pytest.importorskip("onnxruntime", reason="exported files are run by onnxruntime")
     trained, data = Trained.open(run), load_dataset("digits")
     for ending in ("onnx", "npz", "safetensors"):
-        assert "normalisation included" in said(capsys, "export", run, tmp_path / f"m.{ending}")
+        out = said(capsys, "export", run, tmp_path / f"m.{ending}")
+        how = "normalised with mean" if ending == "safetensors" else "it normalises its inputs"
+        assert how in out
     session = runtime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
     images = data.test.images.astype(np.float32) / 255
     (logits,) = session.run(["logits"], {"images": images})
@@ -190,6 +192,59 @@ def test_report_waits_for_the_result(
     shutil.copytree(run, tmp_path / "run")
     (tmp_path / "run" / "result.json").unlink()
     assert "has not finished" in failure(capsys, "report", tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "name", ["checkpoint.safetensors", "metrics.jsonl", "config.json", "result.json"]
+)
+def test_a_runs_own_files_are_not_written_over(
+    name: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (run / name).read_bytes()
+    assert "belongs to the run" in failure(capsys, "export", run, run / name)
+    assert "belongs to the run" in failure(capsys, "report", run, "--out", run / name)
+    assert (run / name).read_bytes() == before
+
+
+def test_an_unfinished_run_is_used_with_a_note(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    capsys.readouterr()
+    assert cli.main(["inspect", str(tmp_path / "run")]) == 0
+    assert "has come to epoch 25 of 25" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_another_run_is_noticed(
+    run: Path, dense: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    shutil.copy(dense / "checkpoint.safetensors", tmp_path / "run")
+    for command in ("evaluate", "inspect", "report"):
+        assert "another configuration" in failure(capsys, command, tmp_path / "run")
+
+
+def test_a_dense_run_is_not_compared_as_a_gated_one(
+    dense: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "is a dense run" in failure(capsys, "compare", dense)
+
+
+def test_ctrl_c_is_no_traceback(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("minidiff.experiments.commands.load_dataset", interrupt)
+    assert cli.main(["evaluate", str(run)]) == 130
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(run: Path) -> None:
+    command = f"{sys.executable} -m minidiff inspect {run} | true"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.stderr == ""
 
 
 def test_export_says_which_endings_there_are(

@@ -179,6 +179,51 @@ def test_what_is_closed_does_not_matter_even_if_it_is_not_a_number() -> None:
     assert all(np.isfinite(p.data).all() for p in md.compact(model).parameters())
 
 
+@pytest.mark.parametrize("odd", [np.nan, np.inf])
+def test_weights_that_only_closed_channels_meet_do_not_matter(odd: float) -> None:
+    rng = np.random.default_rng(0)
+    for convolution in (True, False):
+        layer = (
+            (lambda i, o: nn.Conv2d(i, o, 1, rng=rng))
+            if convolution
+            else (lambda i, o: nn.Linear(i, o, rng=rng))
+        )
+        model = nn.Sequential(Gated(layer(3, 4), outputs=Gate(4)), layer(4, 2))
+        model.layers[0].outputs.phi.data[1] = -1
+        model.layers[1].weight.data[:, 1] = odd
+        x = rng.standard_normal((3, 2, 2, 5) if convolution else (3, 5), dtype=np.float32)
+        np.testing.assert_allclose(outputs(md.compact(model), x), outputs(model, x), rtol=1e-5)
+
+
+def test_names_never_collide() -> None:
+    rng = np.random.default_rng(0)
+
+    def dense() -> nn.Linear:
+        return nn.Linear(4, 4, rng=rng)
+
+    inner = nn.Sequential(b=dense(), b_=nn.ReLU(), c=nn.Sequential(select=dense()))
+    model = nn.Sequential(a_b=dense(), a_b_=dense(), a=inner, c=dense())
+    small = md.compact(model)
+    assert list(small.names) == ["a_b", "a_b_", "a_b__", "a_b___", "a_c_select", "c"]
+    x = rng.standard_normal((4, 5), dtype=np.float32)
+    np.testing.assert_allclose(outputs(small, x), outputs(model, x), rtol=1e-5)
+
+    gated = Gated(nn.Linear(16, 4, rng=rng), inputs=Gate(16))
+    gated.inputs.phi.data[:3] = -1
+    model = nn.Sequential(c_select=nn.Conv2d(1, 4, 1, rng=rng), flatten=nn.Flatten(), c=gated)
+    small = md.compact(model)
+    assert list(small.names) == ["c_select", "flatten", "c_select_", "c"]
+    x = rng.standard_normal((1, 2, 2, 5), dtype=np.float32)
+    np.testing.assert_allclose(outputs(small, x), outputs(model, x), rtol=1e-5)
+
+
+def test_a_generator_that_two_layers_share_stays_shared() -> None:
+    rng = np.random.default_rng(0)
+    drops = [nn.Dropout(0.5, rng=rng) for _ in range(2)]
+    first, *_, last = md.compact(nn.Sequential(drops[0], nn.Linear(2, 2, rng=rng), drops[1])).layers
+    assert first.rng is last.rng is not rng
+
+
 def test_a_compact_network_trains_on_and_is_pruned_again() -> None:
     rng = np.random.default_rng(0)
     small = md.compact(
@@ -242,7 +287,10 @@ def test_an_unknown_module_is_named() -> None:
         def forward(self, x: md.Tensor) -> md.Tensor:
             return x + super().forward(x)
 
+    class Leaky(nn.ReLU):
+        pass
+
     inner = nn.Linear(2, 2, rng=np.random.default_rng(0))
-    for module in (Strange(), Residual(inner)):
+    for module in (Strange(), Residual(inner), Leaky()):
         with pytest.raises(TypeError, match=f"odd is a {type(module).__name__}"):
             md.compact(nn.Sequential(odd=module))

@@ -534,12 +534,12 @@ def test_digits() -> None:
 
 def test_missing_extras_are_named(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(ImportError, match=r'scikit-learn could .* pip install "minidiff\[train\]"'):
+    with pytest.raises(ImportError, match=r"scikit-learn could .* pip install -e '.\[train\]'"):
         load_dataset("digits")
     with pytest.raises(MissingDataError, match=r"MNIST was not .* scikit-learn could not"):
         load_dataset()
     monkeypatch.setitem(sys.modules, "pooch", None)
-    with pytest.raises(MissingDataError, match=r'pooch could .* pip install "minidiff\[train\]"'):
+    with pytest.raises(MissingDataError, match=r"pooch could .* pip install -e '.\[train\]'"):
         load_dataset("mnist")
 
 

@@ -388,3 +388,28 @@ def test_bad_kernels_strides_and_paddings_are_refused_by_name(name: str, value: 
 def test_a_dropout_layer_refuses_what_is_no_probability(p: float) -> None:
     with pytest.raises(ValueError, match="Dropout: p is"):
         nn.Dropout(p, rng=generator())
+
+
+@pytest.mark.parametrize("name", ["", "a.b", "a/b"])
+def test_a_name_that_is_none_is_an_error(name: str) -> None:
+    with pytest.raises(ValueError, match="is no name of a layer"):
+        nn.Sequential(**{name: nn.ReLU()})
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Conv2d(1, 2, 5, rng=np.random.default_rng(0)), (1, 4, 9)),
+        (nn.Conv2d(1, 2, 5, rng=np.random.default_rng(0)), (2, 9, 9)),
+        (nn.Conv2d(1, 2, 5, rng=np.random.default_rng(0)), (1, 9)),
+        (nn.Linear(3, 2, rng=np.random.default_rng(0)), (4,)),
+        (nn.Linear(3, 2, rng=np.random.default_rng(0)), (3, 1)),
+        (nn.MaxPool2d(3), (1, 2, 5)),
+        (nn.AvgPool2d(3), (9,)),
+        (nn.Select([0], size=3), (4, 2)),
+        (md.Gate(3), (4, 2)),
+    ],
+)
+def test_a_shape_that_does_not_fit_is_an_error(layer: nn.Module, shape: Shape) -> None:
+    with pytest.raises(ValueError, match="does not fit an input of shape"):
+        layer.output_shape(shape)

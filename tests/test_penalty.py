@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Any
 
@@ -96,17 +96,24 @@ class Weight:
 
 def weights_of(model: nn.Module, shape: tuple[int, ...]) -> list[Weight]:
     """List every weight of a model. Shapes are taken from a run of it, not from what it says."""
-    weights = []
+    weights: list[Weight] = []
     x = md.Tensor(np.ones((*shape, 1)))
     behind: list[set[tuple[int, int]]] = [set() for _ in range(shape[0])]
+    before_this: list[tuple[int, int]] = []  # weights of the layer before, and their outputs
     for module in leaves_of(model):
         before, x = x, module(x)
         layer = module.layer if isinstance(module, md.Gated) else module
         if isinstance(layer, nn.Flatten):
             behind = [behind[c] for c in range(before.shape[0]) for _ in range(before[c].size)]
+            before_this = []  # of which some places are of use, whatever a gate does to others
         if not isinstance(layer, nn.Conv2d | nn.Linear):
             continue
         gated = module if isinstance(module, md.Gated) else md.Gated(layer)
+        if gated.inputs is not None:
+            for number, output in before_this:
+                also = weights[number].gates | {(id(gated.inputs), output)}
+                weights[number] = replace(weights[number], gates=also)
+        before_this = []
         out_gates: list[set[tuple[int, int]]] = [set() for _ in range(layer.weight.shape[0])]
         if gated.outputs is not None:
             out_gates = [{(id(gated.outputs), o)} for o in range(len(out_gates))]
@@ -117,6 +124,7 @@ def weights_of(model: nn.Module, shape: tuple[int, ...]) -> list[Weight]:
             if gated.weights is not None:
                 labels = np.broadcast_to(gated.groups.labels, layer.weight.shape)
                 path = path | {(id(gated.weights), int(labels[index]))}
+            before_this.append((len(weights), index[0]))
             weights.append(Weight(int(np.prod(x.shape[1:-1])), frozenset(path)))
         behind = out_gates
     return weights
@@ -479,7 +487,7 @@ def test_a_gate_as_a_layer_counts_as_a_gate_on_inputs():
         ]
         costs = [md.expected_cost(model, shape).item() for model in (as_layer, wrapped)]
         assert costs[0] == costs[1]
-        with pytest.raises(ValueError, match="Gate of 5, which does not fit"):
+        with pytest.raises(ValueError, match=r"1: Gate does not fit an input of shape \(4"):
             md.count(nn.Sequential(build(3, 4), gate), shape)
 
 
@@ -490,7 +498,7 @@ def test_what_a_select_leaves_out_does_not_count():
     counts = md.count(model, (1, 1, 2))
     assert [c.outputs for c in counts] == [(2, 4), (2, 2)]
     assert [c.weights for c in counts] == [(2, 4), (6, 6)]
-    with pytest.raises(ValueError, match="Select of 8, which does not fit"):
+    with pytest.raises(ValueError, match=r"2: Select does not fit an input of shape \(12,\)"):
         md.count(model, (1, 1, 3))
 
 

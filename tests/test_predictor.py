@@ -110,6 +110,18 @@ def test_what_is_not_a_number_stays_so_and_stays_there(count: int) -> None:
     assert np.isfinite(predict(np.zeros_like(images))).all()
 
 
+@pytest.mark.parametrize("count", [1, 20])
+@pytest.mark.parametrize("place", [(0, 0), (0, 1), (1, 0), (1, 1)])
+@pytest.mark.parametrize("pool", [nn.MaxPool2d(2), nn.AvgPool2d(2), nn.MaxPool2d(2, relu=True)])
+def test_what_is_not_a_number_stays_so_in_pools(
+    count: int, place: tuple[int, int], pool: Module
+) -> None:
+    images = np.arange(count * 4, dtype=np.float32).reshape(count, 1, 2, 2)
+    images[0, 0][place] = np.nan
+    out = md.Predictor(nn.Sequential(pool), (1, 2, 2))(images)
+    np.testing.assert_array_equal(np.isnan(out.ravel()), np.arange(count) == 0)
+
+
 def test_threads_and_neighbours_change_no_bit() -> None:
     model = md.compact(md.LeNet5(rng=np.random.default_rng(0), initial=0.2))
     images = np.random.default_rng(1).random((150, 1, 28, 28), dtype=np.float32)
@@ -139,13 +151,13 @@ def test_later_training_and_dropout_change_nothing() -> None:
 @pytest.mark.parametrize(
     ("layers", "shape", "message"),
     [
-        ([nn.Linear(3, 2, rng=np.random.default_rng(0))], (4,), "Linear that does not fit"),
-        ([nn.Linear(3, 2, rng=np.random.default_rng(0))], (3, 1, 1), "Linear that does not fit"),
-        ([nn.Conv2d(3, 2, 1, rng=np.random.default_rng(0))], (3,), "Conv2d that does not fit"),
+        ([nn.Linear(3, 2, rng=np.random.default_rng(0))], (4,), "Linear does not fit"),
+        ([nn.Linear(3, 2, rng=np.random.default_rng(0))], (3, 1, 1), "Linear does not fit"),
+        ([nn.Conv2d(3, 2, 1, rng=np.random.default_rng(0))], (3,), "Conv2d does not fit"),
         ([nn.Conv2d(1, 2, 5, rng=np.random.default_rng(0))], (1, 4, 9), "does not fit"),
         ([nn.MaxPool2d(5)], (1, 4, 9), "does not fit"),
-        ([nn.MaxPool2d(2)], (8,), "MaxPool2d that does not fit"),
-        ([nn.Select([0], size=3)], (2, 3, 3), "Select that does not fit"),
+        ([nn.MaxPool2d(2)], (8,), "MaxPool2d does not fit"),
+        ([nn.Select([0], size=3)], (2, 3, 3), "Select does not fit"),
     ],
 )
 def test_a_layer_that_does_not_fit_is_an_error(
@@ -164,7 +176,17 @@ def test_bad_arguments_are_errors_that_say_what_to_do() -> None:
     for std in (0.0, -1.0, np.nan, np.inf):
         with pytest.raises(ValueError, match="std above 0"):
             md.Predictor(nn.Linear(3, 2, rng=rng), (3,), std=std)
+
+    class Leaky(nn.ReLU):
+        def forward(self, x: md.Tensor) -> md.Tensor:
+            return x * 0.5
+
+    with pytest.raises(TypeError, match="1 is a Leaky"):
+        md.Predictor(nn.Sequential(nn.Linear(3, 2, rng=rng), Leaky()), (3,))
     predict = md.Predictor(nn.Linear(3, 2, rng=rng), (3,))
+    for dtype in (np.int64, np.complex64, np.bool_, object):
+        with pytest.raises(TypeError, match="expected uint8, from 0 to 255, or floats"):
+            predict(np.zeros((2, 3), dtype))
     for shape in ((3,), (2, 4), (2, 3, 1), ()):
         with pytest.raises(ValueError, match=r"expected \(N, 3\)"):
             predict(np.zeros(shape))

@@ -69,6 +69,8 @@ def assert_same_run(path: Path, expected: Path) -> None:
         assert list(a) == list(b)
         for name in a:
             np.testing.assert_array_equal(a[name], b[name])
+    for info in (ours.info, theirs.info):
+        assert len(info.pop("records")) == 6  # which have times
     assert ours.info == theirs.info
     records = [
         [{k: v for k, v in r.items() if k not in ("step_ms", "seconds")} for r in Run(p).metrics()]
@@ -125,17 +127,17 @@ def test_an_interrupted_run_ends_at_the_same_bits(
     assert_same_run(run, straight.path)
 
 
-def test_a_line_of_metrics_ahead_of_the_checkpoint_is_forgotten(
+def test_metrics_and_leftovers_of_a_crash_are_put_right(
     straight: Straight, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
     cut(run, monkeypatch, 30)
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 3, "loss": 99}\n{"epoch": 4, "lo')
-    (run / ".checkpoint.safetensors.part").write_bytes(b"half")
+    (run / ".checkpoint.safetensors.0123.part").write_bytes(b"half")
     assert cli.main(["train", "--resume", str(run)]) == 0
     assert_same_run(run, straight.path)
-    assert not (run / ".checkpoint.safetensors.part").exists()
+    assert not list(run.rglob("*.part"))
 
 
 def test_a_finished_run_is_left_as_it_is(
@@ -162,7 +164,9 @@ def test_resuming_takes_no_other_settings(
     assert "cannot change epochs, gated" in error
 
 
-@pytest.mark.parametrize("damage", ["checkpoint", "metrics", "config", "other data"])
+@pytest.mark.parametrize(
+    "damage", ["checkpoint", "config", "other data", "no optimiser", "not JSON", "not a config"]
+)
 def test_what_cannot_be_resumed_is_said_and_left_alone(
     damage: str,
     straight: Straight,
@@ -175,22 +179,60 @@ def test_what_cannot_be_resumed_is_said_and_left_alone(
     if damage == "checkpoint":
         good = (run / "checkpoint.safetensors").read_bytes()
         (run / "checkpoint.safetensors").write_bytes(good[:-1])
-    elif damage == "metrics":
-        lines = (run / "metrics.jsonl").read_text().splitlines()
-        (run / "metrics.jsonl").write_text("\n".join(lines[1:]))
+    elif damage == "not JSON":
+        (run / "config.json").write_text('{"lr": ')
+    elif damage == "not a config":
+        (run / "config.json").write_text("[1]")
     elif damage == "config":
         config = json.loads((run / "config.json").read_text())
         (run / "config.json").write_text(json.dumps(config | {"lr": 0.5}))
     else:
         checkpoint = Checkpoint.read(run / "checkpoint.safetensors")
-        checkpoint.info["mean"] = 0.5
+        if damage == "other data":
+            checkpoint.info["mean"] = 0.5
+        else:
+            checkpoint.state.clear()
         checkpoint.write(run / "checkpoint.safetensors")
     before = {p.name: p.read_bytes() for p in run.iterdir() if p.is_file()}
     message = {
         "checkpoint": "cannot be read as a checkpoint",
-        "metrics": "does not have a line for each of 6 epochs",
+        "no optimiser": "records or optimisers have not come as far as step",
+        "not JSON": "cannot be read as JSON",
+        "not a config": "expected a JSON object",
         "config": "of a run with another configuration",
         "other data": "not those of the run",
     }[damage]
     assert message in failure(capsys, "train", "--resume", str(run))
     assert {p.name: p.read_bytes() for p in run.iterdir() if p.is_file()} == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="files are not locked there")
+def test_two_processes_do_not_train_in_one_directory(
+    straight: Straight, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(straight.path, run)
+    (run / "result.json").unlink()
+    with Run(run).training():
+        error = failure(capsys, "train", "--resume", str(run))
+    assert f"another process is training in {run}" in error
+    assert cli.main(["train", "--resume", str(run)]) == 0
+
+
+def test_metrics_that_were_lost_come_back(straight: Straight, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(straight.path, run)
+    (run / "result.json").unlink()
+    (run / "metrics.jsonl").unlink()
+    assert cli.main(["train", "--resume", str(run)]) == 0
+    assert_same_run(run, straight.path)
+
+
+def test_a_finished_run_that_has_lost_its_checkpoint_says_so(
+    straight: Straight, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(straight.path, run)
+    (run / "checkpoint.safetensors").unlink()
+    for command in (["train", "--resume"], ["evaluate"]):
+        assert "has lost its checkpoint" in failure(capsys, *command, str(run))

@@ -197,9 +197,12 @@ class Conv2d(Module):
 
     def output_shape(self, shape: Shape) -> Shape:
         """Return (O, H', W') for (C, H, W)."""
-        _, *places = shape
-        moved = zip(places, self.kernel, self.stride, self.padding, strict=True)
-        return (self.weight.shape[0], *((n + 2 * p - k) // s + 1 for n, k, s, p in moved))
+        outputs, inputs = self.weight.shape[:2]
+        _check_input(self, shape, len(shape) == 3 and shape[0] == inputs, f"({inputs}, H, W)")
+        moved = zip(shape[1:], self.kernel, self.stride, self.padding, strict=True)
+        out = (outputs, *((n + 2 * p - k) // s + 1 for n, k, s, p in moved))
+        _check_input(self, shape, min(out) > 0, f"room for a kernel {self.kernel}")
+        return out
 
 
 class Linear(Module):
@@ -229,8 +232,10 @@ class Linear(Module):
         return self.apply(x, self.weight, self.bias)
 
     def output_shape(self, shape: Shape) -> Shape:
-        """Return (O,)."""
-        return (self.weight.shape[0],)
+        """Return (O,) for (D,)."""
+        outputs, inputs = self.weight.shape
+        _check_input(self, shape, shape == (inputs,), f"({inputs},)")
+        return (outputs,)
 
 
 class ReLU(Module):
@@ -247,7 +252,7 @@ class Dropout(Module):
     def __init__(self, p: float, *, rng: np.random.Generator) -> None:
         if not 0 <= p < 1:
             raise ValueError(f"Dropout: p is {p}; expected a probability in [0, 1).")
-        self.p, self.rng = p, rng
+        self.p, self.rng = float(p), rng
 
     def forward(self, x: Tensor) -> Tensor:
         """Drop elements of x while training."""
@@ -261,9 +266,11 @@ class _Pool2d(Module):
 
     def output_shape(self, shape: Shape) -> Shape:
         """Return (C, H', W') for (C, H, W)."""
-        channels, *places = shape
-        moved = zip(places, self.kernel, self.stride, strict=True)
-        return (channels, *((n - k) // s + 1 for n, k, s in moved))
+        _check_input(self, shape, len(shape) == 3, "(C, H, W)")
+        moved = zip(shape[1:], self.kernel, self.stride, strict=True)
+        out = (shape[0], *((n - k) // s + 1 for n, k, s in moved))
+        _check_input(self, shape, min(out) > 0, f"room for a window {self.kernel}")
+        return out
 
 
 class MaxPool2d(_Pool2d):
@@ -274,7 +281,7 @@ class MaxPool2d(_Pool2d):
 
     def __init__(self, kernel: Pair, *, stride: Pair | None = None, relu: bool = False) -> None:
         super().__init__(kernel, stride=stride)
-        self.relu = relu
+        self.relu = bool(relu)
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute (C, H', W', N) from (C, H, W, N)."""
@@ -310,7 +317,7 @@ class Select(Module):
 
     def __init__(self, indices: Sequence[int] | NDArray[Any], *, size: int) -> None:
         _check_sizes("Select", size=size)
-        self.indices, self.size = ops.increasing(indices, "Select"), size
+        self.indices, self.size = ops.increasing(indices, "Select"), int(size)
         if self.indices[-1] >= size:
             raise ValueError(f"Select: index {self.indices[-1]} is not below the size, {size}.")
 
@@ -321,7 +328,8 @@ class Select(Module):
         return ops.select(x, self.indices)
 
     def output_shape(self, shape: Shape) -> Shape:
-        """Return (len(indices), ...)."""
+        """Return (len(indices), ...) for (size, ...)."""
+        _check_input(self, shape, shape[:1] == (self.size,), f"({self.size}, ...)")
         return (len(self.indices), *shape[1:])
 
 
@@ -338,6 +346,9 @@ class Sequential(Module):
         self.names = [*map(str, range(len(layers))), *named]
         if len(set(self.names)) < len(self.names):
             raise ValueError(f"Sequential: two layers have one name, of {self.names}.")
+        odd = [name for name in self.names if not name or set(name) & set("./")]
+        if odd:
+            raise ValueError(f"Sequential: {odd[0]!r} is no name of a layer; expected no . or /.")
 
     def _members(self) -> Iterator[tuple[str, Any]]:
         return zip(self.names, self.layers, strict=True)
@@ -362,6 +373,14 @@ def chain(model: Module, prefix: str = "") -> Iterator[tuple[str, Module]]:
             yield from chain(layer, f"{prefix}.{name}" if prefix else name)
     else:
         yield prefix, model
+
+
+def _check_input(layer: Module, shape: Shape, fits: bool, expected: str) -> None:
+    if not fits:
+        raise ValueError(
+            f"{type(layer).__name__} does not fit an input of shape {shape}; expected {expected}, "
+            f"without the batch."
+        )
 
 
 def _check_sizes(name: str, **sizes: int) -> None:

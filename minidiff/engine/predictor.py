@@ -33,6 +33,7 @@ from .nn import Module, Shape
 __all__ = ["Predictor"]
 
 FEW = 12  # images, up to which channels last is quicker
+LIMIT = 1 << 28  # bytes that a block of images may take; else channels last, one by one
 
 CONV, GATHER, POOL = range(3)
 PLACES = 8  # of a tile, whose sums stay in registers
@@ -40,6 +41,8 @@ _TILE = (PLACES, LANES)
 _places, _lanes, _zero, _one, _samples = U(PLACES), U(LANES), U(0), U(1), U(TILE)
 SPARE = 2 * LANES
 
+# A step, all numbers of it: where its input and output begin, the sizes of both and of the window
+# that moves, by how much, where weights (or the indices of a GATHER) and biases begin.
 STEP = np.dtype(
     [
         (name, np.uint64)
@@ -49,6 +52,11 @@ STEP = np.dtype(
         )
     ]
 )
+
+
+LAYERS = (
+    nn.Conv2d, nn.Linear, nn.MaxPool2d, nn.AvgPool2d, nn.ReLU, nn.Dropout, nn.Flatten, nn.Select,
+)  # fmt: skip
 
 
 class Predictor:
@@ -92,8 +100,8 @@ class Predictor:
         Parameters
         ----------
         images
-            Shape (N, C, H, W), or (N, D); N may be 0. uint8 counts as 0..1 in steps of 1/255,
-            any floats are taken as they are.
+            Shape (N, C, H, W), or (N, D); N may be 0. uint8 counts as 0..1 in steps of 1/255;
+            floats are taken as they are.
 
         Returns
         -------
@@ -103,15 +111,20 @@ class Predictor:
         ------
         ValueError
             If the shape does not fit.
+        TypeError
+            If the images are of another dtype.
         """
         images = np.asarray(images)
+        if images.dtype != np.uint8 and images.dtype.kind != "f":
+            raise TypeError(f"images are {images.dtype}; expected uint8, from 0 to 255, or floats.")
         if images.shape[1:] != self.shape or images.ndim != len(self.shape) + 1:
             expected = ", ".join(["N", *map(str, self.shape)])
             raise ValueError(f"images have shape {images.shape}; expected ({expected}).")
         scale = 1 / (255 * self.std) if images.dtype == np.uint8 else 1 / self.std
         offset = self.mean / self.std
         numbers = memory.rows(np.ascontiguousarray(images, np.float32))
-        program = self._few if len(images) <= FEW else self._many
+        large = 4 * self._many.size * TILE > LIMIT
+        program = self._few if large or len(images) <= FEW else self._many
         return program.run(numbers, np.float32(scale), np.float32(offset))
 
 
@@ -127,12 +140,17 @@ class _Program:
         count = math.prod(shape)
         self.at: Indices = self._room(count) + np.arange(count).reshape(shape)
         for name, layer in nn.chain(model):
-            if not _fits(layer, self.at.shape):
-                raise ValueError(
-                    f"{name or 'the model'} is a {type(layer).__name__} that does not fit its "
-                    f"input, of shape {self.at.shape} without the batch."
+            if type(layer) not in LAYERS:  # a subclass may compute anything
+                raise TypeError(
+                    f"{name or 'the model'} is a {type(layer).__name__}; a Predictor knows "
+                    f"Sequential and the layers of minidiff.nn. Of a gated network, take "
+                    f"minidiff.compact(model)."
                 )
-            self._add(name, layer)
+            try:
+                layer.output_shape(self.at.shape)
+            except ValueError as error:
+                raise ValueError(f"{name or 'the model'}: {error}") from None
+            self._add(layer)
         self.steps = np.zeros(len(self._steps), STEP)
         for i, step in enumerate(self._steps):
             self.steps[i] = tuple(step.get(name, 0) for name in STEP.names or ())
@@ -167,7 +185,7 @@ class _Program:
         self.used[kind] += values.size
         return first
 
-    def _add(self, name: str, layer: Module) -> None:
+    def _add(self, layer: Module) -> None:
         if isinstance(layer, nn.Flatten):
             self.at = self.at.ravel()
         elif isinstance(layer, nn.Select):
@@ -189,11 +207,6 @@ class _Program:
             self.at = self.at[:, None, None]
             self._weighted(layer.weight.data[:, :, None, None], layer.bias.data, (1, 1))
             self.at = self.at.ravel()
-        elif not isinstance(layer, nn.Dropout):
-            raise TypeError(
-                f"{name or 'the model'} is a {type(layer).__name__}; a Predictor knows Sequential "
-                f"and the layers of minidiff.nn. Of a gated network, take minidiff.compact(model)."
-            )
 
     def _weighted(self, weight: Array, bias: Array, stride: tuple[int, int]) -> None:
         """Add a convolution; for channels last, weights are (KH, KW, C, O), O in whole vectors."""
@@ -220,14 +233,17 @@ class _Program:
         channels, height, width = at.shape
         rows = (height - kernel[0]) // stride[0] + 1
         columns = (width - kernel[1]) // stride[1] + 1
-        if rows < 1 or columns < 1:
-            raise ValueError(f"a window {tuple(kernel)} does not fit on an input of {shape}.")
         source, outputs = self._packed(at), outputs or channels
         target = self._room(rows * columns * outputs)
-        names = ("source", "target", "channels", "height", "width", "rows", "columns", "outputs")
-        sizes = (source, target, channels, height, width, rows, columns, outputs)
-        moves = zip(("tall", "wide", "down", "right"), (*kernel, *stride), strict=True)
-        self._steps.append({**settings, **dict(zip(names, sizes, strict=True)), **dict(moves)})
+        (tall, wide), (down, right) = kernel, stride
+        self._steps.append(
+            {
+                **settings,
+                "source": source, "target": target, "channels": channels, "outputs": outputs,
+                "height": height, "width": width, "rows": rows, "columns": columns,
+                "tall": tall, "wide": wide, "down": down, "right": right,
+            }
+        )  # fmt: skip
         places = [rows, columns][: len(shape) - 1]
         new = target + np.arange(rows * columns * outputs)
         if self.channels_last:
@@ -246,14 +262,6 @@ class _Program:
             {"kind": GATHER, "target": target, "outputs": wanted.size, "first": first}
         )
         return target
-
-
-def _fits(layer: Module, shape: Shape) -> bool:
-    if isinstance(layer, nn.Conv2d | nn.Linear):
-        return len(shape) == layer.weight.ndim - 1 and shape[0] == layer.weight.shape[1]
-    if isinstance(layer, nn.Select):
-        return shape[0] == layer.size
-    return len(shape) == 3 or not isinstance(layer, nn.MaxPool2d | nn.AvgPool2d)
 
 
 # -- what both layouts share -------------------------------------------------------------------
@@ -276,7 +284,7 @@ def _window_of(length):
                 for s in range(size):
                     v = work[source + i * next_row + j * next_place + s]
                     if largest:
-                        best[s] = best[s] if v < best[s] else v
+                        best[s] = v if (v > best[s]) | (v != v) else best[s]  # NaN is kept
                     else:
                         best[s] += v * share
         for s in range(size):

@@ -14,6 +14,7 @@ Arrays have the names of the parameters they are for, such as ``conv1.layer.weig
 ``state/`` belong to the writer, an optimiser say.
 """
 
+import errno
 import hashlib
 import json
 from collections.abc import Callable, Mapping
@@ -32,14 +33,28 @@ from minidiff.pruning.groups import Groups
 from .extras import extra
 from .files import write_whole
 
-__all__ = ["Checkpoint", "CheckpointError", "generator_state", "load", "restore_generator", "save"]
+__all__ = [
+    "MALFORMED",
+    "Checkpoint",
+    "CheckpointError",
+    "generator_state",
+    "load",
+    "restore_generator",
+    "save",
+]
 
 FORMAT = 1
 STATE = "state/"
 DTYPES = {"F32": np.float32, "F64": np.float64, "I64": np.int64}
-GENERATORS = ("PCG64", "PCG64DXSM", "Philox", "SFC64", "MT19937")
+# Others are not restored: NumPy does not check all that a file might say of their states.
+GENERATORS = ("PCG64", "PCG64DXSM", "SFC64")
 
 Arrays = dict[str, NDArray[Any]]
+
+# What reading something that is not as expected may raise.
+MALFORMED = (
+    ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError,
+)  # fmt: skip
 
 
 class CheckpointError(ValueError):
@@ -66,16 +81,23 @@ class Checkpoint:
     def write(self, path: str | Path) -> None:
         """Write the file, whole or not at all; CheckpointError if the model cannot be described."""
         described = _Description()
-        text = json.dumps(
-            {
-                "format": FORMAT,
-                "architecture": described.of(self.model, ""),
-                "generators": [generator_state(rng) for rng in described.generators],
-                "info": self.info,
-            },
-            allow_nan=False,
-        )
+        content = {
+            "format": FORMAT,
+            "architecture": described.of(self.model, ""),
+            "generators": [generator_state(rng) for rng in described.generators],
+            "info": self.info,
+        }
+        try:
+            text = json.dumps(content, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"what is to be kept beside the network is not of JSON's types: {error}. Expected "
+                f"finite numbers, texts, lists and dictionaries."
+            ) from error
         arrays = described.arrays | {STATE + name: array for name, array in self.state.items()}
+        odd = [f"{k} is {v.dtype}" for k, v in arrays.items() if v.dtype not in DTYPES.values()]
+        if odd:
+            raise CheckpointError(f"{odd[0]}; expected float32, float64 or int64.")
         arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
         metadata = {"minidiff": text, "sha256": _digest(text, arrays)}
         save_bytes = extra("safetensors.numpy", "safetensors").save
@@ -98,7 +120,7 @@ class Checkpoint:
             model = _Builder(arrays, generators).build(content["architecture"], "")
             state = {name.removeprefix(STATE): array for name, array in state.items()}
             return cls(model, content["info"], state)
-        except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        except MALFORMED as error:
             reason = error if type(error) is ValueError else repr(error)
             raise CheckpointError(f"{path} does not hold a network: {reason}.") from error
 
@@ -127,8 +149,8 @@ def save(path: str | Path, model: Module, **info: Any) -> None:
 def load(path: str | Path) -> Module:
     """Read a network that :func:`save` or a training run has written.
 
-    Modules and generators that were shared are shared again. Raises CheckpointError, which says
-    what is wrong with the file.
+    Modules and generators that were shared are shared again. The network is as when new, in
+    training. Raises FileNotFoundError, or CheckpointError, which says what is wrong with the file.
     """
     return Checkpoint.read(path).model
 
@@ -138,6 +160,12 @@ def load(path: str | Path) -> Module:
 
 def _contents(path: Path) -> tuple[str, Arrays]:
     """Read the description and the arrays, which are what was written."""
+    if not path.exists():
+        raise FileNotFoundError(errno.ENOENT, "there is no such checkpoint", str(path))
+    if path.is_dir():
+        raise CheckpointError(
+            f"{path} is a directory; expected a file, such as checkpoint.safetensors in a run."
+        )
     safe_open = extra("safetensors").safe_open
     problem = extra("safetensors").SafetensorError
     try:
@@ -158,7 +186,10 @@ def _contents(path: Path) -> tuple[str, Arrays]:
     if not {"minidiff", "sha256"} <= metadata.keys():
         raise CheckpointError(f"{path} was not written by minidiff: it describes no network.")
     if _digest(metadata["minidiff"], arrays) != metadata["sha256"]:
-        raise CheckpointError(f"{path} is damaged: its contents do not match their checksum.")
+        raise CheckpointError(
+            f"{path} is damaged: its contents do not match their checksum. "
+            f"Take a copy of it, if there is one, or train again."
+        )
     return metadata["minidiff"], arrays
 
 
@@ -188,15 +219,15 @@ def restore_generator(state: Mapping[str, Any]) -> np.random.Generator:
     if name not in GENERATORS:
         raise ValueError(f"a generator is {name!r}; expected one of {', '.join(GENERATORS)}")
     bits = getattr(np.random, name)()
-    bits.state = {
-        key: {k: np.array(v, np.uint64) if isinstance(v, list) else v for k, v in value.items()}
-        if isinstance(value, dict)
-        else np.array(value, np.uint64)
-        if isinstance(value, list)
-        else value
-        for key, value in state.items()
-    }
+    bits.state = _with_arrays(state)
     return np.random.Generator(bits)
+
+
+def _with_arrays(value: Any) -> Any:
+    """Put arrays in place of lists, as NumPy wants them."""
+    if isinstance(value, Mapping):
+        return {key: _with_arrays(part) for key, part in value.items()}
+    return np.array(value, np.uint64) if isinstance(value, list) else value
 
 
 # -- the architecture --------------------------------------------------------------------------
@@ -227,6 +258,11 @@ class _Description:
     def of(self, module: Module, name: str) -> dict[str, Any]:
         """Describe a module; ``name`` is dotted, and empty for the whole network."""
         if id(module) in self._names:
+            if isinstance(module, Sequential):
+                raise CheckpointError(
+                    f"{self._names[id(module)]} and {name} are one Sequential; expected one for "
+                    f"each. Single layers and gates may be shared."
+                )
             return {"type": "shared", "name": self._names[id(module)]}
         self._names[id(module)] = name
         prefix = f"{name}." if name else ""
@@ -284,13 +320,13 @@ class _Builder:
         settings = dict(spec)
         kind = settings.pop("type")
         if kind == "shared":
-            return self._modules[settings["name"]]
+            return self._modules[settings["name"]]  # no Sequential, or a tree might unfold for ever
         prefix = f"{name}." if name else ""
         module: Module
         if kind == "Sequential":
             layers = settings["layers"].items()
-            module = Sequential(**{key: self._module(part, prefix + key) for key, part in layers})
-        elif kind == "Gated":
+            return Sequential(**{key: self._module(part, prefix + key) for key, part in layers})
+        if kind == "Gated":
             parts: dict[str, Any] = {
                 key: self._module(part, prefix + key) for key, part in settings.items()
             }

@@ -1,7 +1,9 @@
 """The command line of ``minidiff``: its arguments, and how errors are told."""
 
 import argparse
+import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,12 +30,26 @@ EXPECTED = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     options = _parser().parse_args(arguments)
-    try:
-        status: int = options.run(options)
-    except EXPECTED as error:
-        print(f"minidiff: error: {error}", file=sys.stderr)
-        return 1
+    with warnings.catch_warnings():
+        warnings.showwarning = _warn
+        try:
+            status: int = options.run(options)
+            sys.stdout.flush()
+        except BrokenPipeError:  # whoever read it has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        except KeyboardInterrupt:
+            print("\ninterrupted", file=sys.stderr)
+            return commands.INTERRUPTED
+        except EXPECTED as error:
+            message = error.strerror if isinstance(error, OSError) and not error.filename else None
+            print(f"minidiff: error: {message or error}", file=sys.stderr)
+            return 1
     return status
+
+
+def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"minidiff: warning: {message}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:

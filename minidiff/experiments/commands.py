@@ -5,6 +5,7 @@ import math
 import statistics
 import sys
 import textwrap
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -20,7 +21,7 @@ from minidiff.engine.predictor import Predictor
 from minidiff.pruning.compact import compact
 from minidiff.pruning.penalty import LayerCount, count
 
-from .checkpoint import Checkpoint
+from .checkpoint import MALFORMED, Checkpoint
 from .data import Dataset, load_dataset
 from .extras import extra
 from .runs import Run, RunError, peak_megabytes
@@ -59,6 +60,7 @@ def train(options: argparse.Namespace) -> int:
         run = Run.open(options.resume)
         config = Config.from_json(run.read_json("config.json"))
         if run.finished:
+            run.checkpoint()
             print(f"{run.path} has finished; there is nothing to go on with.")
             print(_table(run.read_json("result.json")))
             return 0
@@ -67,11 +69,27 @@ def train(options: argparse.Namespace) -> int:
         data = load_dataset(options.dataset or "auto")
         changes = {name: getattr(options, name) for name in names if name != "dataset"}
         config = Config.recipe(data.name, **changes)
-        run = Run.create(options.out or _free_directory(f"{data.name}-seed{config.seed}"))
+        gates = [name for name in GATE_SETTINGS if getattr(options, name) is not None]
+        if gates and not config.gated:
+            raise ConfigError(f"--dense trains without gates; it leaves no use for {gates[0]}.")
+        kind = "" if config.gated else "-dense"
+        run = Run.create(options.out or _free_directory(f"{data.name}{kind}-seed{config.seed}"))
         run.write_json("config.json", config.to_json())
+    with run.training():
+        return _train(run, config, data)
 
+
+GATE_SETTINGS = (
+    *("penalty", "cost", "noise", "sigma", "width", "initial"),
+    *("gate_lr", "gate_start", "ramp", "gate_stop"),
+)
+
+
+def _train(run: Run, config: Config, data: Dataset) -> int:
     checkpoint = run.checkpoint() if run.checkpoint_path.exists() else None
     trainer = Trainer(config, data, checkpoint)
+    if checkpoint:
+        run.write_metrics(trainer.records)  # which a crash may have left behind
     sizes = (
         f"{len(data.train):,} to train on, {len(data.held_out):,} held out for choices, "
         f"{len(data.test):,} to test on."
@@ -81,11 +99,12 @@ def train(options: argparse.Namespace) -> int:
     print(indent + sizes)
     print(f"run      {run.path}" + (f", from epoch {trainer.epoch + 1} on" if checkpoint else ""))
     print("kernels  compiled at the first step, once; then cached\n", flush=True)
-    records = run.keep_metrics(trainer.epoch)
-    interrupted = _run_epochs(run, trainer, records)
+    interrupted = _run_epochs(run, trainer)
+    records = trainer.records
     if interrupted:
+        done = f"what was reached by epoch {len(records)}" if records else "no whole epoch yet"
         print(
-            f"\ninterrupted: the run directory holds what was reached by the last whole epoch.\n"
+            f"\ninterrupted: the run directory holds {done}.\n"
             f"minidiff train --resume {run.path} goes on from there."
         )
     if not records:
@@ -102,7 +121,7 @@ def train(options: argparse.Namespace) -> int:
     return 0
 
 
-def _run_epochs(run: Run, trainer: Trainer, records: list[dict[str, Any]]) -> bool:
+def _run_epochs(run: Run, trainer: Trainer) -> bool:
     """Train to the end, with a progress bar and a table; return whether Ctrl-C has stopped it."""
     tqdm = extra("tqdm").tqdm
     epochs = trainer.config.epochs
@@ -121,16 +140,14 @@ def _run_epochs(run: Run, trainer: Trainer, records: list[dict[str, Any]]) -> bo
             bar.update()
             if trainer.step % 10 == 0:
                 bar.set_description(f"epoch {trainer.epoch + 1}")
-                bar.set_postfix_str(f"loss {loss:.3f}{_live(records)}", refresh=False)
+                bar.set_postfix_str(f"loss {loss:.3f}{_live(trainer.records)}", refresh=False)
 
         try:
             while trainer.step < trainer.steps:
                 record = trainer.train_epoch(report)
                 epoch = record["epoch"]
-                # In this order: of what is killed between, resuming forgets the line.
-                run.append_metrics(record)
-                run.write_checkpoint(trainer.checkpoint())
-                records.append(record)
+                run.write_checkpoint(trainer.checkpoint())  # which has the records too
+                run.write_metrics(trainer.records)
                 if epoch % every == 0 or epoch in (1, epochs):
                     tqdm.write(_line(record))
         except KeyboardInterrupt:
@@ -245,21 +262,22 @@ def _result(
 
 
 def _table(result: dict[str, Any]) -> str:
-    rows = [("", "dense", "pruned", "")]
+    gated = bool(result["architecture"])
+    rows = [("", "dense", "pruned" if gated else "", "")]
     for label, key in (("weights", "weights"), ("MACs a sample", "macs"), ("bytes", "bytes")):
         dense, left = result[f"dense_{key}"], result[key]
-        rows.append(
-            (label, f"{dense:,}", f"{left:,}", f"{dense / left:.1f}x fewer" if left else "")
-        )
+        saved = f"{dense / left:.1f}x fewer" if left else ""
+        rows.append((label, f"{dense:,}", *((f"{left:,}", saved) if gated else ("", ""))))
     first, last = result["first_step_ms"], result["step_ms"]
-    rows.append(
-        ("training step", f"{first:.1f} ms", f"{last:.1f} ms", f"{first / last:.1f}x faster")
-    )
-    rows.append(("test error", "", f"{result['test_error']:.2f} %", result["architecture"]))
-    rows.append(("training", "", f"{result['seconds']:.0f} s", ""))
+    times = (f"{last:.1f} ms", f"{first / last:.1f}x faster") if gated else ("", "")
+    rows.append(("training step", f"{first if gated else last:.1f} ms", *times))
+    figures = [("test error", f"{result['test_error']:.2f} %", result["architecture"])]
+    figures.append(("training", f"{result['seconds']:.0f} s", ""))
     if result["peak_megabytes"] is not None:
         memory = f"{result['peak_megabytes']:.0f} MB"
-        rows.append(("peak memory", "", memory, "of the whole process"))
+        figures.append(("peak memory", memory, "of the whole process"))
+    for label, value, note in figures:
+        rows.append((label, *(("", value) if gated else (value, "")), note))
     if not result["weights"]:
         rows.append(("", "", "", "Nothing is left: try a smaller --lambda."))
     lines = [f"{a:<15}{b:>12}{c:>12}   {d}".rstrip() for a, b, c, d in rows]
@@ -296,6 +314,7 @@ class Trained:
 
     run: Run
     config: Config
+    records: list[dict[str, Any]]
     model: Module
     shape: Shape
     mean: float
@@ -307,15 +326,22 @@ class Trained:
         run = Run.open(directory)
         config = Config.from_json(run.read_json("config.json"))
         checkpoint: Checkpoint = run.checkpoint()
+        info = checkpoint.info
         try:
-            shape = tuple(int(n) for n in checkpoint.info["shape"])
-            mean, std = float(checkpoint.info["mean"]), float(checkpoint.info["std"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise RunError(
-                f"the checkpoint of {directory} says nothing of its data ({error!r}); it was not "
-                f"written by minidiff train."
-            ) from error
-        return cls(run, config, checkpoint.model, shape, mean, std)
+            if info["config"] != config.to_json():
+                raise ValueError("it is of a run with another configuration")
+            shape = tuple(int(n) for n in info["shape"])
+            count(checkpoint.model, shape)  # fits
+            mean, std, records = float(info["mean"]), float(info["std"]), list(info["records"])
+        except MALFORMED as error:
+            raise RunError(f"the checkpoint of {directory} is not of this run: {error}.") from error
+        if not run.finished:
+            print(
+                f"minidiff: note: {directory} has come to epoch {len(records)} of {config.epochs}; "
+                f"minidiff train --resume {directory} goes on.",
+                file=sys.stderr,
+            )
+        return cls(run, config, records, checkpoint.model, shape, mean, std)
 
     def predictor(self) -> Predictor:
         """Return the compact network, ready to be asked."""
@@ -336,13 +362,18 @@ def export(options: argparse.Namespace) -> int:
     from .export import export as write
 
     trained = Trained.open(options.directory)
+    trained.run.refuse_own(options.file)
     small = write(options.file, trained.model, trained.shape, mean=trained.mean, std=trained.std)
     layers = [m for m in small.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     weights = sum(layer.weight.size for layer in layers)
     print(
         f"{options.file}: {options.file.stat().st_size:,} bytes, {weights:,} weights in "
-        f"{len(layers)} layers, normalisation included"
+        f"{len(layers)} layers"
     )
+    if options.file.suffix == ".safetensors":
+        print(f"it expects inputs normalised with mean {trained.mean:.6g}, std {trained.std:.6g}")
+    else:
+        print("it normalises its inputs, which are to be from 0 to 1")
     return 0
 
 
@@ -350,6 +381,7 @@ def predict(options: argparse.Namespace) -> int:
     """Print what the network thinks of images."""
     from .images import ImageError, prepare_digit
 
+    extra("PIL.Image", "pillow")
     predictor = Trained.open(options.directory).predictor()
     status = 0
     for path in options.images:
@@ -373,7 +405,7 @@ def inspect(options: argparse.Namespace) -> int:
     """Print what is left of each layer, and write the plots again."""
     trained = Trained.open(options.directory)
     print(_layer_table(trained.model, trained.shape))
-    _plot(trained.run, trained.model, trained.config, trained.run.metrics())
+    _plot(trained.run, trained.model, trained.config, trained.records)
     print(f"\nplots are in {trained.run.path / 'plots'}")
     return 0
 
@@ -382,22 +414,31 @@ def _layer_table(model: Module, shape: Shape) -> str:
     """Write what the compact network has of each layer with weights, of how much."""
     small = compact(model)
     layers = dict(small.children())
-    lines = [f"{'layer':<10}{'weight':>14} {'':<15}{'weights':>19}{'MACs':>24}{'bytes':>9}"]
+    rows = [("layer", "weight", "", "weights", "MACs", "bytes")]
     totals = [0] * 5
     for left, whole in zip(count(small, shape), count(model, shape), strict=True):
         layer = layers[left.name]
         assert isinstance(layer, nn.Conv2d | nn.Linear)
-        kernel, size = layer.weight.shape[2:], 4 * (layer.weight.size + layer.bias.size)
-        figures = (left.weights[1], whole.weights[1], left.macs[1], whole.macs[1], size)
+        size = 4 * (layer.weight.size + layer.bias.size)
+        figures = [left.weights[1], whole.weights[1], left.macs[1], whole.macs[1], size]
         totals = [total + figure for total, figure in zip(totals, figures, strict=True)]
         now = "x".join(map(str, layer.weight.shape))
-        was = "x".join(map(str, (whole.outputs[1], whole.inputs[1], *kernel)))
-        lines.append(
-            f"{whole.name:<10}{now:>14} {'of ' + was:<15}{_of(*figures[:2]):>19}"
-            f"{_of(*figures[2:4]):>24}{size:>9,}"
+        was = "x".join(map(str, (whole.outputs[1], whole.inputs[1], *layer.weight.shape[2:])))
+        rows.append((whole.name, now, f"of {was}", *_figures(figures)))
+    rows.append(("in all", "", "", *_figures(totals)))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i in (0, 2) else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
-    lines.append(f"{'in all':<40}{_of(*totals[:2]):>19}{_of(*totals[2:4]):>24}{totals[4]:>9,}")
-    return "\n".join(lines)
+        for row in rows
+    )
+
+
+def _figures(figures: Sequence[int]) -> tuple[str, str, str]:
+    weights, dense_weights, macs, dense_macs, size = figures
+    return _of(weights, dense_weights), _of(macs, dense_macs), f"{size:,}"
 
 
 def _of(left: int, whole: int) -> str:
@@ -430,13 +471,14 @@ def report(options: argparse.Namespace) -> int:
         title=run.path.resolve().name,
         source=data.source,
         config=trained.config.to_json(),
-        records=run.metrics(),
+        records=trained.records,
         result=run.read_json("result.json"),
         gates={name: gate.is_open() for name, gate in gates_of(trained.model).items()},
         filters=_first_weight(trained.model),
         mistakes=mistakes,
     )
     path = options.out or run.path / "report.html"
+    run.refuse_own(path)
     write_whole(path, page.encode())
     print(path)
     return 0
@@ -449,6 +491,8 @@ def compare(options: argparse.Namespace) -> int:
 
     _set_threads(options.threads)
     trained = Trained.open(options.directory)
+    if not trained.config.gated:
+        raise RunError(f"{options.directory} is a dense run; give it as --dense of a gated one.")
     dense = Trained.open(options.dense) if options.dense else None
     if dense and (dense.config.gated or dense.config.dataset != trained.config.dataset):
         raise RunError(

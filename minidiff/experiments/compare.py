@@ -14,7 +14,7 @@ from minidiff.engine import nn
 from minidiff.engine.nn import Module, Shape
 from minidiff.engine.predictor import Predictor
 from minidiff.engine.tensor import no_grad
-from minidiff.pruning.compact import compact
+from minidiff.pruning.compact import compact, unnested
 from minidiff.pruning.gates import Gate, Gated
 from minidiff.pruning.penalty import count
 
@@ -154,8 +154,8 @@ def table(rows: Sequence[Row]) -> str:
 def _without_gates(gated: Module) -> nn.Sequential:
     """Return the layers of a gated network, with all gates open."""
     layers = {
-        name.replace(".", "_") or "layer": layer.layer if isinstance(layer, Gated) else layer
-        for name, layer in nn.chain(gated)
+        name: layer.layer if isinstance(layer, Gated) else layer
+        for name, layer in unnested(gated)
         if not isinstance(layer, Gate)
     }
     return nn.Sequential(**layers)

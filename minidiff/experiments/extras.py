@@ -12,6 +12,6 @@ def extra(module: str, package: str | None = None, *, needed_by: str = "train") 
         return import_module(module)
     except ImportError as error:
         raise ImportError(
-            f"{package or module} could not be imported ({error}); pip install "
-            f'"minidiff[{needed_by}]".'
+            f"{package or module} could not be imported ({error}); install minidiff with its extra "
+            f"{needed_by!r}, in a clone by pip install -e '.[{needed_by}]'."
         ) from error

@@ -1,6 +1,7 @@
 """Files that appear whole or not at all."""
 
 import os
+import secrets
 from pathlib import Path
 
 __all__ = ["PART", "write_whole"]
@@ -11,16 +12,18 @@ PART = ".part"
 def write_whole(path: str | Path, data: bytes | memoryview) -> None:
     """Write a file; whoever looks, now or after a crash, finds the old one or the new one.
 
-    Raises OSError if it cannot be written, and then leaves nothing behind. A process that is killed
-    may leave a ``.part``, which the next one to write this file replaces.
+    Raises OSError, which names the file, if it cannot be written, and then leaves nothing behind.
+    Only a process that is killed may leave a file that ends in ``.part``.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}{PART}")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PART}")
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        raise type(error)(error.errno, f"{path} cannot be written: {error.strerror}") from error
     finally:
         temporary.unlink(missing_ok=True)

@@ -7,7 +7,8 @@ the run has finished) and ``plots/``.
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,6 @@ class Run:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.metrics_path = path / "metrics.jsonl"
         self.checkpoint_path = path / "checkpoint.safetensors"
 
     @classmethod
@@ -77,53 +77,66 @@ class Run:
             self.path / name, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
         )
 
-    def read_json(self, name: str) -> Any:
-        """Read JSON; RunError if it is missing or malformed."""
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Read a JSON object; RunError if it is missing or malformed."""
         path = self.path / name
         try:
-            return json.loads(path.read_text())
-        except (OSError, ValueError) as error:
+            value = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
             raise RunError(f"{path} cannot be read as JSON: {error}") from error
+        if not isinstance(value, dict):
+            raise RunError(f"{path} is not what was written: expected a JSON object.")
+        return value
 
-    def append_metrics(self, record: Mapping[str, Any]) -> None:
-        """Add a line to ``metrics.jsonl``."""
-        with self.metrics_path.open("a") as file:
-            file.write(json.dumps(record, allow_nan=False) + "\n")
+    def write_metrics(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Write ``metrics.jsonl``, whole or not at all."""
+        lines = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
+        write_whole(self.path / "metrics.jsonl", lines.encode())
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Read ``metrics.jsonl``; a last line that is cut short is left out."""
-        path = self.metrics_path
-        lines = path.read_text().splitlines() if path.exists() else []
-        records = []
-        for number, line in enumerate(lines, 1):
-            try:
-                records.append(json.loads(line))
-            except ValueError as error:
-                if number < len(lines):
-                    raise RunError(f"{path}, line {number}, is not JSON: {error}") from error
-        return records
-
-    def keep_metrics(self, epochs: int) -> list[dict[str, Any]]:
-        """Forget what ``metrics.jsonl`` says of later epochs; return what it says of these."""
-        records = self.metrics()[:epochs]
-        if [record.get("epoch") for record in records] != list(range(1, epochs + 1)):
-            raise RunError(f"{self.metrics_path} does not have a line for each of {epochs} epochs.")
-        lines = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
-        write_whole(self.metrics_path, lines.encode())
-        return records
+        """Read ``metrics.jsonl``, which is there after the first epoch."""
+        path = self.path / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        return [json.loads(line) for line in lines]
 
     def write_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Write ``checkpoint.safetensors``, whole or not at all."""
         checkpoint.write(self.checkpoint_path)
 
     def checkpoint(self) -> Checkpoint:
-        """Read ``checkpoint.safetensors``; RunError if there is none yet."""
+        """Read ``checkpoint.safetensors``; RunError if there is none."""
         if not self.checkpoint_path.exists():
             raise RunError(
-                f"{self.path} has no checkpoint: its training has not finished an epoch. Go on "
-                f"with minidiff train --resume {self.path}."
+                f"{self.path} has lost its checkpoint.safetensors; restore it from a copy, or "
+                f"train again."
+                if self.finished
+                else f"{self.path} has no checkpoint: its training has not finished an epoch. Go "
+                f"on with minidiff train --resume {self.path}."
             )
         return Checkpoint.read(self.checkpoint_path)
+
+    def refuse_own(self, path: Path) -> None:
+        """Raise RunError if ``path`` is a file that the run itself needs."""
+        own = ("config.json", "metrics.jsonl", "checkpoint.safetensors", "result.json")
+        if path.resolve() in [(self.path / name).resolve() for name in own]:
+            raise RunError(f"{path} belongs to the run, which would be lost; choose another file.")
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """Keep other processes from training in this directory; RunError if one does already."""
+        for part in self.path.glob(f".*{PART}"):  # left by a process that was killed
+            part.unlink(missing_ok=True)
+        with (self.path / "config.json").open("rb") as file:
+            try:
+                import fcntl
+            except ImportError:  # on Windows, where nobody is kept from it
+                yield
+                return
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise RunError(f"another process is training in {self.path}.") from error
+            yield
 
 
 def peak_megabytes() -> float | None:

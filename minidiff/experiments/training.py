@@ -26,8 +26,14 @@ from minidiff.pruning.penalty import (
 )
 
 from .augment import Affine
-from .checkpoint import Checkpoint, CheckpointError, generator_state, restore_generator
-from .data import Dataset, Split, batches
+from .checkpoint import (
+    MALFORMED,
+    Checkpoint,
+    CheckpointError,
+    generator_state,
+    restore_generator,
+)
+from .data import DATASETS, Dataset, Split, batches
 from .models import LeNet5
 
 __all__ = [
@@ -107,6 +113,7 @@ class Config:
     augment: bool = False
 
     def __post_init__(self) -> None:
+        self._require("dataset", self.dataset in DATASETS[1:], " or ".join(DATASETS[1:]))
         for name in ("epochs", "batch_size"):
             self._require(name, self._whole(name) and getattr(self, name) >= 1, "an integer >= 1")
         for name in ("seed", "warmup"):
@@ -128,7 +135,8 @@ class Config:
 
     def _require(self, name: str, holds: bool, expected: str) -> None:
         if not holds:
-            raise ConfigError(f"{name} is {getattr(self, name)!r}; expected {expected}.")
+            option = " (--lambda)" if name == "penalty" else ""
+            raise ConfigError(f"{name}{option} is {getattr(self, name)!r}; expected {expected}.")
 
     @classmethod
     def recipe(cls, dataset: str, **changes: Any) -> "Config":
@@ -137,14 +145,20 @@ class Config:
         return replace(RECIPES[dataset], **given)
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> "Config":
-        """Build from what ``to_json`` gave; ConfigError names unknown or missing settings."""
+    def from_json(cls, values: Any) -> "Config":
+        """Build from what ``to_json`` gave; ConfigError names what is not as it was."""
         known = {field.name for field in fields(cls)}
-        if values.keys() != known:
+        if not isinstance(values, dict) or values.keys() != known:
+            given = set(values) if isinstance(values, dict) else set()
             raise ConfigError(
-                f"the configuration has unknown settings {sorted(values.keys() - known)} and lacks "
-                f"{sorted(known - values.keys())}; it was written by another version of minidiff."
+                f"the configuration has unknown settings {sorted(given - known)} and lacks "
+                f"{sorted(known - given)}; it was written by another version of minidiff."
             )
+        for name, value in values.items():
+            usual = getattr(RECIPES["mnist"], name)
+            kinds = {type(None): (str, type(None)), float: (float, int)}
+            if type(value) not in kinds.get(type(usual), (type(usual),)):
+                raise ConfigError(f"{name} is {value!r}; expected something like {usual!r}.")
         return cls(**values)
 
     def to_json(self) -> dict[str, Any]:
@@ -184,12 +198,12 @@ def gates_of(model: Module) -> dict[str, Gate]:
 
 def error_rate(model: Module, split: Split, *, mean: float, std: float) -> float:
     """Return the share of a split that the model, as in evaluation, gets wrong, in percent."""
+    training, wrong = model.training, 0
     model.eval()
-    wrong = 0
     with no_grad():
         for images, labels in batches(split, 500, mean=mean, std=std):
             wrong += int((model(images).data.argmax(axis=0) != labels).sum())
-    model.train()
+    model.train(training)
     return 100 * wrong / len(split)
 
 
@@ -219,6 +233,7 @@ class Trainer:
         self.steps_per_epoch = math.ceil(len(data.train) / config.batch_size)
         self.steps = config.epochs * self.steps_per_epoch
         self.step = 0
+        self.records: list[dict[str, Any]] = []  # of each epoch
 
         self.gates = gates_of(self.model)
         phis = {id(gate.phi) for gate in self.gates.values()}
@@ -246,6 +261,7 @@ class Trainer:
         info = {
             "config": self.config.to_json(),
             "step": self.step,
+            "records": self.records,
             "rng": generator_state(self.rng),
             "shape": self.shape,
             "mean": self.data.mean,
@@ -271,7 +287,10 @@ class Trainer:
             if self.phis is not None:
                 self.phis.load_state_dict(parts["phis"])
             self.step, self.rng = int(info["step"]), restore_generator(info["rng"])
-        except (ValueError, TypeError, LookupError) as error:
+            self.records = list(info["records"])
+            if len(self.records) != self.epoch or (self.step > 0 and not parts["weights"]):
+                raise ValueError(f"records or optimisers have not come as far as step {self.step}")
+        except MALFORMED as error:
             raise CheckpointError(f"the checkpoint cannot be resumed: {error}.") from error
 
     @property
@@ -349,7 +368,7 @@ class Trainer:
 
         counts = self.counts()
         sizes = gated_sizes(counts)
-        return {
+        record = {
             "epoch": self.epoch,
             "step": self.step,
             "loss": sum(losses) / len(data.train),
@@ -369,6 +388,8 @@ class Trainer:
             "step_ms": 1000 * float(np.median(times)),
             "seconds": time.perf_counter() - began,
         }
+        self.records.append(record)
+        return record
 
     def _expected(self, cost: str) -> float:
         with no_grad():

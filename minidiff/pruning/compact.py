@@ -17,7 +17,7 @@ compacted as well.
 
 import copy
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,7 @@ from .gates import Gate, Gated
 from .penalty import chain
 from .transform import binary_gate
 
-__all__ = ["compact"]
+__all__ = ["compact", "unnested"]
 
 Mask = NDArray[np.bool_]
 
@@ -90,9 +90,14 @@ class Piece:
     bias: Array  # (O,), later with what constant inputs add
     flow: Flow
     before: list[tuple[str, Module]]
-    varying: Mask  # (I,) inputs that depend on the network's input
-    inputs: Mask  # (I,) that are kept
-    outputs: Mask  # (O,) that are kept
+    varying: Mask = field(init=False)  # (I,) inputs that depend on the network's input
+    inputs: Mask = field(init=False)  # (I,) that are kept
+    outputs: Mask = field(init=False)  # (O,) that are kept
+
+    def __post_init__(self) -> None:
+        self.varying = np.ones(len(self.flow.origin), np.bool_)
+        self.inputs = self.varying.copy()
+        self.outputs = np.ones(len(self.bias), np.bool_)
 
     @property
     def pads(self) -> bool:
@@ -144,24 +149,42 @@ def compact(model: Module) -> Sequential:
     _settle(pieces)
     _keep(pieces)
     layers: dict[str, Module] = {}
+    names = {name for piece in pieces for name, _ in [*piece.before, (piece.name, None), *behind]}
+    shared: dict[int, object] = {}  # what several modules hold, a generator say, is copied once
     left: Mask | None = None  # of the outputs of the layer before; None for the network's input
     for piece in pieces:
-        layers.update((name, copy.deepcopy(module)) for name, module in piece.before)
+        layers.update((name, copy.deepcopy(module, shared)) for name, module in piece.before)
         flow, kept = piece.flow, piece.inputs
         left = np.ones(flow.count, np.bool_) if left is None else left
         rank = np.cumsum(left) - 1  # the channels that are left, numbered anew
         positions = rank[flow.channel[kept]] * flow.places + flow.origin[kept] % flow.places
         size = int(left.sum()) * flow.places
         if len(positions) < size:
-            layers[f"{piece.name}_select"] = nn.Select(positions, size=size)
+            layers[_free(f"{piece.name}_select", names)] = nn.Select(positions, size=size)
         left = piece.outputs
         layer = copy.copy(piece.layer)
         weight = piece.weight[np.ix_(left, kept)]
         layer.weight = Parameter(weight.reshape(*weight.shape[:2], *piece.layer.weight.shape[2:]))
         layer.bias = Parameter(piece.bias[left])
         layers[piece.name] = layer
-    layers.update((name, copy.deepcopy(module)) for name, module in behind)
+    layers.update((name, copy.deepcopy(module, shared)) for name, module in behind)
     return Sequential(**layers).train(model.training)
+
+
+def unnested(model: Module) -> list[tuple[str, Module]]:
+    """List (name, layer) in order; names of inner Sequentials are joined by an underscore."""
+    names: set[str] = set()
+    return [
+        (_free(name.replace(".", "_") or "layer", names), module) for name, module in chain(model)
+    ]
+
+
+def _free(name: str, names: set[str]) -> str:
+    """Return the name, made longer until nothing else has it, and note it in ``names``."""
+    while name in names:
+        name += "_"
+    names.add(name)
+    return name
 
 
 def _values(gate: Gate) -> Array:
@@ -175,7 +198,7 @@ def _times(array: Array, z: Array) -> Array:
 
 def _fold(model: Module) -> tuple[list[Piece], list[tuple[str, Module]]]:
     """Split a network into layers with weights, gates folded in, and what is behind the last."""
-    layers = [(name.replace(".", "_") or "layer", module) for name, module in chain(model)]
+    layers = unnested(model)
     sizes = [_size(module) for _, module in layers]
     pieces: list[Piece] = []
     flow: Flow | None = None
@@ -203,9 +226,8 @@ def _fold(model: Module) -> tuple[list[Piece], list[tuple[str, Module]]]:
                 z = _values(gated.outputs)
                 weight, bias = _times(weight, z[:, None, None]), _times(bias, z)
             weight = _times(weight, flow.scale[:, None])
-            masks = (np.ones(n, np.bool_) for n in (len(flow.origin), len(flow.origin), len(bias)))
             before = [item for item in before if not isinstance(item[1], nn.Select)]
-            pieces.append(Piece(name, layer, weight, bias.copy(), flow, before, *masks))
+            pieces.append(Piece(name, layer, weight, bias.copy(), flow, before))
             flow, before = Flow.of(len(bias)), []
         else:
             if flow is not None:
@@ -259,7 +281,7 @@ def _settle(pieces: list[Piece]) -> None:
         piece.varying = varies[piece.flow.channel]
         if piece.pads:
             piece.varying |= constant != 0
-        settled = ~piece.varying
+        settled = ~piece.varying & (constant != 0)
         # In float64, as sums of many.
         more = piece.weight[:, settled].sum(axis=2, dtype=np.float64) @ constant[settled]
         piece.bias = (piece.bias + more).astype(piece.bias.dtype)
@@ -280,6 +302,7 @@ def _keep(pieces: list[Piece]) -> None:
         if nothing:
             empty = empty or piece.name
             piece.inputs[0] = True
+            piece.weight = np.zeros_like(piece.weight)
         if source is not None:
             source.outputs = np.zeros(len(source.bias), np.bool_)
             source.outputs[piece.flow.channel[piece.inputs]] = True

@@ -89,7 +89,7 @@ class Gate(Module):
             raise ValueError(f"noise is {noise!r}; expected None, {', '.join(map(repr, NOISES))}.")
         if noise is not None and rng is None:
             raise ValueError(f"noise {noise!r} needs rng, a numpy.random.Generator.")
-        self.width, self.noise, self.sigma, self.rng = width, noise, sigma, rng
+        self.width, self.noise, self.sigma, self.rng = float(width), noise, float(sigma), rng
         self.phi = Parameter(np.full(count, initial, dtype))
         binary_gate(self.phi, width)  # refuses a width that the dtype cannot hold
 
@@ -125,6 +125,15 @@ class Gate(Module):
         else:
             noise = self.rng.uniform(-1, 1, self.count)
         return noise.astype(self.phi.dtype)
+
+    def output_shape(self, shape: Shape) -> Shape:
+        """Return the shape, whose first axis must be gated."""
+        if shape[:1] != (self.count,):
+            raise ValueError(
+                f"Gate does not fit an input of shape {shape}; expected ({self.count}, ...), "
+                f"without the batch."
+            )
+        return shape
 
     def is_open(self) -> NDArray[np.bool_]:
         """Return which groups are open in evaluation, shape (count,)."""

@@ -17,7 +17,7 @@ loss.
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -62,7 +62,9 @@ class Live:
     source: Indices | None = None
 
     def gated(self, gate: Gate) -> "Live":
-        """Multiply by a gate that has a group for each channel."""
+        """Multiply by a gate that has a group for each channel, unless it has had its say."""
+        if any(known is gate and groups is None for known, groups in self.factors):
+            return self
         return Live(self.size, (*self.factors, (gate, None)), self.source)
 
     def taken(self, channels: Indices) -> "Live":
@@ -168,44 +170,38 @@ class Step:
         return float(b @ alive @ a)
 
 
-def walk(model: Module, shape: Shape) -> Iterator[Step]:
+def walk(model: Module, shape: Shape) -> tuple[list[Step], Live]:
     """Follow what is live from layer to layer, for inputs of ``shape`` without the batch.
 
-    Raises TypeError for a module that is not one of the engine's layers, a Gate, a Gated or a
-    Sequential, and ValueError for a layer that does not fit its input.
+    Returns the layers with weights, and what is live in the network's output. Raises TypeError for
+    a module that is not one of the engine's layers, a Gate, a Gated or a Sequential, and
+    ValueError for a layer that does not fit its input.
     """
     live = Live(shape[0] if shape else 0)
+    steps: list[Step] = []
     for name, module in chain(model):
         gated = module if isinstance(module, Gated) else None
         layer = gated.layer if gated else module
+        try:
+            after = layer.output_shape(shape)
+        except ValueError as error:
+            raise ValueError(f"{name or 'the model'}: {error}") from None
+        gate = gated.inputs if gated else layer if isinstance(layer, Gate) else None
+        if gate:
+            live = live.gated(gate)
+            if steps and live.source is None:  # a channel that is closed here is of no use before
+                steps[-1] = replace(steps[-1], live_out=live)
         if isinstance(layer, nn.Conv2d | nn.Linear):
-            if shape[:1] != layer.weight.shape[1:2] or len(shape) != max(1, layer.weight.ndim - 1):
-                raise ValueError(
-                    f"{name or 'the model'} has a weight of shape {layer.weight.shape}, which does "
-                    f"not fit an input of shape {shape}; is the shape without the batch?"
-                )
-            if gated and gated.inputs:
-                live = live.gated(gated.inputs)
-            shape = layer.output_shape(shape)
-            live_in, live = live, Live(shape[0])
+            live_in, live = live, Live(after[0])
             if gated and gated.outputs:
                 live = live.gated(gated.outputs)
-            yield Step(name, layer, gated, live_in, live, math.prod(shape[1:]))
-            continue
-        if isinstance(layer, Gate | nn.Select):
-            size = layer.count if isinstance(layer, Gate) else layer.size
-            if shape[:1] != (size,):
-                raise ValueError(
-                    f"{name or 'the model'} is a {type(layer).__name__} of {size}, which does not "
-                    f"fit an input of shape {shape}; is the shape without the batch?"
-                )
-        if isinstance(layer, Gate):
-            live = live.gated(layer)
+            steps.append(Step(name, layer, gated, live_in, live, math.prod(after[1:])))
         elif isinstance(layer, nn.Select):
             live = live.taken(layer.indices)
         elif isinstance(layer, nn.Flatten):
             live = live.taken(np.repeat(np.arange(live.size), math.prod(shape[1:])))
-        shape = layer.output_shape(shape)
+        shape = after
+    return steps, live
 
 
 _LAYERS = (
@@ -217,9 +213,11 @@ _LAYERS = (
 def chain(model: Module) -> Iterator[tuple[str, Module]]:
     """Yield (dotted name, layer) in order; TypeError for what pruning does not know."""
     for name, module in nn.chain(model):
-        if not isinstance(module, _LAYERS):
+        layer = module.layer if isinstance(module, Gated) else module
+        # A subclass may compute anything.
+        if type(module) not in _LAYERS or type(layer) not in _LAYERS:
             raise TypeError(
-                f"{name or 'the model'} is a {type(module).__name__}; counting and compaction know "
+                f"{name or 'the model'} is a {type(layer).__name__}; counting and compaction know "
                 f"Sequential, Gate, Gated and the layers of minidiff.nn."
             )
         yield name, module
@@ -277,7 +275,7 @@ class Surrogate:
     def __init__(self, model: Module, shape: Shape, *, cost: str = "weights") -> None:
         if cost not in COSTS:
             raise ValueError(f"cost is {cost!r}; expected one of {', '.join(COSTS)}.")
-        self.price, self.steps = COSTS[cost], list(walk(model, shape))
+        self.price, (self.steps, _) = COSTS[cost], walk(model, shape)
         # A gate that several layers share is asked once.
         self.gates = list(dict.fromkeys(gate for step in self.steps for gate in step.gates()))
 
@@ -319,10 +317,12 @@ def count(model: Module, shape: Shape) -> list[LayerCount]:
     What cannot change the network's output does not count, though its own gate may be open: a
     channel that no later layer uses, say. Arguments and errors are as of :func:`expected_cost`.
     """
-    steps = list(walk(model, shape))
-    is_open = {gate: gate.is_open() for step in steps for gate in step.gates()}
+    steps, end = walk(model, shape)
+    gates = [gate for step in steps for gate in step.gates()] + [gate for gate, _ in end.factors]
+    is_open = {gate: gate.is_open() for gate in gates}
     counts = []
-    later: Indices | None = None  # the outputs that later layers use, maybe more than once
+    # The outputs of a layer that later ones use, maybe more than once; None for all.
+    later = None if end.source is None else end.source[end.values(is_open) > 0]
     for step in reversed(steps):
         outputs, inputs = step.layer.weight.shape[:2]
         live_out: NDArray[np.bool_] = np.asarray(step.live_out.values(is_open) > 0)
