@@ -138,7 +138,7 @@ def test_a_run_directory_that_cannot_be_written_is_named(
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("--lambda", "-1", "penalty (--lambda) is -1.0; expected a finite number, 0 or more"),
+        ("--lambda", "-1", "penalty is -1.0; expected a finite number, 0 or more (--lambda)"),
         ("--width", "0", "width is 0.0; expected a finite number above 0"),
         ("--epochs", "0", "epochs is 0; expected an integer >= 1"),
         ("--threads", "0", "threads is 0; expected 1 to"),

@@ -72,7 +72,7 @@ def _allocate(typingctx, like):
     return types.CPointer(like.dtype)(like), generate
 
 
-_registers: Any = intrinsic(_allocate)  # called with ``like`` alone
+registers: Any = intrinsic(_allocate)  # called with ``like`` alone
 
 # -- geometry --------------------------------------------------------------------------------
 
@@ -169,8 +169,8 @@ def _correlate_run_of(height):
         The numbers of x begin at ``inputs[c] + shifts[p]``, their weight lies at
         ``block_rows[i] + columns[c] + places[p]``, and the output begins at ``outputs[i]``.
         """
-        sums = carray(_registers(x), shape)
-        row, begin = carray(_registers(block_rows), height), carray(_registers(outputs), height)
+        sums = carray(registers(x), shape)
+        row, begin = carray(registers(block_rows), height), carray(registers(outputs), height)
         for i in range(rows):
             row[i], begin[i] = block_rows[i], outputs[i]
         for tile in range(_zero, length, _tile):
@@ -295,8 +295,8 @@ def _product_tile(x, inputs, first_input, grad, outputs, length, sums, at):
 
     The runs of x begin at the inputs from ``first_input`` on, the sums at ``at``.
     """
-    tile = carray(_registers(x), _SUMS_SHAPE)
-    b, a = carray(_registers(outputs), ROWS), carray(_registers(inputs), _TAPS)
+    tile = carray(registers(x), _SUMS_SHAPE)
+    b, a = carray(registers(outputs), ROWS), carray(registers(inputs), _TAPS)
     for i in range(_rows):
         b[i] = outputs[i]
     for j in range(_taps):
@@ -585,7 +585,7 @@ def erf(x: Array, out: Array) -> None:
 @inner
 def _multiply_add(rounds, out):
     """Do nothing but multiply-adds in registers: ``x = x * a + b``, so often."""
-    tile = carray(_registers(out), _TILE_SHAPE)
+    tile = carray(registers(out), _TILE_SHAPE)
     a, b = out[0], out[1]
     for s in range(_tile):
         for i in range(_rows):

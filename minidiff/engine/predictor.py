@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from . import memory, nn
 from ._types import Array, Indices
 from .compiled import inner, plain, threaded
-from .kernels import LANES, ROWS, TILE, U, _registers, block_height, correlate_block
+from .kernels import LANES, ROWS, TILE, U, registers, block_height, correlate_block
 from .nn import Module, Shape
 
 __all__ = ["Predictor"]
@@ -276,7 +276,7 @@ def _window_of(length):
         """Take the largest, or the mean, of the vectors that a window shows."""
         largest, rectified = step.largest != 0, step.rectified != 0
         share = np.float32(1) / np.float32(step.tall * step.wide)
-        best = carray(_registers(work), length)
+        best = carray(registers(work), length)
         for s in range(size):
             best[s] = work[source + s] if largest else 0
         for i in range(step.tall):
@@ -308,7 +308,7 @@ def _tile(
 
     A row of the window is ``length`` contiguous numbers; there are ``tall``.
     """
-    sums = carray(_registers(work), _TILE)
+    sums = carray(registers(work), _TILE)
     for s in range(_lanes):
         for p in range(_places):
             sums[p, s] = biases[bias + s]
@@ -329,7 +329,7 @@ def _place(
     work, source, next_row, weights, first, lanes, tall, length, biases, bias, target, rectified
 ):
     """Compute a vector of outputs at one place."""
-    sums = carray(_registers(work), LANES)
+    sums = carray(registers(work), LANES)
     for s in range(_lanes):
         sums[s] = biases[bias + s]
     for i in range(tall):

@@ -353,7 +353,7 @@ def evaluate(options: argparse.Namespace) -> int:
     trained = Trained.open(options.directory)
     data: Dataset = load_dataset(trained.config.dataset)
     error = error_rate(trained.model, data.test, mean=data.mean, std=data.std)
-    print(f"{error:.2f} % test error on {len(data.test):,} images ({data.source})")
+    print(f"{error:.2f} % test error on {len(data.test):,} images ({data.source.rstrip('.')})")
     return 0
 
 

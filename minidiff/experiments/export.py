@@ -60,13 +60,14 @@ def export(
     ImportError
         If the package for the format is not installed.
     TypeError, ValueError
-        As of :func:`minidiff.compact`.
+        As of :func:`minidiff.compact`, and if the network does not fit the shape.
     """
-    path, small = Path(path), compact(model)
+    path = Path(path)
     if path.suffix not in FORMATS:
         raise ExportError(
             f"{path} has the ending {path.suffix!r}; expected one of {', '.join(FORMATS)}."
         )
+    small = compact(model)
     if any(parameter.dtype != np.float32 for parameter in small.parameters()):
         raise ExportError("the network's weights are not all float32, which files are to hold.")
     if not (math.isfinite(mean) and 0 < std < math.inf):

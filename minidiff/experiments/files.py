@@ -24,6 +24,7 @@ def write_whole(path: str | Path, data: bytes | memoryview) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise type(error)(error.errno, f"{path} cannot be written: {error.strerror}") from error
+        reason = error.strerror or error
+        raise type(error)(error.errno, f"{path} cannot be written: {reason}") from error
     finally:
         temporary.unlink(missing_ok=True)

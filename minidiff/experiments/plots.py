@@ -127,7 +127,7 @@ def error_and_loss(records: Records) -> "Figure":
     ValueError
         If there are no records.
     """
-    _check_records(records)
+    check_records(records)
     figure = _figure(9.5, 3.4)
     left, right = figure.subplots(1, 2)
     _draw_error(left, records)
@@ -144,7 +144,7 @@ def expected_and_actual(records: Records) -> "Figure":
     ValueError
         If there are no records.
     """
-    _check_records(records)
+    check_records(records)
     figure = _figure(7, 3.6)
     axes = figure.subplots()
     dense = records[-1]["dense_weights"]
@@ -170,7 +170,7 @@ def architecture_over_time(records: Records) -> "Figure":
     ValueError
         If there are no records, or the network has no gates.
     """
-    _check_records(records)
+    check_records(records)
     if not records[-1]["open"]:
         raise ValueError("the records name no gates; expected one or more in 'open' and 'groups'.")
     figure = _figure(7, max(3.6, 0.8 + 0.4 * len(records[-1]["open"])))
@@ -210,7 +210,7 @@ def gate_histogram(gates: Mapping[str, Array], width: float) -> "Figure":
     edges = _zone_edges(values, width)
     for (name, phi), axes in zip(gates.items(), panels, strict=False):
         _draw_zones(axes, phi.astype(np.float64), edges)
-        axes.set_title(_spaced(name), pad=20)
+        axes.set_title(spaced(name), pad=20)
         axes.set_xlabel("φ")
         axes.xaxis.set_tick_params(labelbottom=True)
     for axes in panels:  # the places of the grid that are left over
@@ -235,7 +235,7 @@ def first_filters(filters: Array, kept: NDArray[np.bool_]) -> "Figure":
     ValueError
         If the shapes do not fit, or a weight is not finite.
     """
-    _check_filters(filters, kept)
+    check_filters(filters, kept)
     columns = min(len(filters), max(10, math.ceil(math.sqrt(3 * len(filters)))))
     rows = -(-len(filters) // columns)
     height, width = 0.8 * np.array(filters.shape[2:]) / max(filters.shape[2:])
@@ -257,8 +257,8 @@ def overview(records: Records, filters: Array, kept: NDArray[np.bool_]) -> "Figu
     A dense network has the loss in place of savings and architecture. Arguments and errors are as
     of the other figures.
     """
-    _check_records(records)
-    _check_filters(filters, kept)
+    check_records(records)
+    check_filters(filters, kept)
     gated = bool(records[-1]["open"])
     draw = [_draw_error, _draw_savings, _draw_architecture] if gated else [_draw_error, _draw_loss]
     figure = _figure(11.5, 3.7)
@@ -421,7 +421,7 @@ def _draw_architecture(axes: "Axes", records: Records) -> None:
         share = np.array([100 * record["open"][name] / groups for record in records])
         _draw_line(axes, records, share, colour)
         left = records[-1]["open"][name]
-        labels.append((share[-1], f"{left} of {groups}\n{_spaced(name)}", colour))
+        labels.append((share[-1], f"{left} of {groups}\n{spaced(name)}", colour))
     axes.set_yticks([0, 25, 50, 75, 100], ["0 %", "25 %", "50 %", "75 %", "100 %"])
     _finish_epochs(axes, records, labels)
     axes.set_title("Open gates")
@@ -650,16 +650,16 @@ def _times_text(ratio: float) -> str:
     return f"{ratio:.1f}×" if ratio < 10 else f"{ratio:,.0f}×"
 
 
-def _spaced(name: str) -> str:
+def spaced(name: str) -> str:
     return name.replace(".", " ")
 
 
-def _check_records(records: Records) -> None:
+def check_records(records: Records) -> None:
     if not records:
         raise ValueError("records is empty; expected the record of one epoch or more.")
 
 
-def _check_filters(filters: Array, kept: NDArray[np.bool_]) -> None:
+def check_filters(filters: Array, kept: NDArray[np.bool_]) -> None:
     if filters.ndim != 4 or 0 in filters.shape or kept.shape != filters.shape[:1]:
         raise ValueError(
             f"filters have shape {filters.shape} and kept {kept.shape}; expected (O, C, KH, KW), "

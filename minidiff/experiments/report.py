@@ -28,9 +28,9 @@ from .plots import (
     SKY,
     VERMILION,
     Records,
-    _check_filters,
-    _check_records,
-    _spaced,
+    check_filters,
+    check_records,
+    spaced,
 )
 
 __all__ = ["Mistake", "report_page"]
@@ -112,12 +112,12 @@ def report_page(
         If there are no records, the filters do not fit the gate on them or are not finite, or the
         label of a mistake is not among its classes.
     """
-    _check_records(records)
+    check_records(records)
     layers = result.get("layers") or []
     used = _of_use(gates, layers)
     first = f"{layers[0]['name']}.outputs" if layers else ""
     kept = used.get(first, np.ones(len(filters), np.bool_))
-    _check_filters(filters, kept)
+    check_filters(filters, kept)
     for mistake in mistakes:
         if not 0 <= mistake.label < len(mistake.probabilities):
             raise ValueError(
@@ -268,7 +268,7 @@ def _open_gates(records: Records) -> str:
     series, last = [], records[-1]
     for i, (name, groups) in enumerate(last["groups"].items()):
         shares = [100 * record["open"][name] / groups for record in records]
-        text = f"{_spaced(name)}, {last['open'][name]:,} of {groups:,}:"
+        text = f"{spaced(name)}, {last['open'][name]:,} of {groups:,}:"
         series.append((text, f"s{i % 5}", shares))
     title = "Architecture: share of groups left"
     return _chart(title, records, series, unit=" %", share=True) if series else ""
@@ -322,7 +322,7 @@ def _maps(
             if which.any()
         )
         box = f"0 0 {x.max(initial=0) + 0.8:g} {y.max(initial=0) + 0.8:g}"
-        heading = escape(_spaced(name))
+        heading = escape(spaced(name))
         drawing = f'<svg viewBox="{box}" role="img" aria-label="Map of {heading}">{cells}</svg>'
         maps.append(
             f"<figure><figcaption><h3>{heading}</h3><p>{note}</p></figcaption>"

@@ -136,7 +136,7 @@ class Config:
     def _require(self, name: str, holds: bool, expected: str) -> None:
         if not holds:
             option = " (--lambda)" if name == "penalty" else ""
-            raise ConfigError(f"{name}{option} is {getattr(self, name)!r}; expected {expected}.")
+            raise ConfigError(f"{name} is {getattr(self, name)!r}; expected {expected}{option}.")
 
     @classmethod
     def recipe(cls, dataset: str, **changes: Any) -> "Config":
