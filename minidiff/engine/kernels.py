@@ -15,10 +15,10 @@ s counts the samples. Neighbouring output places that see their inputs alike for
 that is contiguous in x and in out. Kernel size, stride and padding live in two index arrays
 (:func:`geometry`); a dense layer is a single place that sees a single place.
 
-**Register tiles.** The sums for 5 channels and 64 numbers of a run stay in registers while the
+**Register tiles.** The sums for 5 channels and 64 numbers of a run stay in _registers while the
 loop goes over all channels and parts: 20 vector multiply-adds for 4 loads of x and 5 of weights,
 and nothing is written until the sums are complete. The gradient of the weight keeps 5 times 5 sums
-of products in registers alike. So it is the cores' arithmetic that limits, not memory.
+of products in _registers alike. So it is the cores' arithmetic that limits, not memory.
 
 **Skipping is data.** ``ins`` and ``outs`` list the channels to compute; those not listed cost
 nothing. Threads share out outputs, never the terms of a sum, and each sum has one order: the same
@@ -72,7 +72,7 @@ def _allocate(typingctx, like):
     return types.CPointer(like.dtype)(like), generate
 
 
-registers: Any = intrinsic(_allocate)  # called with ``like`` alone
+_registers: Any = intrinsic(_allocate)  # called with ``like`` alone
 
 # -- geometry --------------------------------------------------------------------------------
 
@@ -169,8 +169,8 @@ def _correlate_run_of(height):
         The numbers of x begin at ``inputs[c] + shifts[p]``, their weight lies at
         ``block_rows[i] + columns[c] + places[p]``, and the output begins at ``outputs[i]``.
         """
-        sums = carray(registers(x), shape)
-        row, begin = carray(registers(block_rows), height), carray(registers(outputs), height)
+        sums = carray(_registers(x), shape)
+        row, begin = carray(_registers(block_rows), height), carray(_registers(outputs), height)
         for i in range(rows):
             row[i], begin[i] = block_rows[i], outputs[i]
         for tile in range(_zero, length, _tile):
@@ -197,14 +197,14 @@ _correlate_run_5 = _correlate_run_of(ROWS)
 
 
 @inner
-def block_height(channels):
+def _block_height(channels):
     """Return how many channels a block has: 6 are two blocks of 3, not one of 5 and one of 1."""
     blocks = (channels + ROWS - 1) // ROWS
     return max(3, (channels + blocks - 1) // max(1, blocks))
 
 
 @inner
-def correlate_block(
+def _correlate_block(
     height, x, inputs, shifts, weight, rows, columns, places, first_part, last_part, bias, out,
     outputs, length,
 ):  # fmt: skip
@@ -263,7 +263,7 @@ def correlate(
     flat_x, flat_weight, flat_out = x.reshape(-1), weight.reshape(-1), out.reshape(-1)
     count = len(runs) - 1
     blocks = (outs.size + ROWS - 1) // ROWS
-    height = block_height(outs.size)
+    height = _block_height(outs.size)
     for task in prange(blocks * count):
         first, r = task // count * height, task % count
         begin, length = runs[r, 0] * samples, runs[r, 1] * samples
@@ -280,7 +280,7 @@ def correlate(
         for i in range(ROWS):  # a block that is not full computes its last channel again
             block[i] = outs[min(first + i, outs.size - 1)]
             biases[i] = bias[block[i]]
-        correlate_block(
+        _correlate_block(
             height, flat_x, inputs, shifts, flat_weight, _addresses(block, row, 0), columns, places,
             p0, p1, biases, flat_out, _addresses(block, out.shape[1], begin), U(length),
         )  # fmt: skip
@@ -295,8 +295,8 @@ def _product_tile(x, inputs, first_input, grad, outputs, length, sums, at):
 
     The runs of x begin at the inputs from ``first_input`` on, the sums at ``at``.
     """
-    tile = carray(registers(x), _SUMS_SHAPE)
-    b, a = carray(registers(outputs), ROWS), carray(registers(inputs), _TAPS)
+    tile = carray(_registers(x), _SUMS_SHAPE)
+    b, a = carray(_registers(outputs), ROWS), carray(_registers(inputs), _TAPS)
     for i in range(_rows):
         b[i] = outputs[i]
     for j in range(_taps):
@@ -523,6 +523,270 @@ def grad_scale_rows(
         grad_factors[i] = total
 
 
+# -- programs of the predictor -------------------------------------------------------------------
+
+CONV, GATHER, POOL = range(3)
+PLACES = 8  # of a tile, whose sums stay in registers
+_PLACES_SHAPE = (PLACES, LANES)
+_places, _one = U(PLACES), U(1)
+SPARE = 2 * LANES
+
+# A step, all numbers of it: where its input and output begin, the sizes of both and of the window
+# that moves, by how much, where weights (or the indices of a GATHER) and biases begin.
+STEP = np.dtype(
+    [
+        (name, np.uint64)
+        for name in (
+            *("kind", "source", "target", "channels", "height", "width", "rows", "columns"),
+            *("tall", "wide", "down", "right", "outputs", "first", "bias", "rectified", "largest"),
+        )
+    ]
+)
+
+
+def _window_of(length):
+    """Return the loop over a window for vectors of so many numbers."""
+    size = U(length)
+
+    @inner
+    def window(step, work, source, next_row, next_place, target):
+        """Take the largest, or the mean, of the vectors that a window shows."""
+        largest, rectified = step.largest != 0, step.rectified != 0
+        share = np.float32(1) / np.float32(step.tall * step.wide)
+        best = carray(_registers(work), length)
+        for s in range(size):
+            best[s] = work[source + s] if largest else 0
+        for i in range(step.tall):
+            for j in range(step.wide):
+                for s in range(size):
+                    v = work[source + i * next_row + j * next_place + s]
+                    if largest:
+                        best[s] = v if (v > best[s]) | (v != v) else best[s]  # NaN is kept
+                    else:
+                        best[s] += v * share
+        for s in range(size):
+            v = best[s]
+            work[target + s] = 0 if rectified and v < 0 else v
+
+    return window
+
+
+_pool_lanes, _pool_samples = _window_of(LANES), _window_of(TILE)
+
+# -- programs, channels last: a few images ------------------------------------------------------
+
+
+@inner
+def _conv_places(
+    work, source, next_row, next_place, weights, first, lanes, tall, length, biases, bias, target,
+    outputs, rectified,
+):  # fmt: skip
+    """Compute a vector of outputs at 8 places, next to each other in a row.
+
+    A row of the window is ``length`` contiguous numbers; there are ``tall``.
+    """
+    sums = carray(_registers(work), _PLACES_SHAPE)
+    for s in range(_lanes):
+        for p in range(_places):
+            sums[p, s] = biases[bias + s]
+    for i in range(tall):
+        x, k = source + i * next_row, first + i * length * lanes
+        for c in range(length):
+            for s in range(_lanes):
+                for p in range(_places):
+                    sums[p, s] += work[x + c + p * next_place] * weights[k + c * lanes + s]
+    for p in range(_places):
+        for s in range(_lanes):
+            v = sums[p, s]
+            work[target + p * outputs + s] = 0 if rectified and v < 0 else v
+
+
+@inner
+def _conv_place(
+    work, source, next_row, weights, first, lanes, tall, length, biases, bias, target, rectified
+):
+    """Compute a vector of outputs at one place."""
+    sums = carray(_registers(work), LANES)
+    for s in range(_lanes):
+        sums[s] = biases[bias + s]
+    for i in range(tall):
+        x, k = source + i * next_row, first + i * length * lanes
+        for c in range(length):
+            for s in range(_lanes):
+                sums[s] += work[x + c] * weights[k + c * lanes + s]
+    for s in range(_lanes):
+        v = sums[s]
+        work[target + s] = 0 if rectified and v < 0 else v
+
+
+@inner
+def _conv(step, weights, biases, work):
+    """Compute a CONV: the last vector of channels first, as it spills into the others."""
+    columns, outputs, tall, rectified = step.columns, step.outputs, step.tall, step.rectified != 0
+    lanes = (outputs + _lanes - _one) // _lanes * _lanes
+    next_row, next_place = step.width * step.channels, step.right * step.channels
+    length = step.wide * step.channels
+    for number in range(_lanes, lanes + _one, _lanes):
+        block = lanes - number
+        first, bias = step.first + block, step.bias + block
+        for y in range(step.rows):
+            row = step.source + y * step.down * next_row
+            target = step.target + y * columns * outputs + block
+            if columns < _places:
+                for x in range(columns):
+                    _conv_place(
+                        work, row + x * next_place, next_row, weights, first, lanes, tall, length,
+                        biases, bias, target + x * outputs, rectified,
+                    )  # fmt: skip
+                continue
+            for start in range(_zero, columns, _places):
+                x = min(start, columns - _places)  # the last tile overlaps the one before
+                _conv_places(
+                    work, row + x * next_place, next_row, next_place, weights, first, lanes, tall,
+                    length, biases, bias, target + x * outputs, outputs, rectified,
+                )  # fmt: skip
+
+
+@inner
+def _pool(step, work):
+    """Compute a POOL, likewise."""
+    next_row, channels = step.width * step.channels, step.channels
+    lanes = (channels + _lanes - _one) // _lanes * _lanes
+    for number in range(_lanes, lanes + _one, _lanes):
+        block = lanes - number
+        for y in range(step.rows):
+            for x in range(step.columns):
+                source = step.source + y * step.down * next_row + x * step.right * channels
+                target = step.target + (y * step.columns + x) * channels
+                _pool_lanes(step, work, source + block, next_row, channels, target + block)
+
+
+@plain
+def run_few(
+    steps: NDArray[Any],  # (steps,) of STEP
+    weights: NDArray[np.float32],
+    biases: NDArray[np.float32],
+    indices: NDArray[np.uint64],
+    at: Indices,
+    size: int,
+    numbers: NDArray[np.float32],  # (N, inputs)
+    scale: np.float32,
+    offset: np.float32,
+    out: NDArray[np.float32],  # (N, outputs)
+) -> None:
+    """Run a program for one row of numbers after another."""
+    work = np.empty(size, np.float32)
+    work[0] = 0
+    for n in range(len(numbers)):
+        for j in range(numbers.shape[1]):
+            work[1 + j] = numbers[n, j] * scale - offset
+        for i in range(len(steps)):
+            step = steps[i]
+            if step.kind == CONV:
+                _conv(step, weights, biases, work)
+            elif step.kind == POOL:
+                _pool(step, work)
+            else:
+                for j in range(step.outputs):
+                    work[step.target + j] = work[indices[step.first + j]]
+        for j in range(at.size):
+            out[n, j] = work[at[j]]
+
+
+# -- programs, batch last: blocks of samples -----------------------------------------------------
+
+
+@inner
+def _conv_block(step, weights, biases, work):
+    """Compute a CONV for a block of samples: blocks of channels, run by run."""
+    outputs, channels, columns = int(step.outputs), int(step.channels), int(step.columns)
+    places, wide, right = step.tall * step.wide, step.wide, int(step.right)
+    inputs, weight_columns = np.empty(channels, U), np.empty(channels, U)
+    for c in range(channels):
+        weight_columns[c] = U(c) * places
+    shifts, numbers = np.empty(places, U), np.empty(places, U)
+    for k in range(places):
+        shifts[k], numbers[k] = (k // wide * step.width + k % wide) * _tile, k
+    height, kept, area = _block_height(outputs), np.empty(ROWS, np.int64), step.rows * step.columns
+    rows, begins, bias = np.empty(ROWS, U), np.empty(ROWS, U), np.empty(ROWS, np.float32)
+    # With a stride of 1 a row of places is one run, else each place is one.
+    runs, length = (1, columns) if right == 1 else (columns, 1)
+    for first in range(0, outputs, height):
+        for i in range(ROWS):  # a block that is not full computes its last channel again
+            kept[i] = min(first + i, outputs - 1)
+            rows[i] = step.first + U(kept[i]) * U(channels) * places
+            bias[i] = biases[int(step.bias) + kept[i]]
+        for y in range(step.rows):
+            for x in range(runs):
+                seen = y * step.down * step.width + U(x * right)
+                for c in range(channels):
+                    inputs[c] = (step.source + U(c) * step.height * step.width + seen) * _tile
+                for i in range(ROWS):
+                    place = U(kept[i]) * area + y * step.columns + U(x)
+                    begins[i] = (step.target + place) * _tile
+                _correlate_block(
+                    height, work, inputs, shifts, weights, rows, weight_columns, numbers, _zero,
+                    U(places), bias, work, begins, U(length) * _tile,
+                )  # fmt: skip
+    if step.rectified:
+        for i in range(step.target * _tile, (step.target + step.outputs * area) * _tile):
+            work[i] = 0 if work[i] < 0 else work[i]
+
+
+@inner
+def _pool_block(step, work):
+    """Compute a POOL for a block of samples."""
+    next_row = step.width * _tile
+    for c in range(step.channels):
+        for y in range(step.rows):
+            for x in range(step.columns):
+                place = (c * step.height + y * step.down) * step.width + x * step.right
+                target = (step.target + (c * step.rows + y) * step.columns + x) * _tile
+                source = (step.source + place) * _tile
+                _pool_samples(step, work, source, next_row, _tile, target)
+
+
+@threaded
+def run_many(
+    steps: NDArray[Any],  # (steps,) of STEP
+    weights: NDArray[np.float32],
+    biases: NDArray[np.float32],
+    indices: NDArray[np.uint64],
+    at: Indices,
+    work: NDArray[np.float32],  # (threads, size * TILE)
+    numbers: NDArray[np.float32],  # (N, inputs)
+    scale: np.float32,
+    offset: np.float32,
+    out: NDArray[np.float32],  # (N, outputs)
+) -> None:
+    """Run a program for blocks of TILE rows of numbers, each thread for its share of them."""
+    blocks = (len(numbers) + TILE - 1) // TILE
+    for thread in prange(len(work)):
+        own = work[thread]
+        own[:TILE] = 0
+        for block in range(thread, blocks, len(work)):
+            first = block * TILE
+            count = min(TILE, len(numbers) - first)
+            for strip in range(0, numbers.shape[1], LANES):  # which suit the cache
+                for s in range(TILE):
+                    n = first + min(s, count - 1)  # what is missing is the last again
+                    for j in range(strip, min(strip + LANES, numbers.shape[1])):
+                        own[(1 + j) * TILE + s] = numbers[n, j] * scale - offset
+            for i in range(len(steps)):
+                step = steps[i]
+                if step.kind == CONV:
+                    _conv_block(step, weights, biases, own)
+                elif step.kind == POOL:
+                    _pool_block(step, own)
+                else:
+                    for j in range(step.outputs):
+                        target, source = (step.target + j) * TILE, indices[step.first + j] * TILE
+                        own[target : target + TILE] = own[source : source + TILE]
+            for s in range(count):
+                for j in range(at.size):
+                    out[first + s, j] = own[at[j] * TILE + s]
+
+
 # -- optimisers ------------------------------------------------------------------------------
 
 
@@ -584,8 +848,8 @@ def erf(x: Array, out: Array) -> None:
 
 @inner
 def _multiply_add(rounds, out):
-    """Do nothing but multiply-adds in registers: ``x = x * a + b``, so often."""
-    tile = carray(registers(out), _TILE_SHAPE)
+    """Do nothing but multiply-adds in _registers: ``x = x * a + b``, so often."""
+    tile = carray(_registers(out), _TILE_SHAPE)
     a, b = out[0], out[1]
     for s in range(_tile):
         for i in range(_rows):

@@ -21,38 +21,17 @@ from typing import Any
 
 import numba
 import numpy as np
-from numba import carray, prange  # type: ignore[attr-defined]  # not in its stubs
 from numpy.typing import NDArray
 
-from . import memory, nn
+from . import kernels, memory, nn
 from ._types import Array, Indices
-from .compiled import inner, plain, threaded
-from .kernels import LANES, ROWS, TILE, U, registers, block_height, correlate_block
+from .kernels import CONV, GATHER, LANES, POOL, SPARE, STEP, TILE
 from .nn import Module, Shape
 
 __all__ = ["Predictor"]
 
 FEW = 12  # images, up to which channels last is quicker
 LIMIT = 1 << 28  # bytes that a block of images may take; else channels last, one by one
-
-CONV, GATHER, POOL = range(3)
-PLACES = 8  # of a tile, whose sums stay in registers
-_TILE = (PLACES, LANES)
-_places, _lanes, _zero, _one, _samples = U(PLACES), U(LANES), U(0), U(1), U(TILE)
-SPARE = 2 * LANES
-
-# A step, all numbers of it: where its input and output begin, the sizes of both and of the window
-# that moves, by how much, where weights (or the indices of a GATHER) and biases begin.
-STEP = np.dtype(
-    [
-        (name, np.uint64)
-        for name in (
-            *("kind", "source", "target", "channels", "height", "width", "rows", "columns"),
-            *("tall", "wide", "down", "right", "outputs", "first", "bias", "rectified", "largest"),
-        )
-    ]
-)
-
 
 LAYERS = (
     nn.Conv2d, nn.Linear, nn.MaxPool2d, nn.AvgPool2d, nn.ReLU, nn.Dropout, nn.Flatten, nn.Select,
@@ -166,10 +145,10 @@ class _Program:
         out = np.empty((len(numbers), *self.at.shape), np.float32)
         tables = self.steps, self.weights, self.biases, self.indices, self.at.ravel()
         if self.channels_last:
-            _run_few(*tables, self.size, numbers, scale, offset, memory.rows(out))
+            kernels.run_few(*tables, self.size, numbers, scale, offset, memory.rows(out))
         else:
             work = memory.empty((numba.get_num_threads(), self.size * TILE), np.float32)
-            _run_many(*tables, work, numbers, scale, offset, memory.rows(out))
+            kernels.run_many(*tables, work, numbers, scale, offset, memory.rows(out))
         return out
 
     def _room(self, count: int) -> int:
@@ -262,249 +241,3 @@ class _Program:
             {"kind": GATHER, "target": target, "outputs": wanted.size, "first": first}
         )
         return target
-
-
-# -- what both layouts share -------------------------------------------------------------------
-
-
-def _window_of(length):
-    """Return the loop over a window for vectors of so many numbers."""
-    size = U(length)
-
-    @inner
-    def window(step, work, source, next_row, next_place, target):
-        """Take the largest, or the mean, of the vectors that a window shows."""
-        largest, rectified = step.largest != 0, step.rectified != 0
-        share = np.float32(1) / np.float32(step.tall * step.wide)
-        best = carray(registers(work), length)
-        for s in range(size):
-            best[s] = work[source + s] if largest else 0
-        for i in range(step.tall):
-            for j in range(step.wide):
-                for s in range(size):
-                    v = work[source + i * next_row + j * next_place + s]
-                    if largest:
-                        best[s] = v if (v > best[s]) | (v != v) else best[s]  # NaN is kept
-                    else:
-                        best[s] += v * share
-        for s in range(size):
-            v = best[s]
-            work[target + s] = 0 if rectified and v < 0 else v
-
-    return window
-
-
-_pool_lanes, _pool_samples = _window_of(LANES), _window_of(TILE)
-
-# -- channels last: a few images --------------------------------------------------------------
-
-
-@inner
-def _tile(
-    work, source, next_row, next_place, weights, first, lanes, tall, length, biases, bias, target,
-    outputs, rectified,
-):  # fmt: skip
-    """Compute a vector of outputs at 8 places, next to each other in a row.
-
-    A row of the window is ``length`` contiguous numbers; there are ``tall``.
-    """
-    sums = carray(registers(work), _TILE)
-    for s in range(_lanes):
-        for p in range(_places):
-            sums[p, s] = biases[bias + s]
-    for i in range(tall):
-        x, k = source + i * next_row, first + i * length * lanes
-        for c in range(length):
-            for s in range(_lanes):
-                for p in range(_places):
-                    sums[p, s] += work[x + c + p * next_place] * weights[k + c * lanes + s]
-    for p in range(_places):
-        for s in range(_lanes):
-            v = sums[p, s]
-            work[target + p * outputs + s] = 0 if rectified and v < 0 else v
-
-
-@inner
-def _place(
-    work, source, next_row, weights, first, lanes, tall, length, biases, bias, target, rectified
-):
-    """Compute a vector of outputs at one place."""
-    sums = carray(registers(work), LANES)
-    for s in range(_lanes):
-        sums[s] = biases[bias + s]
-    for i in range(tall):
-        x, k = source + i * next_row, first + i * length * lanes
-        for c in range(length):
-            for s in range(_lanes):
-                sums[s] += work[x + c] * weights[k + c * lanes + s]
-    for s in range(_lanes):
-        v = sums[s]
-        work[target + s] = 0 if rectified and v < 0 else v
-
-
-@inner
-def _conv(step, weights, biases, work):
-    """Compute a CONV: the last vector of channels first, as it spills into the others."""
-    columns, outputs, tall, rectified = step.columns, step.outputs, step.tall, step.rectified != 0
-    lanes = (outputs + _lanes - _one) // _lanes * _lanes
-    next_row, next_place = step.width * step.channels, step.right * step.channels
-    length = step.wide * step.channels
-    for number in range(_lanes, lanes + _one, _lanes):
-        block = lanes - number
-        first, bias = step.first + block, step.bias + block
-        for y in range(step.rows):
-            row = step.source + y * step.down * next_row
-            target = step.target + y * columns * outputs + block
-            if columns < _places:
-                for x in range(columns):
-                    _place(
-                        work, row + x * next_place, next_row, weights, first, lanes, tall, length,
-                        biases, bias, target + x * outputs, rectified,
-                    )  # fmt: skip
-                continue
-            for start in range(_zero, columns, _places):
-                x = min(start, columns - _places)  # the last tile overlaps the one before
-                _tile(
-                    work, row + x * next_place, next_row, next_place, weights, first, lanes, tall,
-                    length, biases, bias, target + x * outputs, outputs, rectified,
-                )  # fmt: skip
-
-
-@inner
-def _pool(step, work):
-    """Compute a POOL, likewise."""
-    next_row, channels = step.width * step.channels, step.channels
-    lanes = (channels + _lanes - _one) // _lanes * _lanes
-    for number in range(_lanes, lanes + _one, _lanes):
-        block = lanes - number
-        for y in range(step.rows):
-            for x in range(step.columns):
-                source = step.source + y * step.down * next_row + x * step.right * channels
-                target = step.target + (y * step.columns + x) * channels
-                _pool_lanes(step, work, source + block, next_row, channels, target + block)
-
-
-@plain
-def _run_few(
-    steps: NDArray[Any],  # (steps,) of STEP
-    weights: NDArray[np.float32],
-    biases: NDArray[np.float32],
-    indices: NDArray[np.uint64],
-    at: Indices,
-    size: int,
-    numbers: NDArray[np.float32],  # (N, inputs)
-    scale: np.float32,
-    offset: np.float32,
-    out: NDArray[np.float32],  # (N, outputs)
-) -> None:
-    """Run a program for one row of numbers after another."""
-    work = np.empty(size, np.float32)
-    work[0] = 0
-    for n in range(len(numbers)):
-        for j in range(numbers.shape[1]):
-            work[1 + j] = numbers[n, j] * scale - offset
-        for i in range(len(steps)):
-            step = steps[i]
-            if step.kind == CONV:
-                _conv(step, weights, biases, work)
-            elif step.kind == POOL:
-                _pool(step, work)
-            else:
-                for j in range(step.outputs):
-                    work[step.target + j] = work[indices[step.first + j]]
-        for j in range(at.size):
-            out[n, j] = work[at[j]]
-
-
-# -- batch last: blocks of samples ---------------------------------------------------------------
-
-
-@inner
-def _conv_block(step, weights, biases, work):
-    """Compute a CONV for a block of samples: blocks of channels, run by run."""
-    outputs, channels, columns = int(step.outputs), int(step.channels), int(step.columns)
-    places, wide, right = step.tall * step.wide, step.wide, int(step.right)
-    inputs, weight_columns = np.empty(channels, U), np.empty(channels, U)
-    for c in range(channels):
-        weight_columns[c] = U(c) * places
-    shifts, numbers = np.empty(places, U), np.empty(places, U)
-    for k in range(places):
-        shifts[k], numbers[k] = (k // wide * step.width + k % wide) * _samples, k
-    height, kept, area = block_height(outputs), np.empty(ROWS, np.int64), step.rows * step.columns
-    rows, begins, bias = np.empty(ROWS, U), np.empty(ROWS, U), np.empty(ROWS, np.float32)
-    # With a stride of 1 a row of places is one run, else each place is one.
-    runs, length = (1, columns) if right == 1 else (columns, 1)
-    for first in range(0, outputs, height):
-        for i in range(ROWS):  # a block that is not full computes its last channel again
-            kept[i] = min(first + i, outputs - 1)
-            rows[i] = step.first + U(kept[i]) * U(channels) * places
-            bias[i] = biases[int(step.bias) + kept[i]]
-        for y in range(step.rows):
-            for x in range(runs):
-                seen = y * step.down * step.width + U(x * right)
-                for c in range(channels):
-                    inputs[c] = (step.source + U(c) * step.height * step.width + seen) * _samples
-                for i in range(ROWS):
-                    place = U(kept[i]) * area + y * step.columns + U(x)
-                    begins[i] = (step.target + place) * _samples
-                correlate_block(
-                    height, work, inputs, shifts, weights, rows, weight_columns, numbers, _zero,
-                    U(places), bias, work, begins, U(length) * _samples,
-                )  # fmt: skip
-    if step.rectified:
-        for i in range(step.target * _samples, (step.target + step.outputs * area) * _samples):
-            work[i] = 0 if work[i] < 0 else work[i]
-
-
-@inner
-def _pool_block(step, work):
-    """Compute a POOL for a block of samples."""
-    next_row = step.width * _samples
-    for c in range(step.channels):
-        for y in range(step.rows):
-            for x in range(step.columns):
-                place = (c * step.height + y * step.down) * step.width + x * step.right
-                target = (step.target + (c * step.rows + y) * step.columns + x) * _samples
-                source = (step.source + place) * _samples
-                _pool_samples(step, work, source, next_row, _samples, target)
-
-
-@threaded
-def _run_many(
-    steps: NDArray[Any],  # (steps,) of STEP
-    weights: NDArray[np.float32],
-    biases: NDArray[np.float32],
-    indices: NDArray[np.uint64],
-    at: Indices,
-    work: NDArray[np.float32],  # (threads, size * TILE)
-    numbers: NDArray[np.float32],  # (N, inputs)
-    scale: np.float32,
-    offset: np.float32,
-    out: NDArray[np.float32],  # (N, outputs)
-) -> None:
-    """Run a program for blocks of TILE rows of numbers, each thread for its share of them."""
-    blocks = (len(numbers) + TILE - 1) // TILE
-    for thread in prange(len(work)):
-        own = work[thread]
-        own[:TILE] = 0
-        for block in range(thread, blocks, len(work)):
-            first = block * TILE
-            count = min(TILE, len(numbers) - first)
-            for strip in range(0, numbers.shape[1], LANES):  # which suit the cache
-                for s in range(TILE):
-                    n = first + min(s, count - 1)  # what is missing is the last again
-                    for j in range(strip, min(strip + LANES, numbers.shape[1])):
-                        own[(1 + j) * TILE + s] = numbers[n, j] * scale - offset
-            for i in range(len(steps)):
-                step = steps[i]
-                if step.kind == CONV:
-                    _conv_block(step, weights, biases, own)
-                elif step.kind == POOL:
-                    _pool_block(step, own)
-                else:
-                    for j in range(step.outputs):
-                        target, source = (step.target + j) * TILE, indices[step.first + j] * TILE
-                        own[target : target + TILE] = own[source : source + TILE]
-            for s in range(count):
-                for j in range(at.size):
-                    out[first + s, j] = own[at[j] * TILE + s]
