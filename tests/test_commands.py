@@ -86,7 +86,7 @@ def test_predict_says_what_it_did_and_what_it_thinks(
         large = Image.fromarray(255 - pixels).resize((140, 140))  # dark on light
         large.save(tmp_path / f"{i}.png")
         out = said(capsys, "predict", run, tmp_path / f"{i}.png")
-        label = int(re.search(r"\.png: (\d), with", out)[1])  # type: ignore[index]
+        label = int(re.search(r"\.png: (\d), with", out)[1])
         right += label == data.test.labels[i]
         shares = [float(share) for share in re.findall(r"\d: (\d+\.\d) %", out)]
         assert len(shares) == 10
