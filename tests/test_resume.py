@@ -164,6 +164,14 @@ def test_resuming_takes_no_other_settings(
     assert "cannot change epochs, gated" in error
 
 
+def unfinished(straight: Straight, directory: Path) -> Path:
+    """Copy the run, without its result."""
+    run = directory / "run"
+    shutil.copytree(straight.path, run)
+    (run / "result.json").unlink()
+    return run
+
+
 @pytest.mark.parametrize(
     "damage", ["checkpoint", "config", "other data", "no optimiser", "not JSON", "not a config"]
 )
@@ -173,9 +181,7 @@ def test_what_cannot_be_resumed_is_said_and_left_alone(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(straight.path, run)
-    (run / "result.json").unlink()
+    run = unfinished(straight, tmp_path)
     if damage == "checkpoint":
         good = (run / "checkpoint.safetensors").read_bytes()
         (run / "checkpoint.safetensors").write_bytes(good[:-1])
@@ -210,9 +216,7 @@ def test_what_cannot_be_resumed_is_said_and_left_alone(
 def test_two_processes_do_not_train_in_one_directory(
     straight: Straight, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(straight.path, run)
-    (run / "result.json").unlink()
+    run = unfinished(straight, tmp_path)
     with Run(run).training():
         error = failure(capsys, "train", "--resume", str(run))
     assert f"another process is training in {run}" in error
@@ -220,9 +224,7 @@ def test_two_processes_do_not_train_in_one_directory(
 
 
 def test_metrics_that_were_lost_come_back(straight: Straight, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(straight.path, run)
-    (run / "result.json").unlink()
+    run = unfinished(straight, tmp_path)
     (run / "metrics.jsonl").unlink()
     assert cli.main(["train", "--resume", str(run)]) == 0
     assert_same_run(run, straight.path)

@@ -15,14 +15,16 @@ s counts the samples. Neighbouring output places that see their inputs alike for
 that is contiguous in x and in out. Kernel size, stride and padding live in two index arrays
 (:func:`geometry`); a dense layer is a single place that sees a single place.
 
-**Register tiles.** The sums for 5 channels and 64 numbers of a run stay in _registers while the
+**Register tiles.** The sums for 5 channels and 64 numbers of a run stay in registers while the
 loop goes over all channels and parts: 20 vector multiply-adds for 4 loads of x and 5 of weights,
 and nothing is written until the sums are complete. The gradient of the weight keeps 5 times 5 sums
-of products in _registers alike. So it is the cores' arithmetic that limits, not memory.
+of products in registers alike. So it is the cores' arithmetic that limits, not memory.
 
 **Skipping is data.** ``ins`` and ``outs`` list the channels to compute; those not listed cost
 nothing. Threads share out outputs, never the terms of a sum, and each sum has one order: the same
 bits at any number of threads.
+
+The programs near the end are for prediction alone; :mod:`minidiff.engine.predictor` explains them.
 """
 
 from dataclasses import dataclass
@@ -848,7 +850,7 @@ def erf(x: Array, out: Array) -> None:
 
 @inner
 def _multiply_add(rounds, out):
-    """Do nothing but multiply-adds in _registers: ``x = x * a + b``, so often."""
+    """Do nothing but multiply-adds in registers: ``x = x * a + b``, so often."""
     tile = carray(_registers(out), _TILE_SHAPE)
     a, b = out[0], out[1]
     for s in range(_tile):

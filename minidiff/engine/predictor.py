@@ -11,7 +11,7 @@ and a vector holds channels. Each step writes whole vectors there: where channel
 last one, what is too much spills into the next place, which is written after, or into spare room.
 
 A program knows three kinds of steps. A CONV is any layer with weights (a dense layer has one place
-with many channels). A POOL takes the largest or the sum of each window. A GATHER copies numbers to
+with many channels). A POOL takes the largest or the mean of each window. A GATHER copies numbers to
 where the next step wants them; it serves Flatten, Select and padding, which at translation do no
 more than rearrange a table of positions.
 """

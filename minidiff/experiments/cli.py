@@ -132,7 +132,7 @@ def _add_run_commands(kinds: Any) -> None:
         "export",
         commands.export,
         "write the pruned network for other software",
-        "Write the compact network, all that is pruned left out and its normalisation inside.",
+        "Write the compact network, all that is pruned left out; .onnx and .npz also normalise.",
     )
     export.add_argument(
         "file", metavar="FILE", type=Path, help=f"its ending says how: {', '.join(FORMATS)}"

@@ -1,4 +1,4 @@
-"""Export: a trained network for use without minidiff, compacted, with its normalisation inside."""
+"""Export: a trained network, compacted, in files for other software and for minidiff itself."""
 
 import io
 import math
