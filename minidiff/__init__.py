@@ -11,8 +11,18 @@ from .engine.tensor import Tensor, no_grad
 from .experiments.checkpoint import load, save
 from .experiments.export import export
 from .experiments.models import LeNet5
+from .pruning.baselines import GaussianGate, GroupLasso, HardConcrete, MagnitudePruning
 from .pruning.compact import compact
-from .pruning.gates import Gate, Gated
+from .pruning.gates import (
+    Gate,
+    Gated,
+    Mask,
+    gate_blocks,
+    gate_filters,
+    gate_inputs,
+    gate_units,
+    gate_weights,
+)
 from .pruning.groups import Groups
 from .pruning.penalty import LayerCount, Surrogate, architecture, count, expected_cost
 from .pruning.transform import binary_gate
@@ -22,9 +32,14 @@ __version__ = "0.1.0"
 __all__ = [
     "Gate",
     "Gated",
+    "GaussianGate",
+    "GroupLasso",
     "Groups",
+    "HardConcrete",
     "LayerCount",
     "LeNet5",
+    "MagnitudePruning",
+    "Mask",
     "Predictor",
     "Surrogate",
     "Tensor",
@@ -34,6 +49,11 @@ __all__ = [
     "count",
     "expected_cost",
     "export",
+    "gate_blocks",
+    "gate_filters",
+    "gate_inputs",
+    "gate_units",
+    "gate_weights",
     "gradcheck",
     "load",
     "nn",

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from minidiff import nn
 from minidiff.engine.nn import Module
-from minidiff.pruning.gates import Gate, Gated
+from minidiff.pruning.gates import Gate, Gated, Mask
 from minidiff.pruning.groups import Groups
 
 Shape = tuple[int, ...]
@@ -156,8 +156,7 @@ def _layer(rng: np.random.Generator, layer: nn.Conv2d | nn.Linear) -> Module:
         layer,
         outputs=_gate(rng, shape[0]) if outputs else None,
         inputs=_gate(rng, shape[1]) if inputs else None,
-        weights=_gate(rng, groups.count) if groups else None,
-        groups=groups,
+        weights=Mask(_gate(rng, groups.count), groups) if groups else (),
     )
 
 

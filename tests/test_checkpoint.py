@@ -240,8 +240,7 @@ def example() -> Checkpoint:
         conv=Gated(
             conv,
             outputs=Gate(2, noise="normal", rng=rng),
-            weights=Gate(2),
-            groups=md.Groups.along(conv.weight.shape, 0),
+            weights=md.Mask(Gate(2), md.Groups.along(conv.weight.shape, 0)),
         ),
         pool=nn.MaxPool2d(2, relu=True),
         flatten=nn.Flatten(),
@@ -382,7 +381,7 @@ LAYER = ("architecture", "layers")
     [
         (
             put("format", value=FORMAT + 1),
-            "it is of format 2, and this version of minidiff reads format 1",
+            "it is of format 3, and this version of minidiff reads format 2",
         ),
         (lambda content, _: "[" * 100_000, "does not hold a network"),
         (lambda content, _: "null", "does not hold a network"),
@@ -416,7 +415,7 @@ LAYER = ("architecture", "layers")
         (array("dense.bias", np.zeros(4, np.float32)), r"dense.bias is float32 of shape (4,), not"),
         (array("dense.bias", np.zeros(3, np.float64)), "dense.bias is float64 of shape (3,), not"),
         (array("conv.outputs.phi", np.zeros(9, np.float32)), "outputs gate has 9 groups"),
-        (array("conv.groups", np.array([5, 7])), "labels run from 5"),
+        (array("conv.weights.0.groups", np.array([5, 7])), "labels run from 5"),
         (array("select.indices", np.array([3, 0])), "do not increase"),
         (array("select.indices", np.array([0.5])), "expected a list of integers"),
     ],

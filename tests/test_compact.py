@@ -131,8 +131,9 @@ def test_a_closed_filter_with_a_live_bias_is_folded_or_kept_where_padding_needs_
         first, second = nn.Conv2d(1, 3, 3, rng=rng), nn.Conv2d(3, 2, 3, padding=padding, rng=rng)
         first.bias.data[...] = 1.0, 2.0, 3.0
         groups = md.Groups.along(first.weight.shape, 0)  # of weights only: biases live on
-        gated = Gated(first, weights=Gate(3), groups=groups)
-        gated.weights.phi.data[1] = -1
+        gate = Gate(3)
+        gated = Gated(first, weights=md.Mask(gate, groups))
+        gate.phi.data[1] = -1
         model = nn.Sequential(gated, nn.ReLU(), second)
         small = md.compact(model)
         assert small.layers[0].weight.shape[0] == left
@@ -166,7 +167,7 @@ def test_nothing_left_is_a_warning_and_a_network_that_predicts(gate: str) -> Non
 
 
 def test_weights_that_are_zero_for_other_reasons_leave_as_well() -> None:
-    model = md.LeNet5(rng=np.random.default_rng(0), gated=False)
+    model = md.LeNet5(rng=np.random.default_rng(0), sparsity="dense")
     layers = dict(model.children())
     layers["conv1"].weight.data[3:] = 0
     small = md.compact(model)

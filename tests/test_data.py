@@ -548,11 +548,20 @@ def test_unknown_dataset() -> None:
         load_dataset("cifar")
 
 
-@pytest.mark.parametrize("held_out", [0, -1, 60_000, 2.5, True, "5"])
+@pytest.mark.parametrize("held_out", [-1, 60_000, 2.5, True, "5"])
 @pytest.mark.parametrize("name", data.DATASETS)
 def test_held_out_rejected(name: str, held_out: Any) -> None:
-    with pytest.raises(ValueError, match=r"expected an integer in 1\.\.59999"):
+    with pytest.raises(ValueError, match=r"expected an integer in 0\.\.59999"):
         load_dataset(name, held_out=held_out)
+
+
+def test_nothing_held_out_is_more_to_train_on() -> None:
+    some, everything = load_dataset("digits"), load_dataset("digits", held_out=0)
+    assert everything.held_out is None
+    assert some.held_out is not None
+    images = np.concatenate([some.train.images, some.held_out.images])
+    np.testing.assert_array_equal(everything.train.images, images)
+    np.testing.assert_array_equal(everything.test.images, some.test.images)
 
 
 @pytest.mark.mnist

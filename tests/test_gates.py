@@ -195,8 +195,8 @@ def by_hand(gated: md.Gated, x: md.Tensor) -> md.Tensor:
     """What a gated layer is to compute, with ordinary products and nothing left out."""
     layer = gated.layer
     weight, bias = layer.weight, layer.bias
-    if gated.weights is not None:
-        weight = weight * gated.weights()[np.broadcast_to(gated.groups.labels, weight.shape)]
+    for mask in gated.weights:
+        weight = weight * mask.gate()[np.broadcast_to(mask.groups.labels, weight.shape)]
     if gated.outputs is not None:
         z = gated.outputs()
         weight, bias = weight * column(z, weight.ndim), bias * z
@@ -273,8 +273,8 @@ def cases(draw: st.DrawFn, roles: tuple[str, ...] | None = None) -> Case:
     if "weights" in roles:
         shape = layer.weight.shape
         axes = draw(st.sets(st.integers(0, len(shape) - 1), min_size=1))
-        options["groups"] = md.Groups.along(shape, tuple(axes))
-        options["weights"] = gate_at(draw(phis(options["groups"].count)))
+        groups = md.Groups.along(shape, tuple(axes))
+        options["weights"] = md.Mask(gate_at(draw(phis(groups.count))), groups)
     return Case(md.Gated(layer, **options), x, seed)
 
 
@@ -307,9 +307,12 @@ def test_a_layer_with_every_gate_closed_gives_its_bias_at_most(role, kind):
     else:
         layer, x = nn.Linear(3, 5, rng=rng, dtype=np.float64), (3, 2)
     randomise(layer, 0)
-    groups = md.Groups.elements(layer.weight.shape) if role == "weights" else None
     count = {"outputs": 5, "inputs": 3, "weights": layer.weight.size}[role]
-    gated = md.Gated(layer, **{role: gate_at(np.full(count, -1.0))}, groups=groups)
+    gate = gate_at(np.full(count, -1.0))
+    if role == "weights":
+        gated = md.Gated(layer, weights=md.Mask(gate, md.Groups.elements(layer.weight.shape)))
+    else:
+        gated = md.Gated(layer, **{role: gate})
 
     found = results(gated, gated, rng.standard_normal(x), 0)
     expected = np.zeros(5) if role == "outputs" else layer.bias.data
@@ -319,7 +322,7 @@ def test_a_layer_with_every_gate_closed_gives_its_bias_at_most(role, kind):
     )
     assert not found["x"].any()
     assert not found["layer.weight"].any()
-    assert not found[f"{role}.phi"].any()
+    assert not gate.phi.grad.any()
     assert found["layer.bias"].any() == (role != "outputs")
 
 
@@ -334,7 +337,7 @@ def test_the_gradients_of_a_gated_layer_are_those_of_finite_differences(case):
             *path, last = name.split(".")
             owner: Any = gated
             for part in path:
-                owner = getattr(owner, part)
+                owner = owner[int(part)] if part.isdigit() else getattr(owner, part)
             setattr(owner, last, parameter)
         return gated(x)
 
@@ -370,11 +373,17 @@ def test_gates_are_listed_by_role_and_their_phi_among_the_parameters():
     layer = nn.Linear(2, 3, rng=np.random.default_rng(0))
     outputs, inputs, weights = md.Gate(3), md.Gate(2), md.Gate(6)
     groups = md.Groups.elements((3, 2))
-    gated = md.Gated(layer, outputs=outputs, inputs=inputs, weights=weights, groups=groups)
+    gated = md.Gated(layer, outputs=outputs, inputs=inputs, weights=md.Mask(weights, groups))
     assert dict(gated.gates()) == {"outputs": outputs, "inputs": inputs, "weights": weights}
     assert dict(md.Gated(layer, inputs=inputs).gates()) == {"inputs": inputs}
     names = {name for name, _ in gated.named_parameters()}
-    assert names == {"layer.weight", "layer.bias", "outputs.phi", "inputs.phi", "weights.phi"}
+    assert names == {
+        "layer.weight",
+        "layer.bias",
+        "outputs.phi",
+        "inputs.phi",
+        "weights.0.gate.phi",
+    }
 
 
 # -- a whole network
@@ -403,7 +412,7 @@ def network(seed: int, noise: str | None = None) -> nn.Sequential:
         flatten=nn.Flatten(),  # (24,)
         dense1=md.Gated(nn.Linear(24, 5, **options), inputs=gate(24), outputs=gate(5)),
         relu3=nn.ReLU(),
-        dense2=md.Gated(nn.Linear(5, 3, **options), weights=gate(5), groups=groups),
+        dense2=md.Gated(nn.Linear(5, 3, **options), weights=md.Mask(gate(5), groups)),
     )
     randomise(model, seed)
     return model
@@ -553,25 +562,25 @@ def test_as_a_layer_a_gate_multiplies_channels(seed):
     [
         ({"outputs": md.Gate(4)}, r"outputs gate has 4 groups, but the layer 3 outputs .*\(3, 2\)"),
         ({"inputs": md.Gate(3)}, r"inputs gate has 3 groups, but the layer 2 inputs .*\(3, 2\)"),
-        ({"weights": md.Gate(6)}, "weights and groups go together"),
-        ({"groups": md.Groups.elements((3, 2))}, "weights and groups go together"),
         (
-            {"weights": md.Gate(5), "groups": md.Groups.elements((3, 2))},
-            "weights gate has 5 groups, but there are 6 groups",
+            {"weights": md.Mask(md.Gate(6), md.Groups.elements((2, 3)))},
+            r"groups of shape \(2, 3\) do not fit the weight of shape \(3, 2\)",
         ),
         (
-            {"weights": md.Gate(6), "groups": md.Groups.elements((2, 3))},
-            r"groups of shape \(2, 3\) do not broadcast to the weight of shape \(3, 2\)",
+            {"weights": md.Mask(md.Gate(24), md.Groups.elements((4, 3, 2)))},
+            r"groups of shape \(4, 3, 2\) do not fit the weight of shape \(3, 2\)",
         ),
         (
-            {"weights": md.Gate(24), "groups": md.Groups.elements((4, 3, 2))},
-            r"groups of shape \(4, 3, 2\) do not broadcast to the weight of shape \(3, 2\)",
+            {"biases": md.Mask(md.Gate(2), md.Groups.elements((2,)))},
+            r"groups of shape \(2,\) do not fit the bias of shape \(3,\)",
+        ),
+        (
+            {"outputs": md.Gate(3, noise="normal", per_sample=True, rng=np.random.default_rng(0))},
+            "draws noise per sample, but samples share their parameters",
         ),
     ],
-    ids=[
-        "outputs", "inputs", "no groups", "no gate", "count", "incompatible", "more axes"
-    ],
-)  # fmt: skip
+    ids=["outputs", "inputs", "incompatible", "more axes", "bias", "per sample"],
+)
 def test_gates_that_do_not_fit_the_layer_are_errors_that_give_both_sizes(options, message):
     with pytest.raises(ValueError, match=message):
         md.Gated(nn.Linear(2, 3, rng=np.random.default_rng(0)), **options)

@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 
 import minidiff as md
 from minidiff import nn
-from minidiff.pruning.penalty import COSTS, gated_sizes
+from minidiff.experiments.models import SPARSITIES
+from minidiff.pruning.penalty import gated_sizes
 from tests.strategies import arrays, seeds
 
 PRICES = {"weights": lambda n: 1, "macs": lambda n: n, "balanced": lambda n: n ** (1 / 3)}
+COSTS = list(PRICES)
 KINDS = ("convolutions", "dense", "grouped", "plain ends")
 kinds = st.sampled_from(KINDS)
 some = settings(max_examples=25)
@@ -58,9 +60,9 @@ def build(kind: str, seed: int = 0, **options: Any) -> tuple[nn.Sequential, tupl
         by = md.Groups.by([[0, 1], [1, 2], [2, 2]])
         conv, dense = nn.Conv2d(2, 2, 2, **draws), nn.Linear(2, 3, **draws)
         model = nn.Sequential(
-            conv=md.Gated(conv, outputs=gate(2), weights=gate(4), groups=along),
+            conv=md.Gated(conv, outputs=gate(2), weights=md.Mask(gate(4), along)),
             flatten=nn.Flatten(),
-            dense=md.Gated(dense, weights=gate(3), groups=by),
+            dense=md.Gated(dense, weights=md.Mask(gate(3), by)),
         )
         shape = (2, 2, 2)
     else:  # 3 + 2
@@ -121,9 +123,9 @@ def weights_of(model: nn.Module, shape: tuple[int, ...]) -> list[Weight]:
             path = behind[index[1]] | out_gates[index[0]]
             if gated.inputs is not None:
                 path = path | {(id(gated.inputs), index[1])}
-            if gated.weights is not None:
-                labels = np.broadcast_to(gated.groups.labels, layer.weight.shape)
-                path = path | {(id(gated.weights), int(labels[index]))}
+            for mask in gated.weights:
+                labels = np.broadcast_to(mask.groups.labels, layer.weight.shape)
+                path = path | {(id(mask.gate), int(labels[index]))}
             before_this.append((len(weights), index[0]))
             weights.append(Weight(int(np.prod(x.shape[1:-1])), frozenset(path)))
         behind = out_gates
@@ -343,10 +345,9 @@ def test_what_leads_into_a_layer_that_is_all_closed_does_not_count():
 
 def test_a_channel_whose_weights_are_all_closed_one_by_one_does_not_count():
     rng = np.random.default_rng(0)
-    second = md.Gated(
-        nn.Linear(3, 2, rng=rng), weights=md.Gate(3), groups=md.Groups.along((2, 3), 1)
-    )
-    second.weights.phi.data = np.array([2, -2, 2])
+    mask = md.Mask(md.Gate(3), md.Groups.along((2, 3), 1))
+    second = md.Gated(nn.Linear(3, 2, rng=rng), weights=mask)
+    mask.gate.phi.data = np.array([2, -2, 2])
     counts = md.count(nn.Sequential(nn.Linear(2, 3, rng=rng), second), (2,))
     assert (counts[1].weights, counts[0].outputs, counts[0].weights) == ((4, 6), (2, 3), (4, 6))
 
@@ -412,14 +413,14 @@ def test_the_counts_of_a_large_layer_are_exact():
 # -- LeNet5
 
 
-@pytest.mark.parametrize("gated", [True, False])
-def test_lenet5_has_430500_weights_and_2293000_macs(gated):
-    model = md.LeNet5(rng=model_rng(), gated=gated)
+@pytest.mark.parametrize("sparsity", SPARSITIES)
+def test_lenet5_has_430500_weights_and_2293000_macs(sparsity):
+    model = md.LeNet5(rng=model_rng(), sparsity=sparsity)
     counts = md.count(model, model.input_shape)
     assert sum(c.weights[0] for c in counts) == sum(c.weights[1] for c in counts) == 430_500
     assert sum(c.macs[0] for c in counts) == sum(c.macs[1] for c in counts) == 2_293_000
     assert [c.name for c in counts] == ["conv1", "conv2", "dense1", "dense2"]
-    assert md.architecture(counts) == ("20-50-800-500" if gated else "")
+    assert md.architecture(counts) == "20-50-800-500"
 
 
 def test_expected_cost_of_an_open_lenet5_is_its_count():

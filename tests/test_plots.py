@@ -39,6 +39,8 @@ def record(epoch: int = 1, **changes: Any) -> dict[str, Any]:
         "dense_weights": 430_500,
         "macs": 2_293_000 // epoch,
         "dense_macs": 2_293_000,
+        "architecture": "-".join(map(str, left.values())),
+        "dense_architecture": "20-50-800-500",
         "open": left,
         "groups": GROUPS,
         "seconds": 9.5,
@@ -127,7 +129,12 @@ def test_a_dense_network_has_no_figures_of_gates(tmp_path: Path) -> None:
 
 
 def test_the_final_numbers_are_written_in_the_figures() -> None:
-    last = record(30, open=dict(zip(GROUPS, (8, 10, 112, 68), strict=True)), weights=10_500)
+    last = record(
+        30,
+        open=dict(zip(GROUPS, (8, 10, 112, 68), strict=True)),
+        architecture="8-10-112-68",
+        weights=10_500,
+    )
     run = [record(1), last]
     overview = texts(plots.overview(run, FILTERS, KEPT))
     for text in ("20-50-800-500 → 8-10-112-68", "41× fewer weights", "30× fewer MACs"):

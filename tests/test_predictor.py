@@ -84,7 +84,7 @@ def test_layers_of_many_channels_predict_the_same(
 
 @pytest.mark.parametrize("count", [1, 20])
 def test_bytes_count_as_shares_of_255(count: int) -> None:
-    model = md.LeNet5(rng=np.random.default_rng(0), gated=False)
+    model = md.LeNet5(rng=np.random.default_rng(0), sparsity="dense")
     images = np.random.default_rng(1).integers(0, 256, (count, 1, 28, 28), np.uint8)
     predict = md.Predictor(model, (1, 28, 28), mean=0.13, std=0.31)
     close(predict(images), predict((images / 255).astype(np.float32)))
@@ -101,7 +101,7 @@ def test_few_and_many_images_agree() -> None:
 
 @pytest.mark.parametrize("count", [2, 20])
 def test_what_is_not_a_number_stays_so_and_stays_there(count: int) -> None:
-    model = md.LeNet5(rng=np.random.default_rng(0), gated=False)
+    model = md.LeNet5(rng=np.random.default_rng(0), sparsity="dense")
     images = np.zeros((count, 1, 28, 28), np.float32)
     images[0, 0, 14, 14] = np.nan
     predict = md.Predictor(model, (1, 28, 28))

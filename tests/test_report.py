@@ -30,6 +30,8 @@ def record(epoch: int, **changes: Any) -> dict[str, Any]:
         "dense_weights": 430_500,
         "macs": 2_293_000 // epoch,
         "dense_macs": 2_293_000,
+        "architecture": "-".join(str(count // epoch) for count in GROUPS.values()),
+        "dense_architecture": "20-50-800-500",
         "open": {name: count // epoch for name, count in GROUPS.items()},
         "groups": GROUPS,
         "frozen": epoch > 3,
@@ -201,7 +203,11 @@ def test_hostile_names_stay_text():
 
 def test_the_headline_tells_what_was_gained():
     last = record(
-        5, weights=11_280, macs=239_280, open=dict(zip(GROUPS, (6, 15, 138, 60), strict=True))
+        5,
+        weights=11_280,
+        macs=239_280,
+        open=dict(zip(GROUPS, (6, 15, 138, 60), strict=True)),
+        architecture="6-15-138-60",
     )
     text = Reader(page(records=[record(1), last])).text
     for said in (

@@ -161,7 +161,7 @@ def test_resuming_takes_no_other_settings(
     straight: Straight, capsys: pytest.CaptureFixture[str]
 ) -> None:
     error = failure(capsys, "train", "--resume", str(straight.path), "--epochs", "9", "--dense")
-    assert "cannot change epochs, gated" in error
+    assert "cannot change sparsity, epochs" in error
 
 
 def unfinished(straight: Straight, directory: Path) -> Path:

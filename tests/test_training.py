@@ -86,10 +86,10 @@ def test_augmented_and_float_images_train() -> None:
 
 
 def test_a_dense_network_has_no_gates_and_stays_whole() -> None:
-    trainer, records = run(dataclasses.replace(SHORT, epochs=1, gated=False))
+    trainer, records = run(dataclasses.replace(SHORT, epochs=1, sparsity="dense"))
     assert not trainer.gates
     assert records[0]["weights"] == 430_500
-    assert records[0]["architecture"] == ""
+    assert records[0]["architecture"] == "20-50-800-500"
 
 
 def test_error_rate_counts_wrong_answers_of_the_network_in_evaluation() -> None:

@@ -441,7 +441,7 @@ class Bench:
 
 def dense_epoch(count: int) -> tuple[float, float | None]:
     """Train dense LeNet5 for an epoch of ``count`` images; return seconds and peak megabytes."""
-    trainer = Trainer(Config(gated=False), random_data(count))
+    trainer = Trainer(Config(sparsity="dense"), random_data(count))
     first_step()
     start = time.perf_counter()
     trainer.train_epoch()

@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 
 from minidiff.engine import nn
 from minidiff.engine.nn import Module, Sequential
-from minidiff.pruning.gates import Gate, Gated
+from minidiff.pruning.baselines import GaussianGate, HardConcrete
+from minidiff.pruning.gates import Gate, Gated, Mask
 from minidiff.pruning.groups import Groups
 
 from .extras import extra
@@ -43,7 +44,7 @@ __all__ = [
     "save",
 ]
 
-FORMAT = 1
+FORMAT = 2
 STATE = "state/"
 DTYPES = {"F32": np.float32, "F64": np.float64, "I64": np.int64}
 # Others are not restored: NumPy does not check all that a file might say of their states.
@@ -242,7 +243,9 @@ LAYERS: dict[type[Module], tuple[tuple[str, ...], tuple[str, ...]]] = {
     nn.Dropout: ((), ("p",)),
     nn.Flatten: ((), ()),
     nn.Select: (("indices",), ("size",)),
-    Gate: (("phi",), ("width", "noise", "sigma")),
+    Gate: (("phi",), ("width", "noise", "sigma", "per_sample")),
+    HardConcrete: (("phi",), ("beta", "gamma", "zeta", "per_sample")),
+    GaussianGate: (("phi",), ("sigma", "per_sample")),
 }
 
 
@@ -271,9 +274,10 @@ class _Description:
             return {"type": "Sequential", "layers": layers}
         if type(module) is Gated:
             parts = {key: self.of(part, prefix + key) for key, part in module.children()}
-            if module.groups is not None:
-                self.arrays[f"{prefix}groups"] = module.groups.labels
             return {"type": "Gated", **parts}
+        if type(module) is Mask:
+            self.arrays[f"{prefix}groups"] = module.groups.labels
+            return {"type": "Mask", "gate": self.of(module.gate, f"{prefix}gate")}
         if type(module) not in LAYERS:
             raise CheckpointError(
                 f"{name or 'the model'} is a {type(module).__name__}, which a checkpoint cannot "
@@ -327,11 +331,18 @@ class _Builder:
             layers = settings["layers"].items()
             return Sequential(**{key: self._module(part, prefix + key) for key, part in layers})
         if kind == "Gated":
-            parts: dict[str, Any] = {
-                key: self._module(part, prefix + key) for key, part in settings.items()
-            }
-            labels = self.arrays.pop(f"{prefix}groups", None)
-            module = Gated(**parts, groups=None if labels is None else Groups(labels))
+            parts: dict[str, Any] = {"weights": [], "biases": []}
+            for key, part in settings.items():
+                role, _, number = key.partition(".")
+                built = self._module(part, prefix + key)
+                if number:
+                    parts[role].append(built)
+                else:
+                    parts[role] = built
+            module = Gated(**parts)
+        elif kind == "Mask":
+            groups = Groups(self.arrays.pop(f"{prefix}groups"))
+            module = Mask(self._module(settings["gate"], f"{prefix}gate"), groups)  # type: ignore[arg-type]  # checked by use
         else:
             module = self._layer(kind, settings, prefix)
         self._modules[name] = module
@@ -348,7 +359,7 @@ class _Builder:
         make: Callable[..., Module] = layer
         if layer is nn.Select:
             return nn.Select(arrays["indices"], **settings)
-        if layer is Gate:
+        if issubclass(layer, Gate):
             arguments = [len(arrays["phi"])]
             settings["dtype"] = arrays["phi"].dtype
         elif layer in (nn.Conv2d, nn.Linear):

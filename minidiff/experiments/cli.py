@@ -15,8 +15,9 @@ from . import commands
 from .checkpoint import CheckpointError
 from .data import DATASETS, DataError
 from .export import FORMATS, ExportError
+from .models import MODELS, SPARSITIES
 from .runs import RunError
-from .training import ConfigError, NonFiniteLossError
+from .training import METHODS, ConfigError, NonFiniteLossError
 
 __all__ = ["main"]
 
@@ -157,6 +158,13 @@ def _add_run_options(group: Any) -> None:
         help="auto, the default, takes MNIST if it can be had, else the 1,797 digits of "
         "scikit-learn",
     )
+    group.add_argument("--model", choices=tuple(MODELS), help="default: lenet5")
+    group.add_argument(
+        "--held-out",
+        type=int,
+        metavar="N",
+        help="of MNIST's training images (default: 5,000); 0 trains on all of them",
+    )
     group.add_argument("--out", metavar="DIR", type=Path, help="run directory (default: runs/...)")
     group.add_argument(
         "--resume",
@@ -185,7 +193,21 @@ def _add_training_options(group: Any) -> None:
 
 def _add_gate_options(group: Any) -> None:
     group.add_argument(
-        "--dense", dest="gated", action="store_false", default=None, help="train without gates"
+        "--sparsity",
+        choices=SPARSITIES,
+        help="structured: gates on filters, inputs and units (the default); unstructured: on each "
+        "weight; dense: none",
+    )
+    group.add_argument(
+        "--dense",
+        dest="sparsity",
+        action="store_const",
+        const="dense",
+        help="train without gates; short for --sparsity dense",
+    )
+    group.add_argument("--method", choices=tuple(METHODS), help="diffprune, or a baseline")
+    group.add_argument(
+        "--keep", type=float, metavar="SHARE", help="of groups, that magnitude pruning leaves"
     )
     group.add_argument(
         "--lambda",

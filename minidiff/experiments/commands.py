@@ -19,13 +19,14 @@ from minidiff.engine._types import Array
 from minidiff.engine.nn import Module, Shape
 from minidiff.engine.predictor import Predictor
 from minidiff.pruning.compact import compact
-from minidiff.pruning.penalty import LayerCount, count
+from minidiff.pruning.gates import Gated
+from minidiff.pruning.penalty import LayerCount, count, gates_of
 
 from .checkpoint import MALFORMED, Checkpoint
 from .data import Dataset, load_dataset
 from .extras import extra
 from .runs import Run, RunError, peak_megabytes
-from .training import Config, ConfigError, Trainer, error_rate, gates_of
+from .training import Config, ConfigError, Trainer, error_rate
 
 __all__ = [
     "INTERRUPTED",
@@ -64,15 +65,21 @@ def train(options: argparse.Namespace) -> int:
             print(f"{run.path} has finished; there is nothing to go on with.")
             print(_table(run.read_json("result.json")))
             return 0
-        data = load_dataset(config.dataset)
+        data = load_dataset(config.dataset, held_out=config.held_out)
     else:
-        data = load_dataset(options.dataset or "auto")
+        held_out = Config().held_out if options.held_out is None else options.held_out
+        data = load_dataset(options.dataset or "auto", held_out=held_out)
         changes = {name: getattr(options, name) for name in names if name != "dataset"}
         config = Config.recipe(data.name, **changes)
         gates = [name for name in GATE_SETTINGS if getattr(options, name) is not None]
         if gates and not config.gated:
             raise ConfigError(f"--dense trains without gates; it leaves no use for {gates[0]}.")
-        kind = "" if config.gated else "-dense"
+        plain = {name: getattr(Config(), name) for name in ("model", "sparsity", "method")}
+        kind = "".join(
+            f"-{getattr(config, name)}"
+            for name, usual in plain.items()
+            if getattr(config, name) != usual
+        )
         run = Run.create(options.out or _free_directory(f"{data.name}{kind}-seed{config.seed}"))
         run.write_json("config.json", config.to_json())
     with run.training():
@@ -80,7 +87,7 @@ def train(options: argparse.Namespace) -> int:
 
 
 GATE_SETTINGS = (
-    *("penalty", "cost", "noise", "sigma", "width", "initial"),
+    *("method", "keep", "penalty", "cost", "noise", "sigma", "width", "initial"),
     *("gate_lr", "gate_start", "ramp", "gate_stop"),
 )
 
@@ -91,7 +98,7 @@ def _train(run: Run, config: Config, data: Dataset) -> int:
     if checkpoint:
         run.write_metrics(trainer.records)  # which a crash may have left behind
     sizes = (
-        f"{len(data.train):,} to train on, {len(data.held_out):,} held out for choices, "
+        f"{len(data.train):,} to train on, {len(data.held_out or ()):,} held out for choices, "
         f"{len(data.test):,} to test on."
     )
     indent = " " * 9
@@ -115,7 +122,7 @@ def _train(run: Run, config: Config, data: Dataset) -> int:
         return INTERRUPTED
     # The one look at the test set.
     error = error_rate(model, data.test, mean=data.mean, std=data.std)
-    result = _result(records, trainer.counts(), error)
+    result = _result(config, records, trainer.counts(), error)
     run.write_json("result.json", result)
     print(_table(result))
     return 0
@@ -186,10 +193,14 @@ def _live(records: list[dict[str, Any]]) -> str:
         return ""
     last = records[-1]
     return (
-        f", error {last['train_error']:.2f}% train {last['held_out_error']:.2f}% held out, "
-        f"{last['architecture'] or 'dense'}, {_ratio(last, 'weights')} fewer weights, "
+        f", error {last['train_error']:.2f}% train {_percent(last['held_out_error'])} held out, "
+        f"{last['architecture']}, {_ratio(last, 'weights')} fewer weights, "
         f"{_ratio(last, 'macs')} fewer MACs"
     )
+
+
+def _percent(error: float | None) -> str:
+    return "-" if error is None else f"{error:.2f}%"
 
 
 def _header() -> str:
@@ -202,7 +213,7 @@ def _header() -> str:
 def _line(record: dict[str, Any]) -> str:
     return (
         f"{record['epoch']:>5}  {record['loss']:>7.4f}  {record['train_error']:>6.2f}%  "
-        f"{record['held_out_error']:>7.2f}%  {record['architecture'] or 'dense':<16}"
+        f"{_percent(record['held_out_error']):>8}  {record['architecture']:<16}"
         f"{_ratio(record, 'weights'):>14}{_ratio(record, 'macs'):>12}{record['step_ms']:>9.1f}"
     )
 
@@ -211,28 +222,33 @@ def _plot(run: Run, model: Module, config: Config, records: list[dict[str, Any]]
     from .plots import plot_run
 
     gates = gates_of(model)
-    weight, first = _first_weight(model), gates.get("conv1.outputs")
-    kept = first.is_open() if first else np.ones(len(weight), np.bool_)
     plot_run(
         run.path / "plots",
         records,
         {name: gate.phi.data for name, gate in gates.items()},
         config.width,
-        weight,
-        kept,
+        *_first_layer(model),
     )
 
 
-def _first_weight(model: Module) -> Array:
-    return next(p.data for name, p in model.named_parameters() if name.endswith("weight"))
+def _first_layer(model: Module) -> tuple[Array, NDArray[np.bool_]]:
+    """Return the weights of the first layer as small images, and which outputs are open."""
+    first = next(m for _, m in nn.chain(model) if isinstance(m, Gated | nn.Conv2d | nn.Linear))
+    gate = first.outputs if isinstance(first, Gated) else None
+    weight = (first.layer if isinstance(first, Gated) else first).weight.data
+    if weight.ndim == 2:  # of a dense layer that sees images
+        side = math.isqrt(weight.shape[1])
+        weight = weight.reshape(len(weight), -1, side, side)
+    return weight, gate.is_open() if gate else np.ones(len(weight), np.bool_)
 
 
 def _result(
-    records: list[dict[str, Any]], counts: list[LayerCount], error: float
+    config: Config, records: list[dict[str, Any]], counts: list[LayerCount], error: float
 ) -> dict[str, Any]:
     last = records[-1]
     biases = [(layer.outputs[0] if layer.weights[0] else 0, layer.outputs[1]) for layer in counts]
     return {
+        "gated": config.gated,
         "test_error": error,
         "held_out_error": last["held_out_error"],
         "architecture": last["architecture"],
@@ -262,7 +278,7 @@ def _result(
 
 
 def _table(result: dict[str, Any]) -> str:
-    gated = bool(result["architecture"])
+    gated = result["gated"]
     rows = [("", "dense", "pruned" if gated else "", "")]
     for label, key in (("weights", "weights"), ("MACs a sample", "macs"), ("bytes", "bytes")):
         dense, left = result[f"dense_{key}"], result[key]
@@ -474,7 +490,7 @@ def report(options: argparse.Namespace) -> int:
         records=trained.records,
         result=run.read_json("result.json"),
         gates={name: gate.is_open() for name, gate in gates_of(trained.model).items()},
-        filters=_first_weight(trained.model),
+        filters=_first_layer(trained.model)[0],
         mistakes=mistakes,
     )
     path = options.out or run.path / "report.html"

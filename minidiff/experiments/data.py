@@ -232,7 +232,7 @@ class Dataset:
     source : str
         A sentence for the reader on where the data came from.
     train, held_out, test : Split
-        Images of one shape (C, H, W) and one dtype.
+        Images of one shape (C, H, W) and one dtype. ``held_out`` is None if all are trained on.
     classes : int
         The number of classes; labels are 0..classes-1.
 
@@ -245,7 +245,7 @@ class Dataset:
     name: str
     source: str
     train: Split
-    held_out: Split
+    held_out: Split | None
     test: Split
     classes: int = 10
 
@@ -254,7 +254,9 @@ class Dataset:
             raise DataError(f"classes is {self.classes}; expected 2 or more.")
         expected = self.train.images.shape[1:], self.train.images.dtype
         for name in ("train", "held_out", "test"):
-            split: Split = getattr(self, name)
+            split: Split | None = getattr(self, name)
+            if split is None:
+                continue
             found = split.images.shape[1:], split.images.dtype
             if found != expected:
                 raise DataError(
@@ -317,15 +319,16 @@ def load_dataset(name: str = "auto", *, held_out: int = 5000, offline: bool = Fa
         all into 1,197 for training, 300 held out and 300 for testing; or "auto", which is MNIST
         if it can be had and digits otherwise, as ``source`` then says.
     held_out
-        How many of MNIST's 60,000 training images to hold out: the last ones of the file.
-        The split of digits does not depend on it.
+        How many of MNIST's 60,000 training images to hold out: the last ones of the file. 0 is for
+        a last training on all of them, once everything has been chosen. The split of digits does
+        not depend on it, but for 0.
     offline
         Never download.
 
     Raises
     ------
     ValueError
-        If ``name`` is unknown or ``held_out`` is not an integer in 1..59999.
+        If ``name`` is unknown or ``held_out`` is not an integer in 0..59999.
     MissingDataError
         If MNIST is asked for and not to be had, or under "auto" neither dataset is.
     DataError
@@ -335,20 +338,20 @@ def load_dataset(name: str = "auto", *, held_out: int = 5000, offline: bool = Fa
     """
     if name not in DATASETS:
         raise ValueError(f"dataset {name!r} is unknown; expected one of {', '.join(DATASETS)}.")
-    if not _is_integer(held_out) or not 1 <= held_out < MNIST_TRAINING_IMAGES:
+    if not _is_integer(held_out) or not 0 <= held_out < MNIST_TRAINING_IMAGES:
         raise ValueError(
-            f"held_out is {held_out!r}; expected an integer in 1..{MNIST_TRAINING_IMAGES - 1} "
+            f"held_out is {held_out!r}; expected an integer in 0..{MNIST_TRAINING_IMAGES - 1} "
             f"(MNIST has {MNIST_TRAINING_IMAGES} training images)."
         )
     if name == "digits":
-        return _load_digits()
+        return _load_digits(held_out=held_out)
     try:
         return _load_mnist(held_out, offline)
     except MissingDataError as missing:
         if name == "mnist":
             raise
         try:
-            return _load_digits(f" It stands in for MNIST. {missing}")
+            return _load_digits(f" It stands in for MNIST. {missing}", held_out=held_out)
         except ImportError as error:
             raise MissingDataError(f"{missing} The stand-in is not to be had: {error}") from error
 
@@ -360,11 +363,12 @@ def _load_mnist(held_out: int, offline: bool) -> Dataset:
     ]
     images, test_images = arrays[0][:, None], arrays[2][:, None]
     labels, test_labels = arrays[1].astype(np.int64), arrays[3].astype(np.int64)
+    first = len(images) - held_out
     return Dataset(
         name="mnist",
         source=source,
-        train=Split(images[:-held_out], labels[:-held_out]),
-        held_out=Split(images[-held_out:], labels[-held_out:]),
+        train=Split(images[:first], labels[:first]),
+        held_out=Split(images[first:], labels[first:]) if held_out else None,
         test=Split(test_images, test_labels),
     )
 
@@ -490,7 +494,7 @@ def _probe(downloader: Any, url: str) -> None:
         raise FileNotFoundError("the server does not offer the file")
 
 
-def _load_digits(note: str = "") -> Dataset:
+def _load_digits(note: str = "", *, held_out: int) -> Dataset:
     bunch = extra("sklearn.datasets", "scikit-learn").load_digits()
     labels = np.asarray(bunch.target, dtype=np.int64)
 
@@ -505,9 +509,12 @@ def _load_digits(note: str = "") -> Dataset:
     # The file runs writer by writer, so the splits are drawn, with a seed that is part of what
     # this dataset *is*, rather than cut from it in order.
     order = np.random.default_rng(1797).permutation(len(labels))
-    train, held_out, test = (Split(images[i], labels[i]) for i in np.split(order, [1197, 1497]))
-    source = "The 1,797 handwritten 8x8 digits of scikit-learn, enlarged to 28x28."
-    return Dataset("digits", source + note, train, held_out, test)
+    source = "The 1,797 handwritten 8x8 digits of scikit-learn, enlarged to 28x28." + note
+    if not held_out:
+        train, test = (Split(images[i], labels[i]) for i in np.split(order, [1497]))
+        return Dataset("digits", source, train, None, test)
+    train, chosen, test = (Split(images[i], labels[i]) for i in np.split(order, [1197, 1497]))
+    return Dataset("digits", source, train, chosen, test)
 
 
 # ----------------------------------------------------------------------------------------- batches

@@ -1,32 +1,61 @@
 """Networks of the literature, with gates or without."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from minidiff.engine import nn
 from minidiff.engine.nn import Module, Sequential
-from minidiff.pruning.gates import Gate, Gated
+from minidiff.pruning.gates import Gate, Gated, gate_weights
 
-__all__ = ["LeNet5"]
+__all__ = ["MODELS", "SPARSITIES", "LeNet5", "LeNet300"]
+
+SPARSITIES = ("structured", "unstructured", "dense")
+
+
+def _gating(sparsity: str, gate: type[Gate], settings: dict[str, Any]) -> Callable[..., Module]:
+    """Return a function that gates a layer: the roles it names, or its weights one by one."""
+    if sparsity not in SPARSITIES:
+        raise ValueError(f"sparsity is {sparsity!r}; expected one of {', '.join(SPARSITIES)}.")
+
+    def gated(layer: nn.Conv2d | nn.Linear, *roles: str) -> Module:
+        if sparsity == "unstructured":
+            return gate_weights(layer, gate=gate, **settings)
+        if sparsity == "dense" or not roles:
+            return layer
+        outputs, inputs = layer.weight.shape[:2]
+        return Gated(
+            layer,
+            inputs=gate(inputs, **settings) if "inputs" in roles else None,
+            outputs=gate(outputs, **settings) if "outputs" in roles else None,
+        )
+
+    return gated
 
 
 class LeNet5(Sequential):
     """LeNet-5-Caffe for 28x28 images, 430,500 weights and 2,293,000 MACs.
 
     Convolution 5x5 with 20 filters, pool; convolution 5x5 with 50, pool; dense 500; dense 10; ReLU
-    after both convolutions and the first dense layer (LeCun et al. 1998, as in the Caffe
-    example). Gated, it has gates on the filters of both convolutions, on the 800 inputs of the
-    first dense layer, and on its 500 outputs.
+    after both convolutions and the first dense layer (LeCun et al. 1998, as in the Caffe example).
 
     Parameters
     ----------
     rng
         Draws the initial weights, and the noise of stochastic gates.
-    gated
-        Whether it has gates.
+    sparsity
+        "structured": gates on the filters of both convolutions, on the 800 inputs of the first
+        dense layer, and on its 500 outputs. "unstructured": a gate on each weight. "dense": none.
     gate
-        Settings of :class:`~minidiff.pruning.gates.Gate`: width, initial, noise, sigma.
+        The class of the gates.
+    settings
+        Of the gates, such as width, initial, noise, sigma.
+
+    Raises
+    ------
+    ValueError
+        If ``sparsity`` is none of these, or a setting is out of range.
 
     Examples
     --------
@@ -37,24 +66,59 @@ class LeNet5(Sequential):
 
     input_shape = (1, 28, 28)
 
-    def __init__(self, *, rng: np.random.Generator, gated: bool = True, **gate: Any) -> None:
-        def layer(inner: nn.Conv2d | nn.Linear, *roles: str) -> Module:
-            if not gated:
-                return inner
-            outputs, inputs = inner.weight.shape[:2]
-            return Gated(
-                inner,
-                inputs=Gate(inputs, rng=rng, **gate) if "inputs" in roles else None,
-                outputs=Gate(outputs, rng=rng, **gate) if "outputs" in roles else None,
-            )
-
+    def __init__(
+        self,
+        *,
+        rng: np.random.Generator,
+        sparsity: str = "structured",
+        gate: type[Gate] = Gate,
+        **settings: Any,
+    ) -> None:
+        gated = _gating(sparsity, gate, {"rng": rng, **settings})
         super().__init__(
-            conv1=layer(nn.Conv2d(1, 20, 5, rng=rng), "outputs"),  # (20, 24, 24, N)
+            conv1=gated(nn.Conv2d(1, 20, 5, rng=rng), "outputs"),  # (20, 24, 24, N)
             pool1=nn.MaxPool2d(2, relu=True),  # (20, 12, 12, N)
-            conv2=layer(nn.Conv2d(20, 50, 5, rng=rng), "outputs"),  # (50, 8, 8, N)
+            conv2=gated(nn.Conv2d(20, 50, 5, rng=rng), "outputs"),  # (50, 8, 8, N)
             pool2=nn.MaxPool2d(2, relu=True),  # (50, 4, 4, N)
             flatten=nn.Flatten(),  # (800, N)
-            dense1=layer(nn.Linear(800, 500, rng=rng), "inputs", "outputs"),  # (500, N)
+            dense1=gated(nn.Linear(800, 500, rng=rng), "inputs", "outputs"),  # (500, N)
             relu=nn.ReLU(),
-            dense2=nn.Linear(500, 10, rng=rng),  # (10, N)
+            dense2=gated(nn.Linear(500, 10, rng=rng)),  # (10, N)
         )
+
+
+class LeNet300(Sequential):
+    """LeNet-300-100 for 28x28 images: dense layers only, 266,200 weights (LeCun et al. 1998).
+
+    Parameters and errors are as of :class:`LeNet5`; structured gates are on the 784 pixels and on
+    the units of both hidden layers.
+
+    Examples
+    --------
+    >>> model = LeNet300(rng=np.random.default_rng(0))
+    >>> model(np.zeros((1, 28, 28, 2), np.float32)).shape
+    (10, 2)
+    """
+
+    input_shape = (1, 28, 28)
+
+    def __init__(
+        self,
+        *,
+        rng: np.random.Generator,
+        sparsity: str = "structured",
+        gate: type[Gate] = Gate,
+        **settings: Any,
+    ) -> None:
+        gated = _gating(sparsity, gate, {"rng": rng, **settings})
+        super().__init__(
+            flatten=nn.Flatten(),  # (784, N)
+            dense1=gated(nn.Linear(784, 300, rng=rng), "inputs", "outputs"),  # (300, N)
+            relu1=nn.ReLU(),
+            dense2=gated(nn.Linear(300, 100, rng=rng), "outputs"),  # (100, N)
+            relu2=nn.ReLU(),
+            dense3=gated(nn.Linear(100, 10, rng=rng)),  # (10, N)
+        )
+
+
+MODELS: dict[str, type[LeNet5] | type[LeNet300]] = {"lenet5": LeNet5, "lenet300": LeNet300}

@@ -6,7 +6,7 @@ mapping that describes the network after an epoch:
 
 ``epoch``
     Its number.
-``loss``, ``train_error``, ``held_out_error``
+``loss``, ``train_error``, ``held_out_error`` (None if nothing is held out)
     The loss on the training data without the penalty; errors in %.
 ``expected_weights``, ``weights``, ``dense_weights``
     The surrogate of L0, what it stands for, and how many weights the network has without gates.
@@ -377,10 +377,12 @@ def plot_run(
 
 
 def _draw_error(axes: "Axes", records: Records) -> None:
-    train, held_out = _series(records, "train_error"), _series(records, "held_out_error")
-    low, high = _log_axis(axes, np.concatenate([train, held_out]), "{:g} %")
+    lines = [("train", _series(records, "train_error"), MUTED)]
+    if records[-1]["held_out_error"] is not None:
+        lines.append(("held-out", _series(records, "held_out_error"), BLUE))
+    low, high = _log_axis(axes, np.concatenate([values for _, values, _ in lines]), "{:g} %")
     labels = []
-    for name, values, colour in (("train", train, MUTED), ("held-out", held_out, BLUE)):
+    for name, values, colour in lines:
         shown = np.clip(values, low, high)
         _draw_line(axes, records, shown, colour)
         labels.append((shown[-1], f"{values[-1]:.2f} %\n{name}", colour))
@@ -629,15 +631,17 @@ def _series(records: Records, key: str) -> Array:
 def _headline(record: Mapping[str, Any]) -> str:
     parts = []
     if record["open"]:
-        before, after = ("-".join(map(str, record[key].values())) for key in ("groups", "open"))
         weights, macs = (
             _times_text(_times(record[f"dense_{name}"], record[name]))
             for name in ("weights", "macs")
         )
         parts = [f"{weights} fewer weights", f"{macs} fewer MACs"]
         if len(record["open"]) <= 5:  # more do not fit
-            parts.insert(0, f"{before} → {after}")
-    return "  ·  ".join([*parts, f"{record['held_out_error']:.2f} % held-out error"])
+            parts.insert(0, f"{record['dense_architecture']} → {record['architecture']}")
+    error = record["held_out_error"]
+    if error is not None:
+        parts.append(f"{error:.2f} % held-out error")
+    return "  ·  ".join(parts)
 
 
 def _times(dense: int, left: int) -> float:

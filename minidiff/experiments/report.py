@@ -130,7 +130,7 @@ def report_page(
         "What is left" if gated else "The network": f'<div class="tables">{tables}</div>',
         "Training": _curves(records),
         "Open gates": _open_gates(records) + _maps(gates, used, layers),
-        "Filters of the first convolution": _filters(filters, kept),
+        "Weights of the first layer": _filters(filters, kept),
         "What it gets wrong": _mistakes(mistakes),
         "Settings": _settings(config, source),
     }
@@ -174,8 +174,9 @@ def _headline(
     gated = bool(last["open"])
     tiles = []
     if result.get("test_error") is not None:
-        held_out = f"{last['held_out_error']:.2f} % on held-out images"
-        tiles.append((f"{result['test_error']:.2f} %", "test error", held_out))
+        held_out = last["held_out_error"]
+        detail = "last epoch" if held_out is None else f"{held_out:.2f} % on held-out images"
+        tiles.append((f"{result['test_error']:.2f} %", "test error", detail))
     for noun, key in (("weights", "weights"), ("MACs", "macs")):
         left, dense = last[key], last[f"dense_{key}"]
         if not gated:
@@ -186,8 +187,7 @@ def _headline(
         else:
             tiles.append(("0", f"{noun} left", f"of {dense:,}"))
     if gated:
-        before, after = ("-".join(map(str, last[key].values())) for key in ("groups", "open"))
-        tiles.append((after, "architecture", f"of {before}"))
+        tiles.append((last["architecture"], "architecture", f"of {last['dense_architecture']}"))
     about = ["A pruning run" if gated else "A dense run", str(config.get("dataset") or "")]
     about.append(f"{len(records)} epoch{'s' if len(records) > 1 else ''}")
     if result.get("seconds") is not None:
@@ -241,10 +241,9 @@ def _curves(records: Records) -> str:
     def saved(key: str) -> list[float]:
         return [100 * (1 - record[key] / record[f"dense_{key}"]) for record in records]
 
-    errors = [
-        ("held out", "s0", values("held_out_error")),
-        ("training", "m", values("train_error")),
-    ]
+    errors = [("training", "m", values("train_error"))]
+    if records[-1]["held_out_error"] is not None:
+        errors.insert(0, ("held out", "s0", values("held_out_error")))
     losses = [("without the penalty", "s0", values("loss"))]
     charts = [
         _chart("Error", records, errors, unit=" %"),

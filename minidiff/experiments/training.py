@@ -14,6 +14,12 @@ from minidiff.engine._types import Array
 from minidiff.engine.nn import Module
 from minidiff.engine.optim import SGD, Adam, Group, Optimizer, cosine
 from minidiff.engine.tensor import no_grad
+from minidiff.pruning.baselines import (
+    GaussianGate,
+    GroupLasso,
+    HardConcrete,
+    MagnitudePruning,
+)
 from minidiff.pruning.gates import NOISES, Gate
 from minidiff.pruning.penalty import (
     COSTS,
@@ -23,6 +29,7 @@ from minidiff.pruning.penalty import (
     count,
     expected_cost,
     gated_sizes,
+    gates_of,
 )
 
 from .augment import Affine
@@ -34,9 +41,10 @@ from .checkpoint import (
     restore_generator,
 )
 from .data import DATASETS, Dataset, Split, batches
-from .models import LeNet5
+from .models import MODELS, SPARSITIES
 
 __all__ = [
+    "METHODS",
     "RECIPES",
     "Config",
     "ConfigError",
@@ -44,7 +52,6 @@ __all__ = [
     "Trainer",
     "build_model",
     "error_rate",
-    "gates_of",
 ]
 
 
@@ -67,16 +74,26 @@ class Config:
     ----------
     dataset : str
         "mnist" or "digits".
+    held_out : int
+        How many of MNIST's training images are held out for choices; 0 for a last training, once
+        everything has been chosen.
+    model : str
+        "lenet5" or "lenet300".
+    sparsity : str
+        "structured" gates filters, inputs and units, "unstructured" each weight; "dense" nothing.
+    method : str
+        "diffprune", this project's subject, or a baseline of :mod:`~minidiff.pruning.baselines`:
+        "hard-concrete", "gaussian", "group-lasso", "magnitude".
     epochs, batch_size, seed : int
     lr, momentum, weight_decay : float
         Of SGD with Nesterov momentum on weights and biases (which are not decayed).
     warmup : int
         The number of steps (at most half of all) over which the step size rises, before it falls
         along a cosine.
-    gated : bool
-        False trains the plain dense network.
     penalty : float
-        Lambda, the weight of the L0 surrogate.
+        Lambda, the weight of the L0 surrogate, or of group lasso.
+    keep : float
+        The share of groups that magnitude pruning leaves.
     cost : str
         What the surrogate counts, see :func:`~minidiff.pruning.penalty.expected_cost`.
     gate_lr : float
@@ -86,12 +103,16 @@ class Config:
     ramp : float
         The share of steps, from ``gate_start`` on, over which lambda rises from 0 to its value.
     width, initial, noise, sigma
-        Of :class:`~minidiff.pruning.gates.Gate`.
+        Of :class:`~minidiff.pruning.gates.Gate`; those of baselines are their papers'.
     augment : bool
         Random shifts (2 pixels), turns (5 degrees) and sizes (10 %).
     """
 
     dataset: str = "mnist"
+    held_out: int = 5000
+    model: str = "lenet5"
+    sparsity: str = "structured"
+    method: str = "diffprune"
     epochs: int = 40
     batch_size: int = 128
     seed: int = 0
@@ -99,8 +120,8 @@ class Config:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     warmup: int = 250
-    gated: bool = True
     penalty: float = 0.45
+    keep: float = 0.1
     cost: str = "balanced"
     gate_lr: float = 0.005
     gate_start: float = 0.03
@@ -114,14 +135,17 @@ class Config:
 
     def __post_init__(self) -> None:
         self._require("dataset", self.dataset in DATASETS[1:], " or ".join(DATASETS[1:]))
+        for name, known in (("model", MODELS), ("sparsity", SPARSITIES), ("method", METHODS)):
+            self._require(name, getattr(self, name) in known, f"one of {', '.join(known)}")
         for name in ("epochs", "batch_size"):
             self._require(name, self._whole(name) and getattr(self, name) >= 1, "an integer >= 1")
-        for name in ("seed", "warmup"):
+        for name in ("seed", "warmup", "held_out"):
             self._require(name, self._whole(name) and getattr(self, name) >= 0, "an integer >= 0")
         for name in ("lr", "gate_lr", "width", "sigma"):
             self._require(name, 0 < getattr(self, name) < math.inf, "a finite number above 0")
         for name in ("weight_decay", "penalty"):
             self._require(name, 0 <= getattr(self, name) < math.inf, "a finite number, 0 or more")
+        self._require("keep", 0 < self.keep <= 1, "a share above 0, at most 1")
         self._require("momentum", 0 < self.momentum < 1, "a number between 0 and 1")
         self._require("initial", math.isfinite(self.initial), "a finite number")
         for name in ("gate_start", "gate_stop", "ramp"):
@@ -137,6 +161,11 @@ class Config:
         if not holds:
             option = " (--lambda)" if name == "penalty" else ""
             raise ConfigError(f"{name} is {getattr(self, name)!r}; expected {expected}{option}.")
+
+    @property
+    def gated(self) -> bool:
+        """Whether the network has gates."""
+        return self.sparsity != "dense"
 
     @classmethod
     def recipe(cls, dataset: str, **changes: Any) -> "Config":
@@ -166,6 +195,16 @@ class Config:
         return asdict(self)
 
 
+# The gates that each method uses; of the last two they are open or closed, and learn nothing.
+METHODS: dict[str, type[Gate]] = {
+    "diffprune": Gate,
+    "hard-concrete": HardConcrete,
+    "gaussian": GaussianGate,
+    "group-lasso": Gate,
+    "magnitude": Gate,
+}
+RULES = ("group-lasso", "magnitude")
+
 RECIPES = {
     "mnist": Config(),
     # A fiftieth of the images: more passes, and lambda / N must not grow fiftyfold.
@@ -173,27 +212,12 @@ RECIPES = {
 }
 
 
-def build_model(config: Config, rng: np.random.Generator) -> LeNet5:
+def build_model(config: Config, rng: np.random.Generator) -> Module:
     """Build the network of a run, with initial weights drawn from ``rng``."""
-    if not config.gated:
-        return LeNet5(rng=rng, gated=False)
-    return LeNet5(
-        rng=rng,
-        width=config.width,
-        initial=config.initial,
-        noise=config.noise,
-        sigma=config.sigma,
-    )
-
-
-def gates_of(model: Module) -> dict[str, Gate]:
-    """Return the gates of a network by name, such as "conv1.outputs"."""
-    owners = {id(m.phi): m for m in model.modules() if isinstance(m, Gate)}
-    return {
-        name.removesuffix(".phi"): owners[id(parameter)]
-        for name, parameter in model.named_parameters()
-        if id(parameter) in owners
-    }
+    gate, settings = METHODS[config.method], {}
+    if gate is Gate:
+        settings = {key: getattr(config, key) for key in ("width", "initial", "noise", "sigma")}
+    return MODELS[config.model](rng=rng, sparsity=config.sparsity, gate=gate, **settings)
 
 
 def error_rate(model: Module, split: Split, *, mean: float, std: float) -> float:
@@ -249,9 +273,15 @@ class Trainer:
         )
         # Adam, since the slope of a gate that is nearly open or closed is tiny.
         self.phis: Optimizer | None = None
-        if self.gates:
+        self.rule: GroupLasso | MagnitudePruning | None = None
+        if self.gates and config.method not in RULES:
             self.phis = Adam([gate.phi for gate in self.gates.values()], lr=config.gate_lr)
-        self.surrogate = Surrogate(self.model, self.shape, cost=config.cost)
+            self.surrogate = Surrogate(self.model, self.shape, cost=config.cost)
+        elif self.gates:
+            lasso = config.method == "group-lasso"
+            self.rule = (
+                GroupLasso(self.model) if lasso else MagnitudePruning(self.model, config.keep)
+            )
         self.affine = Affine() if config.augment else None
         if checkpoint:
             self._resume(checkpoint)
@@ -299,10 +329,17 @@ class Trainer:
         return self.step // self.steps_per_epoch
 
     @property
-    def gates_learn(self) -> bool:
+    def prunes(self) -> bool:
         """Whether the next step moves the gates."""
         share = self.step / self.steps
-        return self.phis is not None and self.config.gate_start <= share < self.config.gate_stop
+        return bool(self.gates) and self.config.gate_start <= share < self.config.gate_stop
+
+    @property
+    def strength(self) -> float:
+        """What the penalty is multiplied by in the next step."""
+        config = self.config
+        risen = (self.step / self.steps - config.gate_start) / max(config.ramp, 1e-9)
+        return config.penalty * min(1.0, risen) / len(self.data.train)
 
     def counts(self) -> list[LayerCount]:
         """Count what is left of each layer."""
@@ -317,14 +354,14 @@ class Trainer:
         for group in self.weights.groups:
             group.lr = config.lr * cosine(self.step, self.steps, warmup=warmup)
 
+        prunes = self.prunes
+        for gate in self.gates.values():
+            gate.frozen = self.step >= config.gate_stop * self.steps
         logits = self.model(images)
         loss = ops.cross_entropy(logits, labels)
         total = loss
-        if self.gates_learn:
-            risen = (self.step / self.steps - config.gate_start) / max(config.ramp, 1e-9)
-            total = (
-                loss + (config.penalty * min(1.0, risen) / len(self.data.train)) * self.surrogate()
-            )
+        if prunes and self.phis is not None:
+            total = loss + self.strength * self.surrogate()
         value = loss.item()
         if not math.isfinite(value):
             raise NonFiniteLossError(
@@ -338,8 +375,13 @@ class Trainer:
             self.phis.zero_grad()
         total.backward()
         self.weights.step()
-        if self.phis is not None and self.gates_learn:
+        if prunes and self.phis is not None:
             self.phis.step()
+        elif prunes and isinstance(self.rule, GroupLasso):
+            self.rule.step(self.weights.groups[0].lr, self.strength)
+        elif prunes and isinstance(self.rule, MagnitudePruning):
+            pace = config.gate_stop - config.gate_start
+            self.rule.step((self.step / self.steps - config.gate_start) / max(pace, 1e-9))
         self.step += 1
         return value, int((logits.data.argmax(axis=0) != labels).sum())
 
@@ -373,7 +415,8 @@ class Trainer:
             "step": self.step,
             "loss": sum(losses) / len(data.train),
             "train_error": 100 * wrong / len(data.train),
-            "held_out_error": error_rate(self.model, data.held_out, mean=data.mean, std=data.std),
+            "held_out_error": data.held_out
+            and error_rate(self.model, data.held_out, mean=data.mean, std=data.std),
             "expected_weights": self._expected("weights"),
             "expected_macs": self._expected("macs"),
             "weights": sum(c.weights[0] for c in counts),
@@ -381,6 +424,7 @@ class Trainer:
             "macs": sum(c.macs[0] for c in counts),
             "dense_macs": sum(c.macs[1] for c in counts),
             "architecture": architecture(counts),
+            "dense_architecture": architecture(counts, dense=True),
             # Open and of use: what the architecture names.
             "open": {key: left for key, (left, _) in sizes.items()},
             "groups": {key: whole for key, (_, whole) in sizes.items()},

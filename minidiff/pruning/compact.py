@@ -26,13 +26,12 @@ from minidiff.engine import nn
 from minidiff.engine._types import Array, Indices
 from minidiff.engine.nn import Module, Parameter, Sequential
 
-from .gates import Gate, Gated
+from .gates import Gate, Gated, Mask
 from .penalty import chain
-from .transform import binary_gate
 
 __all__ = ["compact", "unnested"]
 
-Mask = NDArray[np.bool_]
+Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -48,12 +47,15 @@ class Flow:
         Which of these count * places each input is.
     scale : (inputs,)
         What gates multiply each input by.
+    grid : (inputs, places) or None
+        What masks multiply the places of each input by, which only a Flatten makes into inputs.
     """
 
     count: int
     places: int
     origin: Indices
     scale: Array
+    grid: Array | None = None
 
     @classmethod
     def of(cls, count: int) -> "Flow":
@@ -68,15 +70,24 @@ class Flow:
     def through(self, module: Module, size: int | None) -> "Flow":
         """Pass a layer without weights; ``size`` is the number of inputs that are expected next."""
         if isinstance(module, Gate):
-            return replace(self, scale=self.scale * _values(module))
+            return replace(self, scale=self.scale * module.evaluated())
+        if isinstance(module, Mask):
+            values = module.gate.evaluated()[module.groups.labels]
+            if module.of_slices and len(values) == len(self.scale):
+                return replace(self, scale=self.scale * values.ravel())
+            grid = values.reshape(len(values), -1) * np.ones((len(self.scale), 1))
+            return replace(self, grid=grid if self.grid is None else self.grid * grid)
         if isinstance(module, nn.Select):
-            return replace(
-                self, origin=self.origin[module.indices], scale=self.scale[module.indices]
-            )
+            kept = module.indices
+            places = None if self.grid is None else self.grid[kept]
+            return replace(self, origin=self.origin[kept], scale=self.scale[kept], grid=places)
         if isinstance(module, nn.Flatten) and size:
             times = size // len(self.origin)
             origin = (self.origin[:, None] * times + np.arange(times)).ravel()
-            return Flow(self.count, self.places * times, origin, np.repeat(self.scale, times))
+            scale = np.repeat(self.scale, times)
+            if self.grid is not None:
+                scale = scale * np.broadcast_to(self.grid, (len(self.scale), times)).ravel()
+            return Flow(self.count, self.places * times, origin, scale)
         return self
 
 
@@ -90,9 +101,9 @@ class Piece:
     bias: Array  # (O,), later with what constant inputs add
     flow: Flow
     before: list[tuple[str, Module]]
-    varying: Mask = field(init=False)  # (I,) inputs that depend on the network's input
-    inputs: Mask = field(init=False)  # (I,) that are kept
-    outputs: Mask = field(init=False)  # (O,) that are kept
+    varying: Bools = field(init=False)  # (I,) inputs that depend on the network's input
+    inputs: Bools = field(init=False)  # (I,) that are kept
+    outputs: Bools = field(init=False)  # (O,) that are kept
 
     def __post_init__(self) -> None:
         self.varying = np.ones(len(self.flow.origin), np.bool_)
@@ -114,7 +125,7 @@ def compact(model: Module) -> Sequential:
     Parameters
     ----------
     model
-        A Sequential of the layers of :mod:`minidiff.engine.nn`, Gate and Gated, of any depth.
+        A Sequential of the layers of :mod:`minidiff.engine.nn`, Gate, Mask and Gated, of any depth.
 
     Returns
     -------
@@ -128,8 +139,8 @@ def compact(model: Module) -> Sequential:
     TypeError
         If the model holds a module that is none of these.
     ValueError
-        If it has no layer with weights, layers that do not fit each other, or, behind the last
-        layer with weights, a gate on single places of its output.
+        If it has no layer with weights, layers that do not fit each other, a gate on single places
+        of channels that no Flatten makes into features, or one behind the last layer with weights.
 
     Warns
     -----
@@ -151,7 +162,7 @@ def compact(model: Module) -> Sequential:
     layers: dict[str, Module] = {}
     names = {name for piece in pieces for name, _ in [*piece.before, (piece.name, None), *behind]}
     shared: dict[int, object] = {}  # what several modules hold, a generator say, is copied once
-    left: Mask | None = None  # of the outputs of the layer before; None for the network's input
+    left: Bools | None = None  # of the outputs of the layer before; None for the network's input
     for piece in pieces:
         layers.update((name, copy.deepcopy(module, shared)) for name, module in piece.before)
         flow, kept = piece.flow, piece.inputs
@@ -187,8 +198,9 @@ def _free(name: str, names: set[str]) -> str:
     return name
 
 
-def _values(gate: Gate) -> Array:
-    return binary_gate(gate.phi.data, gate.width)
+def _laid(mask: Mask, shape: tuple[int, ...]) -> Array:
+    """Return what a mask multiplies each element of an array by."""
+    return np.broadcast_to(mask.gate.evaluated()[mask.groups.labels], shape)
 
 
 def _times(array: Array, z: Array) -> Array:
@@ -215,15 +227,23 @@ def _fold(model: Module) -> tuple[list[Piece], list[tuple[str, Module]]]:
             )
         gated = module if isinstance(module, Gated) else None
         layer = gated.layer if gated else module
+        windows = isinstance(layer, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d)
+        if windows and flow is not None and flow.grid is not None:
+            raise ValueError(
+                f"{name} follows a Mask over single places of channels, which cannot be folded "
+                f"into its weights; a Mask of whole channels, or one that a Flatten follows, can."
+            )
         if isinstance(layer, nn.Conv2d | nn.Linear) and flow is not None:
             if gated and gated.inputs:
                 flow = flow.through(gated.inputs, None)
             weight, bias = layer.weight.data, layer.bias.data
-            if gated and gated.weights and gated.groups:
-                weight = _times(weight, _values(gated.weights)[gated.groups.labels])
+            for mask in gated.weights if gated else ():
+                weight = _times(weight, _laid(mask, weight.shape))
+            for mask in gated.biases if gated else ():
+                bias = _times(bias, _laid(mask, bias.shape))
             weight = weight.reshape(*weight.shape[:2], -1)
             if gated and gated.outputs:
-                z = _values(gated.outputs)
+                z = gated.outputs.evaluated()
                 weight, bias = _times(weight, z[:, None, None]), _times(bias, z)
             weight = _times(weight, flow.scale[:, None])
             before = [item for item in before if not isinstance(item[1], nn.Select)]
@@ -232,7 +252,7 @@ def _fold(model: Module) -> tuple[list[Piece], list[tuple[str, Module]]]:
         else:
             if flow is not None:
                 flow = flow.through(module, following)
-            if not isinstance(module, Gate):
+            if not isinstance(module, Gate | Mask):
                 before.append((name, module))
     if not pieces or flow is None:
         raise ValueError("the model has no layer with weights, so there is nothing to compact.")
@@ -242,7 +262,7 @@ def _fold(model: Module) -> tuple[list[Piece], list[tuple[str, Module]]]:
 
 def _fold_back(last: Piece, flow: Flow) -> None:
     """Multiply the gates behind the last layer with weights into it."""
-    if flow.places > 1 and (flow.scale != 1).any():
+    if flow.grid is not None or (flow.places > 1 and (flow.scale != 1).any()):
         raise ValueError(
             f"a gate stands behind {last.name}, the last layer with weights, and a Flatten, and "
             f"gates places of a channel; that cannot be folded into weights."
@@ -258,6 +278,8 @@ def _size(module: Module) -> int | None:
         module = module.layer
     if isinstance(module, Gate):
         return module.count
+    if isinstance(module, Mask):
+        return len(module.groups.labels)
     if isinstance(module, nn.Select):
         return module.size
     return module.weight.shape[1] if isinstance(module, nn.Conv2d | nn.Linear) else None
@@ -272,7 +294,7 @@ def _fits(module: Module, given: int, size: int | None, following: int | None) -
 def _settle(pieces: list[Piece]) -> None:
     """Find what does not vary with the input, and add it to the biases of the next layer."""
     inputs = pieces[0].flow.count
-    varies: Mask = np.ones(inputs, np.bool_)
+    varies: Bools = np.ones(inputs, np.bool_)
     value: Array = np.zeros(inputs)
     for piece in pieces:
         constant = value[piece.flow.channel]

@@ -4,11 +4,16 @@ A gate of a group is ``z = g(phi)`` with a learned ``phi`` and the gate transfor
 stochastic gates while training, ``z = g(phi + sigma * noise)``. Once z is 0, phi gets no gradient
 from the data (fact 3 of :mod:`~minidiff.pruning.transform`), and everything it gates is skipped.
 
+Three classes: a :class:`Gate` has the values, a :class:`Mask` lays them out over the groups of an
+array, and :class:`Gated` is a layer whose parameters are multiplied by them. In one line,
+:func:`gate_filters`, :func:`gate_units`, :func:`gate_inputs`, :func:`gate_weights` and
+:func:`gate_blocks` gate a layer.
+
 The paper's idea (Shulman 2020, arXiv:2012.03653); the formulas are ours.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -20,9 +25,19 @@ from minidiff.engine.nn import Conv2d, Linear, Module, Parameter, Shape
 from minidiff.engine.tensor import Op, Tensor
 
 from .groups import Groups
-from .transform import BinaryGate, binary_gate, check_positive
+from .transform import BinaryGate, GateTransform, binary_gate, check_positive
 
-__all__ = ["NOISES", "Gate", "Gated"]
+__all__ = [
+    "NOISES",
+    "Gate",
+    "Gated",
+    "Mask",
+    "gate_blocks",
+    "gate_filters",
+    "gate_inputs",
+    "gate_units",
+    "gate_weights",
+]
 
 NOISES = ("normal", "logistic", "uniform")
 
@@ -47,6 +62,9 @@ class Gate(Module):
     sigma
         Scale of the noise; for deterministic gates, of the stand-in for it in
         :meth:`open_probability`, which keeps the surrogate's gradient alive.
+    per_sample
+        Whether stochastic gates draw noise for each sample of a batch, not once for all. Only for
+        gates on activations, as samples share their parameters; nothing is skipped in training.
     rng
         Draws the noise; stochastic gates need it.
     dtype
@@ -55,6 +73,9 @@ class Gate(Module):
     Attributes
     ----------
     phi : Parameter of shape (count,)
+    frozen : bool
+        Whether training, too, takes the values of evaluation, without noise, as when the network
+        settles in the end. False at first; set it.
 
     Raises
     ------
@@ -76,6 +97,7 @@ class Gate(Module):
         initial: float = 1.5,
         noise: str | None = None,
         sigma: float = 1.0,
+        per_sample: bool = False,
         rng: np.random.Generator | None = None,
         dtype: type[np.floating] = np.float32,
     ) -> None:
@@ -89,7 +111,10 @@ class Gate(Module):
             raise ValueError(f"noise is {noise!r}; expected None, {', '.join(map(repr, NOISES))}.")
         if noise is not None and rng is None:
             raise ValueError(f"noise {noise!r} needs rng, a numpy.random.Generator.")
+        if per_sample and noise is None:
+            raise ValueError("per_sample is for stochastic gates; expected a noise with it.")
         self.width, self.noise, self.sigma, self.rng = float(width), noise, float(sigma), rng
+        self.per_sample, self.frozen = bool(per_sample), False
         self.phi = Parameter(np.full(count, initial, dtype))
         binary_gate(self.phi, width)  # refuses a width that the dtype cannot hold
 
@@ -97,6 +122,11 @@ class Gate(Module):
     def count(self) -> int:
         """The number of groups."""
         return self.phi.size
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether values are random now: with noise, in training, and not frozen."""
+        return self.noise is not None and self.training and not self.frozen
 
     def __call__(self, x: Any = None) -> Tensor:
         """Return x gated, or the gates' values; ``active`` lists what is not closed.
@@ -107,23 +137,38 @@ class Gate(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply the slices of x along axis 0 by the gates; those closed are not computed."""
+        if x.shape[:1] != (self.count,):
+            raise ValueError(
+                f"gates of shape ({self.count},) do not fit slices of x of shape {x.shape}."
+            )
+        if self.per_sample and self.stochastic:
+            z = self.values(samples=x.shape[-1])
+            return x * z.reshape(self.count, *[1] * (x.ndim - 2), x.shape[-1])
         return scale_slices(x, self.values())
 
-    def values(self) -> Tensor:
-        """Return the gates' values, shape (count,)."""
+    def values(self, *, samples: int | None = None) -> Tensor:
+        """Return the gates' values, shape (count,), or of each sample, (count, samples)."""
         phi: Tensor = self.phi
-        if self.training and self.noise is not None:
-            phi = phi + self.sigma * self._draw()
-        return BinaryGate(self.width)(phi)
+        shape = (self.count,) if samples is None else (self.count, samples)
+        if samples is not None:
+            phi = phi.reshape(self.count, 1)
+        if self.stochastic:
+            phi = phi + self.sigma * self._draw(shape)
+        return self.transform()(phi)
 
-    def _draw(self) -> Array:
+    def transform(self) -> GateTransform:
+        """Return the op from phi, with noise, to gate values, as now in training or evaluation."""
+        return BinaryGate(self.width)
+
+    def _draw(self, shape: tuple[int, ...]) -> Array:
         assert self.rng is not None
+        noise: NDArray[Any]
         if self.noise == "normal":
-            noise = self.rng.standard_normal(self.count)
+            noise = self.rng.standard_normal(shape)
         elif self.noise == "logistic":
-            noise = self.rng.logistic(size=self.count)
+            noise = self.rng.logistic(size=shape)
         else:
-            noise = self.rng.uniform(-1, 1, self.count)
+            noise = self.rng.uniform(-1, 1, shape)
         return noise.astype(self.phi.dtype)
 
     def output_shape(self, shape: Shape) -> Shape:
@@ -135,9 +180,26 @@ class Gate(Module):
             )
         return shape
 
+    def evaluated(self) -> Array:
+        """Return the gates' values as in evaluation, whatever the mode, shape (count,)."""
+        training, self.training = self.training, False
+        try:
+            return self.transform().forward(self.phi.data)
+        finally:
+            self.training = training
+
     def is_open(self) -> NDArray[np.bool_]:
         """Return which groups are open in evaluation, shape (count,)."""
-        return np.asarray(binary_gate(self.phi.data, self.width) > 0)
+        return np.asarray(self.evaluated() > 0)
+
+    def set_open(self, is_open: NDArray[np.bool_]) -> None:
+        """Open fully, or close, each group; a decision from outside, in place of learning.
+
+        Raises ValueError if ``is_open`` is not of shape (count,).
+        """
+        if np.shape(is_open) != (self.count,):
+            raise ValueError(f"is_open has shape {np.shape(is_open)}; expected ({self.count},).")
+        self.phi.data = np.where(is_open, self.width, -self.width)
 
     def open_probability(self) -> Tensor:
         """Return P(phi + sigma * noise > -width/2), shape (count,), differentiable in phi.
@@ -151,18 +213,27 @@ class Gate(Module):
     def tail(self, phi: Array) -> tuple[Array, Array]:
         """Return the open probability as of :meth:`open_probability`, and its derivative."""
         number = phi.dtype.type
+        p: Array
+        density: Array
         t = (phi + number(self.width / 2)) * number(1 / self.sigma)
         if self.noise == "logistic":
-            p = 0.5 * np.tanh(0.5 * t) + 0.5  # which does not overflow
+            p = number(0.5) * np.tanh(number(0.5) * t) + number(0.5)  # which does not overflow
             density = p * (1 - p)
         elif self.noise == "uniform":
-            p, density = np.clip(0.5 * t + 0.5, 0, 1), np.where(abs(t) <= 1, number(0.5), number(0))
+            p = np.clip(number(0.5) * t + number(0.5), 0, 1)
+            density = np.where(abs(t) <= 1, number(0.5), number(0))
         else:
-            t *= number(1 / math.sqrt(2))
-            p = np.empty(t.shape, t.dtype)
-            kernels.erf(t, p)
-            p, density = 0.5 * p + 0.5, np.exp(-t * t) * number(1 / math.sqrt(2 * math.pi))
+            p, density = normal_tail(t)
         return p, density * number(1 / self.sigma)
+
+
+def normal_tail(t: Array) -> tuple[Array, Array]:
+    """Return P(noise > -t) for a standard normal variable, and its derivative."""
+    number = t.dtype.type
+    t = t * number(1 / math.sqrt(2))
+    p = np.empty(t.shape, t.dtype)
+    kernels.erf(t, p)
+    return number(0.5) * p + number(0.5), np.exp(-t * t) * number(1 / math.sqrt(2 * math.pi))
 
 
 class OpenProbability(Op):
@@ -179,10 +250,13 @@ class OpenProbability(Op):
         return (grad * self.density,)
 
 
+# -- gate values meet what they gate -----------------------------------------------------------
+
+
 class ScaleSlices(Op):
     """x times the gate values z, slice by slice along axis 0; closed slices are left out.
 
-    Leaving them out is exact only because z comes from the gate transform, whose derivative
+    Leaving them out is exact only because z comes from a gate transform, whose derivative
     vanishes with it: the derivative with respect to a z of 0 is given as 0, whatever it is. So it
     does where a gate is fully open, and if all that are not closed are, nothing is computed.
     """
@@ -226,13 +300,120 @@ def scale_slices(x: Tensor, z: Tensor, *, closed_for_good: bool = False) -> Tens
     if x.active is not None:
         active = np.intersect1d(x.active, active, assume_unique=True)
     # A result that is not on the tape gets memory of its own: nobody would notice that x changes.
-    fully_open = isinstance(gate, BinaryGate) and bool((gate.t[active] == 1).all())
+    fully_open = isinstance(gate, GateTransform) and bool(gate.fully_open[active].all())
     return ScaleSlices(active, fully_open, closed_for_good)(x, z)
 
 
-def _broadcasts(small: Shape, large: Shape) -> bool:
-    tail = large[len(large) - len(small) :]
-    return len(small) <= len(large) and all(n in (1, m) for n, m in zip(small, tail, strict=True))
+class Spread(GateTransform):
+    """The gate value of each group at the places of an array that belong to it."""
+
+    def __init__(self, groups: Groups) -> None:
+        self.labels = groups.labels
+
+    def forward(self, z: Array) -> Array:
+        self.count, out = len(z), z[self.labels]
+        if out.shape[0] == out.size:  # groups of slices along axis 0
+            out = out.ravel()
+            self.active = out.nonzero()[0]
+        return out
+
+    @property
+    def fully_open(self) -> NDArray[np.bool_]:
+        """Where the group is fully open."""
+        gate = self.inputs[0].creator
+        assert isinstance(gate, GateTransform)
+        return gate.fully_open[self.labels.ravel()]
+
+    def backward(self, grad: Array) -> tuple[Array | None, ...]:
+        whole = np.bincount(self.labels.ravel(), grad.ravel(), self.count)
+        return (whole.astype(grad.dtype),)
+
+
+class ScaleElements(Op):
+    """An array times the gate value of the group that each element belongs to."""
+
+    def __init__(self, groups: Groups) -> None:
+        self.groups = groups
+
+    def forward(self, x: Array, z: Array) -> Array:
+        self.x, self.count = x, len(z)
+        self.z = z.reshape(x.shape) if self._by_element() else z[self.groups.labels]
+        return np.asarray(x * self.z)
+
+    def _by_element(self) -> bool:
+        return self.groups.is_elements and self.groups.labels.shape == self.x.shape
+
+    def backward(self, grad: Array) -> tuple[Array | None, ...]:
+        grad_z = grad * self.x
+        if self._by_element():
+            return grad * self.z, grad_z.ravel()
+        labels = np.broadcast_to(self.groups.labels, grad.shape)
+        summed = np.bincount(labels.ravel(), grad_z.ravel(), self.count)
+        return grad * self.z, summed.astype(grad.dtype)
+
+
+class Mask(Module):
+    """A gate laid out over an array: each element is multiplied by the gate of its group.
+
+    As a layer it gates activations. In :class:`Gated` it gates a layer's weight or bias. Several
+    masks may share a gate, each with a partition of its own.
+
+    Parameters
+    ----------
+    gate
+        A gate for each group.
+    groups
+        Of the array, without the batch: of shape (C, H, W) for activations of a convolution.
+
+    Raises
+    ------
+    ValueError
+        If there is not one gate for each group.
+
+    Examples
+    --------
+    >>> rows = Mask(Gate(2, initial=-1.0), Groups.along((1, 2, 3), 1))  # of an image
+    >>> rows(np.ones((1, 2, 3, 8), np.float32)).data.any()
+    np.False_
+    """
+
+    def __init__(self, gate: Gate, groups: Groups) -> None:
+        if gate.count != groups.count:
+            raise ValueError(
+                f"Mask: the gate has {gate.count} groups, but there are {groups.count} groups."
+            )
+        self.gate, self.groups = gate, groups
+
+    @property
+    def of_slices(self) -> bool:
+        """Whether each slice along axis 0, a channel or a feature, belongs to one group."""
+        return len(self.groups.labels) == self.groups.labels.size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Gate activations (..., N); channels or features that are closed are not computed."""
+        self.output_shape(x.shape[:-1])
+        if self.gate.per_sample and self.gate.stochastic:
+            return x * self.gate.values(samples=x.shape[-1])[self.groups.labels]
+        z = Spread(self.groups)(self.gate.values())
+        if z.active is not None and len(z) == len(x):
+            return scale_slices(x, z)
+        return x * z.reshape(*self.groups.labels.shape, 1)
+
+    def apply(self, parameter: Tensor) -> Tensor:
+        """Gate the elements of a parameter."""
+        return ScaleElements(self.groups)(parameter, self.gate.values())
+
+    def output_shape(self, shape: Shape) -> Shape:
+        """Return the shape, which the groups must fit."""
+        if not self.groups.cover(shape):
+            raise ValueError(
+                f"Mask of groups of shape {self.groups.labels.shape} does not fit an input of "
+                f"shape {shape}, without the batch."
+            )
+        return shape
+
+
+Masks = Mask | Iterable[Mask]
 
 
 class Gated(Module):
@@ -247,13 +428,13 @@ class Gated(Module):
     inputs
         A gate for each input channel or feature: multiplies column i of the weight, which is
         the same as multiplying input i.
-    weights, groups
-        A gate for each group of the weight's elements; ``groups`` broadcast to its shape.
+    weights, biases
+        A :class:`Mask`, or several, on the elements of the weight, and of the bias.
 
     Raises
     ------
     ValueError
-        If a gate's count does not fit the layer.
+        If a gate's count or a mask's groups do not fit the layer.
 
     Examples
     --------
@@ -269,8 +450,8 @@ class Gated(Module):
         *,
         outputs: Gate | None = None,
         inputs: Gate | None = None,
-        weights: Gate | None = None,
-        groups: Groups | None = None,
+        weights: Masks = (),
+        biases: Masks = (),
     ) -> None:
         shape = layer.weight.shape
         for name, gate, count in (("outputs", outputs, shape[0]), ("inputs", inputs, shape[1])):
@@ -279,41 +460,49 @@ class Gated(Module):
                     f"Gated: the {name} gate has {gate.count} groups, but the layer {count} "
                     f"{name} (weight of shape {shape})."
                 )
-        if (weights is None) != (groups is None):
-            raise ValueError("Gated: weights and groups go together; one of them is missing.")
-        if weights is not None and groups is not None:
-            if weights.count != groups.count:
-                raise ValueError(
-                    f"Gated: the weights gate has {weights.count} groups, but there are "
-                    f"{groups.count} groups."
-                )
-            if not _broadcasts(groups.labels.shape, shape):
-                raise ValueError(
-                    f"Gated: groups of shape {groups.labels.shape} do not broadcast to the weight "
-                    f"of shape {shape}."
-                )
-        self.layer = layer
-        self.inputs, self.outputs, self.weights, self.groups = inputs, outputs, weights, groups
+        self.layer, self.inputs, self.outputs = layer, inputs, outputs
+        self.weights = (weights,) if isinstance(weights, Mask) else tuple(weights)
+        self.biases = (biases,) if isinstance(biases, Mask) else tuple(biases)
+        for name, masks, size in (
+            ("weight", self.weights, shape),
+            ("bias", self.biases, shape[:1]),
+        ):
+            for mask in masks:
+                if not mask.groups.cover(size):
+                    raise ValueError(
+                        f"Gated: groups of shape {mask.groups.labels.shape} do not fit the {name} "
+                        f"of shape {size}; expected as many axes, each as long or of length 1."
+                    )
+        if any(gate.per_sample for _, gate in self.gates()):
+            raise ValueError(
+                "Gated: a gate draws noise per sample, but samples share their parameters; "
+                "expected per_sample=False, or the gate as a layer."
+            )
 
     def gates(self) -> Iterator[tuple[str, Gate]]:
         """Yield (role, gate) for the gates there are."""
-        for role in ("inputs", "outputs", "weights"):
+        for role in ("inputs", "outputs"):
             gate = getattr(self, role)
             if gate is not None:
                 yield role, gate
+        for role in ("weights", "biases"):
+            for mask in getattr(self, role):
+                yield role, mask.gate
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the layer with gated parameters."""
         weight: Tensor = self.layer.weight
         bias: Tensor = self.layer.bias
-        if self.weights is not None and self.groups is not None:
-            weight = weight * self.weights.values()[self.groups.labels]
+        for mask in self.weights:
+            weight = mask.apply(weight)
+        for mask in self.biases:
+            bias = mask.apply(bias)
         if self.outputs is not None:
             z = self.outputs.values()
             # A deterministic gate that is closed stays so: all that still moves phi is the
             # surrogate, and it moves it down. (Should weight decay of phi open it again, its
             # weights go on from where they were.)
-            final = self.outputs.noise is None
+            final = self.outputs.noise is None or self.outputs.frozen
             weight = scale_slices(weight, z, closed_for_good=final)
             bias = scale_slices(bias, z, closed_for_good=final)
         if self.inputs is not None:
@@ -323,3 +512,120 @@ class Gated(Module):
     def output_shape(self, shape: Shape) -> Shape:
         """Return the layer's output shape."""
         return self.layer.output_shape(shape)
+
+
+# -- a layer is gated in one line --------------------------------------------------------------
+
+
+def gate_filters(layer: Conv2d | Gated, *, gate: type[Gate] = Gate, **settings: Any) -> Gated:
+    """Gate the filters of a convolution, each with its bias: what is closed saves work.
+
+    Parameters
+    ----------
+    layer
+        The layer, or one that is Gated already, which gets one gate more.
+    gate
+        The class of the gate.
+    settings
+        Of the gate: width, initial, noise, sigma, rng and so on.
+
+    Raises
+    ------
+    TypeError
+        If the layer is of another class.
+    ValueError
+        If it has such a gate already, or a setting is out of range.
+
+    Examples
+    --------
+    >>> layer = gate_filters(Conv2d(1, 20, 5, rng=np.random.default_rng(0)))
+    >>> layer.outputs.count
+    20
+    """
+    inner = _inner(layer, (Conv2d,), "gate_filters")
+    return _more(layer, "outputs", gate(len(inner.weight), **settings))
+
+
+def gate_units(layer: Linear | Gated, *, gate: type[Gate] = Gate, **settings: Any) -> Gated:
+    """Gate the units of a dense layer, each with its bias; as :func:`gate_filters` otherwise.
+
+    >>> gate_inputs(gate_units(Linear(4, 3, rng=np.random.default_rng(0)))).inputs.count
+    4
+    """
+    inner = _inner(layer, (Linear,), "gate_units")
+    return _more(layer, "outputs", gate(len(inner.weight), **settings))
+
+
+def gate_inputs(
+    layer: Conv2d | Linear | Gated, *, gate: type[Gate] = Gate, **settings: Any
+) -> Gated:
+    """Gate the input channels or features of a layer; as :func:`gate_filters` otherwise.
+
+    It saves work in this layer, and in the one before where a whole channel is closed.
+    """
+    inner = _inner(layer, (Conv2d, Linear), "gate_inputs")
+    return _more(layer, "inputs", gate(inner.weight.shape[1], **settings))
+
+
+def gate_weights(
+    layer: Conv2d | Linear | Gated,
+    *,
+    groups: Groups | None = None,
+    gate: type[Gate] = Gate,
+    **settings: Any,
+) -> Gated:
+    """Gate groups of a layer's weights, by default each weight by itself (unstructured).
+
+    It saves storage, and work only where whole filters, units or inputs lose all their weights.
+    Other arguments and errors are as of :func:`gate_filters`.
+
+    >>> layer = Conv2d(2, 3, 3, rng=np.random.default_rng(0))
+    >>> kernels = Groups.along(layer.weight.shape, (0, 1))  # one kernel, 3x3 weights, a group
+    >>> gate_weights(layer, groups=kernels).weights[0].gate.count
+    6
+    """
+    inner = _inner(layer, (Conv2d, Linear), "gate_weights")
+    groups = Groups.elements(inner.weight.shape) if groups is None else groups
+    return _more(layer, "weights", Mask(gate(groups.count, **settings), groups))
+
+
+def gate_blocks(
+    layer: Conv2d | Linear | Gated,
+    block: tuple[int, ...] = (4, 4),
+    *,
+    gate: type[Gate] = Gate,
+    **settings: Any,
+) -> Gated:
+    """Gate blocks of so many outputs by so many inputs; as :func:`gate_weights` otherwise.
+
+    >>> gate_blocks(Linear(8, 10, rng=np.random.default_rng(0)), (4, 4)).weights[0].gate.count
+    6
+    """
+    inner = _inner(layer, (Conv2d, Linear), "gate_blocks")
+    groups = Groups.blocks(inner.weight.shape, block)
+    return gate_weights(layer, groups=groups, gate=gate, **settings)
+
+
+def _inner(layer: Module, kinds: tuple[type[Module], ...], caller: str) -> Conv2d | Linear:
+    inner = layer.layer if isinstance(layer, Gated) else layer
+    if type(inner) not in kinds:
+        expected = " or a ".join(kind.__name__ for kind in kinds)
+        raise TypeError(f"{caller}: the layer is a {type(inner).__name__}; expected a {expected}.")
+    assert isinstance(inner, Conv2d | Linear)
+    return inner
+
+
+def _more(layer: Conv2d | Linear | Gated, role: str, one: Gate | Mask) -> Gated:
+    """Return the layer with one gate more; a Gated one is left as it was."""
+    if not isinstance(layer, Gated):
+        return Gated(layer, **{role: one})  # type: ignore[arg-type]  # each role gets its own kind
+    parts: dict[str, Any] = {
+        name: getattr(layer, name) for name in ("outputs", "inputs", "weights", "biases")
+    }
+    if role == "weights":
+        parts[role] = (*parts[role], one)
+    elif parts[role] is None:
+        parts[role] = one
+    else:
+        raise ValueError(f"the layer has a gate on its {role} already; expected none.")
+    return Gated(layer.layer, **parts)

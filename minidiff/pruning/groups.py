@@ -19,7 +19,8 @@ class Groups:
     Attributes
     ----------
     labels : ndarray of int64
-        A group number for each element; broadcasts against the array that is partitioned.
+        A group number for each element, with as many axes as the array that is partitioned; an
+        axis of length 1 stands for all places along it.
         The groups are 0..count-1, and none is empty.
 
     Raises
@@ -51,6 +52,18 @@ class Groups:
         """The number of groups."""
         return int(self.labels.max()) + 1
 
+    @cached_property
+    def is_elements(self) -> bool:
+        """Whether each element is a group of its own, in order."""
+        return np.array_equal(self.labels.ravel(), np.arange(self.count))
+
+    def cover(self, shape: tuple[int, ...]) -> bool:
+        """Return whether the labels broadcast to an array of that shape, without a group lost."""
+        sizes = self.labels.shape
+        return len(sizes) == len(shape) and all(
+            n in (1, m) for n, m in zip(sizes, shape, strict=True)
+        )
+
     @classmethod
     def along(cls, shape: Iterable[int], axes: int | tuple[int, ...]) -> "Groups":
         """Group by position along ``axes``: elements that differ only along others belong together.
@@ -72,6 +85,29 @@ class Groups:
         return cls.along(shape, tuple(range(len(shape))))
 
     @classmethod
+    def blocks(cls, shape: Iterable[int], block: Iterable[int]) -> "Groups":
+        """Cut an array into blocks along its first axes; those at the far ends may be smaller.
+
+        What differs only along axes that ``block`` does not mention belongs together: blocks (4, 4)
+        of a convolution's weight (O, I, KH, KW) hold whole kernels.
+
+        >>> Groups.blocks((2, 5), (2, 2)).labels
+        array([[0, 0, 1, 1, 2],
+               [0, 0, 1, 1, 2]])
+        """
+        shape, block = tuple(shape), tuple(block)
+        if not 0 < len(block) <= len(shape) or any(not _is_size(b) for b in block):
+            raise ValueError(
+                f"block {block} does not fit an array of shape {shape}; expected 1 to "
+                f"{len(shape)} integers >= 1."
+            )
+        labels = np.zeros((1,) * len(shape), np.int64)
+        for axis, size in enumerate(block):
+            number = np.arange(shape[axis]) // size
+            labels = labels * (number[-1] + 1) + number.reshape(-1, *[1] * (len(shape) - axis - 1))
+        return cls(labels)
+
+    @classmethod
     def by(cls, labels: ArrayLike) -> "Groups":
         """Group by any labels, numbers or other, in sorted order of what they are.
 
@@ -81,3 +117,7 @@ class Groups:
         """
         array = np.asarray(labels)
         return cls(np.unique(array, return_inverse=True)[1].reshape(array.shape))
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int | np.integer) and bool(value >= 1)

@@ -18,6 +18,7 @@ loss.
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from minidiff.engine._types import Array, Indices
 from minidiff.engine.nn import Module, Shape
 from minidiff.engine.tensor import Op, Tensor
 
-from .gates import Gate, Gated
+from .gates import Gate, Gated, Mask
 
 __all__ = [
     "COSTS",
@@ -38,69 +39,139 @@ __all__ = [
     "count",
     "expected_cost",
     "gated_sizes",
+    "gates_of",
 ]
 
 # The price of a weight that is used at so many output places. What a network stores and what it
 # computes pull apart: most weights are in dense layers, most MACs in convolutions.
-COSTS: dict[str, Callable[[int], float]] = {
+COSTS: dict[str, Callable[[int], float] | None] = {
     "weights": lambda places: 1.0,
     "macs": lambda places: float(places),
     "balanced": lambda places: float(places) ** (1 / 3),
+    "groups": None,
 }
 
 
 @dataclass(frozen=True)
-class Live:
-    """How live each channel is: the product of what gates say of it.
+class Factor:
+    """What one gate says of the elements of an array.
 
-    ``factors`` has each gate, and for each channel its group, or None where these are the same;
-    ``source`` likewise which output of the layer before each channel comes from.
+    ``labels`` is the group of each element, broadcasting to the array; None where groups are the
+    elements in order. Of an element for which the same group has had its say already, ``fresh`` is
+    False; None where there is none such.
     """
 
-    size: int
-    factors: tuple[tuple[Gate, Indices | None], ...] = ()
-    source: Indices | None = None
+    gate: Gate
+    labels: Indices | None = None
+    fresh: NDArray[np.bool_] | None = None
 
-    def gated(self, gate: Gate) -> "Live":
-        """Multiply by a gate that has a group for each channel, unless it has had its say."""
-        if any(known is gate and groups is None for known, groups in self.factors):
+    def values(self, said: Mapping[Gate, NDArray[Any]], shape: Shape) -> NDArray[Any]:
+        """Return what the gate says of each element, broadcasting to the array."""
+        value = said[self.gate]
+        value = value.reshape(shape) if self.labels is None else value[self.labels]
+        return value if self.fresh is None else np.where(self.fresh, value, value.dtype.type(1))
+
+    def gather(self, grad: NDArray[Any]) -> NDArray[Any]:
+        """Sum a gradient, of the array's shape, for each group."""
+        if self.fresh is not None:
+            grad = np.where(self.fresh, grad, 0)
+        if self.labels is None:
+            return grad.ravel()
+        labels = np.broadcast_to(self.labels, grad.shape)
+        return np.bincount(labels.ravel(), grad.ravel(), self.gate.count)
+
+
+@dataclass(frozen=True)
+class Product:
+    """For each element of an array, the product over the gates on its way; a group counts once."""
+
+    shape: Shape
+    factors: tuple[Factor, ...] = ()
+
+    def times(self, gate: Gate, labels: Indices | None = None) -> "Product":
+        """Multiply by a gate, given the group of each element."""
+        own = self._labels(labels)
+        repeated = [
+            np.broadcast_to(own == self._labels(known.labels), self.shape)
+            for known in self.factors
+            if known.gate is gate
+        ]
+        fresh = ~np.logical_or.reduce(repeated) if repeated else None
+        if fresh is None or fresh.all():
+            return replace(self, factors=(*self.factors, Factor(gate, labels)))
+        if not fresh.any():
             return self
-        return Live(self.size, (*self.factors, (gate, None)), self.source)
+        return replace(self, factors=(*self.factors, Factor(gate, labels, fresh)))
 
-    def taken(self, channels: Indices) -> "Live":
-        """Put these channels, some left out or repeated, in place of all."""
-        return Live(
-            len(channels),
-            tuple(
-                (gate, channels if groups is None else groups[channels])
-                for gate, groups in self.factors
-            ),
-            channels if self.source is None else self.source[channels],
-        )
+    def _labels(self, labels: Indices | None) -> Indices:
+        return np.arange(math.prod(self.shape)).reshape(self.shape) if labels is None else labels
 
     def values(self, said: Mapping[Gate, NDArray[Any]]) -> NDArray[Any]:
-        """Multiply what gates say, shape (size,)."""
+        """Multiply what gates say; of the array's shape."""
         out: NDArray[Any] | None = None
-        for gate, groups in self.factors:
-            value = said[gate] if groups is None else said[gate][groups]
+        for factor in self.factors:
+            value = factor.values(said, self.shape)
             out = value if out is None else out * value
-        return np.ones(self.size) if out is None else out
+        return np.ones(self.shape) if out is None else np.broadcast_to(out, self.shape)
 
     def total(self, said: Mapping[Gate, NDArray[Any]]) -> float:
         """Sum :meth:`values`."""
-        return float(self.values(said).sum()) if self.factors else float(self.size)
+        return float(self.values(said).sum()) if self.factors else float(math.prod(self.shape))
 
     def backward(
         self, grad: Array | float, said: Mapping[Gate, Array], grads: dict[Gate, Array]
     ) -> None:
-        """Add the derivative of ``grad @ values`` to ``grads`` of each gate."""
-        for i, (gate, groups) in enumerate(self.factors):
-            part: Any = grad
+        """Add the derivative of ``(grad * values).sum()`` to ``grads`` of each gate."""
+        for i, factor in enumerate(self.factors):
+            part: Any = np.broadcast_to(grad, self.shape)
             if len(self.factors) > 1:
-                part = grad * Live(self.size, self.factors[:i] + self.factors[i + 1 :]).values(said)
-            if groups is not None:
-                part = np.bincount(groups, np.full(self.size, part), gate.count)
-            grads[gate] += part
+                others = Product(self.shape, self.factors[:i] + self.factors[i + 1 :])
+                part = part * others.values(said)
+            grads[factor.gate] += factor.gather(part)
+
+
+@dataclass(frozen=True)
+class Live:
+    """How live each channel or feature is on the way through a network.
+
+    ``product`` is over channels, and ``source`` says which output of the layer before each comes
+    from, None where they are the same. ``places`` are masks over places of channels, which become
+    features of their own behind a Flatten and spare nothing before.
+    """
+
+    product: Product
+    source: Indices | None = None
+    places: tuple[tuple[Gate, Indices], ...] = ()
+
+    @classmethod
+    def of(cls, size: int) -> "Live":
+        """All live."""
+        return cls(Product((size,)))
+
+    @property
+    def size(self) -> int:
+        """How many channels or features there are."""
+        return self.product.shape[0]
+
+    def gated(self, gate: Gate, labels: Indices | None = None) -> "Live":
+        """Multiply by a gate, given the group of each channel."""
+        return replace(self, product=self.product.times(gate, labels))
+
+    def taken(self, channels: Indices) -> "Live":
+        """Put these channels, some left out or repeated, in place of all."""
+        product = Product((len(channels),))
+        for factor in self.product.factors:
+            labels = channels if factor.labels is None else factor.labels[channels]
+            product = product.times(factor.gate, labels)
+        source = channels if self.source is None else self.source[channels]
+        return Live(product, source, tuple((g, labels[channels]) for g, labels in self.places))
+
+    def flattened(self, shape: Shape) -> "Live":
+        """Set the places of each channel side by side, from (C, H, W)."""
+        live = replace(self, places=()).taken(np.repeat(np.arange(self.size), math.prod(shape[1:])))
+        for gate, labels in self.places:
+            live = live.gated(gate, labels.ravel())
+        return live
 
 
 @dataclass(frozen=True)
@@ -119,31 +190,39 @@ class Step:
         """Places of the kernel."""
         return math.prod(self.layer.weight.shape[2:])
 
-    def groups(self) -> tuple[Gate, Indices] | None:
-        """Return the gate on the weights themselves and the group of each, (O, I, K)."""
-        if self.gated is None or self.gated.weights is None or self.gated.groups is None:
-            return None
-        shape = self.layer.weight.shape
-        labels = np.broadcast_to(self.gated.groups.labels, shape)
-        return self.gated.weights, labels.reshape(*shape[:2], -1)
+    @cached_property
+    def parts(self) -> tuple[Product, Product, Product]:
+        """What is live: outputs (O,), inputs (I,), and weights themselves (O, I, K).
+
+        A weight is live if all three are. Where one gate has its say in two of them, they are not
+        independent, and all is in the third.
+        """
+        shape = (*self.layer.weight.shape[:2], self.kernel_size)
+        outs, ins, whole = self.live_out.product, self.live_in.product, Product(shape)
+        for mask in self.gated.weights if self.gated else ():
+            labels = mask.groups.labels
+            if mask.groups.is_elements and labels.size == math.prod(shape):
+                whole = whole.times(mask.gate)
+            else:
+                kernel = np.broadcast_to(labels, (*labels.shape[:2], *self.layer.weight.shape[2:]))
+                whole = whole.times(mask.gate, kernel.reshape(*labels.shape[:2], -1))
+        gates = [{factor.gate for factor in part.factors} for part in (outs, ins, whole)]
+        if sum(map(len, gates)) == len(set().union(*gates)):
+            return outs, ins, whole
+        for part, axis in ((outs, 0), (ins, 1)):
+            for factor in part.factors:
+                labels = np.arange(shape[axis]) if factor.labels is None else factor.labels
+                whole = whole.times(factor.gate, labels.reshape(-1, *[1] * (2 - axis)))
+        return Product(shape[:1]), Product(shape[1:2]), whole
 
     def gates(self) -> Iterator[Gate]:
         """Yield every gate that has a say in the layer."""
-        yield from (gate for gate, _ in self.live_in.factors + self.live_out.factors)
-        grouped = self.groups()
-        if grouped:
-            yield grouped[0]
+        yield from (factor.gate for part in self.parts for factor in part.factors)
 
     def open_weights(self, is_open: Mapping[Gate, NDArray[np.bool_]]) -> NDArray[np.bool_]:
         """Return which weights have only open gates at their ends and on themselves, (O, I, K)."""
-        ends_out, ends_in = self.live_out.values(is_open) > 0, self.live_in.values(is_open) > 0
-        paths = ends_out[:, None] & ends_in
-        whole: NDArray[np.bool_] = np.repeat(paths[:, :, None], self.kernel_size, axis=2)
-        grouped = self.groups()
-        if grouped:
-            gate, labels = grouped
-            whole &= is_open[gate][labels]
-        return whole
+        outs, ins, whole = (part.values(is_open) > 0 for part in self.parts)
+        return outs[:, None, None] & ins[:, None] & whole
 
     def expected_weights(
         self, said: Mapping[Gate, Array], grad: float = 0.0, grads: dict[Gate, Array] | None = None
@@ -152,21 +231,23 @@ class Step:
 
         ``grad`` times the derivative is added to ``grads``, if given.
         """
-        grouped = self.groups()
-        if not grouped:
-            ins, outs = self.live_in.total(said), self.live_out.total(said)
+        outs, ins, whole = self.parts
+        if not whole.factors:
+            total_out, total_in, size = outs.total(said), ins.total(said), self.kernel_size
             if grads is not None:
-                self.live_in.backward(grad * self.kernel_size * outs, said, grads)
-                self.live_out.backward(grad * self.kernel_size * ins, said, grads)
-            return self.kernel_size * ins * outs
-        gate, labels = grouped
-        a, b = self.live_in.values(said), self.live_out.values(said)
-        alive = said[gate][labels].sum(axis=2)  # (O, I)
+                ins.backward(grad * size * total_out, said, grads)
+                outs.backward(grad * size * total_in, said, grads)
+            return size * total_out * total_in
+        if not (outs.factors or ins.factors):
+            if grads is not None:
+                whole.backward(grad, said, grads)
+            return whole.total(said)
+        b, a = outs.values(said), ins.values(said)
+        alive = whole.values(said).sum(axis=2)  # (O, I)
         if grads is not None:
-            self.live_in.backward(grad * b @ alive, said, grads)
-            self.live_out.backward(grad * alive @ a, said, grads)
-            paths = np.broadcast_to(grad * b[:, None, None] * a[:, None], labels.shape)
-            grads[gate] += np.bincount(labels.ravel(), paths.ravel(), gate.count)
+            ins.backward(grad * b @ alive, said, grads)
+            outs.backward(grad * alive @ a, said, grads)
+            whole.backward(grad * b[:, None, None] * a[:, None], said, grads)
         return float(b @ alive @ a)
 
 
@@ -174,10 +255,10 @@ def walk(model: Module, shape: Shape) -> tuple[list[Step], Live]:
     """Follow what is live from layer to layer, for inputs of ``shape`` without the batch.
 
     Returns the layers with weights, and what is live in the network's output. Raises TypeError for
-    a module that is not one of the engine's layers, a Gate, a Gated or a Sequential, and
+    a module that is not one of the engine's layers, a Gate, a Mask, a Gated or a Sequential, and
     ValueError for a layer that does not fit its input.
     """
-    live = Live(shape[0] if shape else 0)
+    live = Live.of(shape[0] if shape else 0)
     steps: list[Step] = []
     for name, module in chain(model):
         gated = module if isinstance(module, Gated) else None
@@ -189,24 +270,34 @@ def walk(model: Module, shape: Shape) -> tuple[list[Step], Live]:
         gate = gated.inputs if gated else layer if isinstance(layer, Gate) else None
         if gate:
             live = live.gated(gate)
-            if steps and live.source is None:  # a channel that is closed here is of no use before
-                steps[-1] = replace(steps[-1], live_out=live)
+        elif isinstance(layer, Mask):
+            labels = layer.groups.labels
+            if layer.of_slices and len(labels) == shape[0]:
+                live = live.gated(layer.gate, labels.ravel())
+            else:
+                spread = np.broadcast_to(labels, shape)
+                live = replace(live, places=(*live.places, (layer.gate, spread)))
+        if (gate or isinstance(layer, Mask)) and steps and live.source is None:
+            # A channel that is closed here is of no use before.
+            steps[-1] = replace(steps[-1], live_out=live)
         if isinstance(layer, nn.Conv2d | nn.Linear):
-            live_in, live = live, Live(after[0])
+            live_in, live = live, Live.of(after[0])
             if gated and gated.outputs:
                 live = live.gated(gated.outputs)
             steps.append(Step(name, layer, gated, live_in, live, math.prod(after[1:])))
         elif isinstance(layer, nn.Select):
             live = live.taken(layer.indices)
         elif isinstance(layer, nn.Flatten):
-            live = live.taken(np.repeat(np.arange(live.size), math.prod(shape[1:])))
+            live = live.flattened(shape)
+        elif after != shape:  # a pool, behind which places are others
+            live = replace(live, places=())
         shape = after
     return steps, live
 
 
 _LAYERS = (
     nn.Conv2d, nn.Linear, nn.MaxPool2d, nn.AvgPool2d, nn.ReLU, nn.Dropout, nn.Flatten, nn.Select,
-    Gate, Gated,
+    Gate, Mask, Gated,
 )  # fmt: skip
 
 
@@ -215,12 +306,23 @@ def chain(model: Module) -> Iterator[tuple[str, Module]]:
     for name, module in nn.chain(model):
         layer = module.layer if isinstance(module, Gated) else module
         # A subclass may compute anything.
-        if type(module) not in _LAYERS or type(layer) not in _LAYERS:
+        known = type(module) in _LAYERS and type(layer) in _LAYERS
+        if not known and not isinstance(module, Gate):
             raise TypeError(
                 f"{name or 'the model'} is a {type(layer).__name__}; counting and compaction know "
-                f"Sequential, Gate, Gated and the layers of minidiff.nn."
+                f"Sequential, Gate, Mask, Gated and the layers of minidiff.nn."
             )
         yield name, module
+
+
+def gates_of(model: Module) -> dict[str, Gate]:
+    """Return the gates of a network by name, such as "conv1.outputs" or "dense.weights.0"."""
+    owners = {id(m.phi): m for m in model.modules() if isinstance(m, Gate)}
+    return {
+        name.removesuffix(".phi").removesuffix(".gate"): owners[id(parameter)]
+        for name, parameter in model.named_parameters()
+        if id(parameter) in owners
+    }
 
 
 class ExpectedCost(Op):
@@ -229,7 +331,9 @@ class ExpectedCost(Op):
     The derivative is the same walk again with little to add, so it is taken along.
     """
 
-    def __init__(self, steps: list[Step], gates: list[Gate], price: Callable[[int], float]) -> None:
+    def __init__(
+        self, steps: list[Step], gates: list[Gate], price: Callable[[int], float] | None
+    ) -> None:
         self.steps, self.gates, self.price = steps, gates, price
 
     def forward(self, *phis: Array) -> Array:
@@ -237,8 +341,11 @@ class ExpectedCost(Op):
         said = {gate: p for gate, (p, _) in zip(self.gates, tails, strict=True)}
         grads: dict[Gate, Array] = {gate: np.zeros(gate.count) for gate in self.gates}
         total = 0.0
-        for step in self.steps:
-            price = self.price(step.places)
+        if self.price is None:
+            total = sum(float(p.sum()) for p in said.values())
+            grads = {gate: np.ones(gate.count) for gate in self.gates}
+        for step in self.steps if self.price else ():
+            price = self.price(step.places) if self.price else 0.0
             total += price * step.expected_weights(said, price, grads)
         self.grads = [
             grads[gate] * density for gate, (_, density) in zip(self.gates, tails, strict=True)
@@ -262,12 +369,13 @@ class Surrogate:
         Of one input, without the batch: (C, H, W) or (D,).
     cost
         What a weight costs: "weights", 1; "macs", its multiply-adds a sample; "balanced", the
-        cube root of these.
+        cube root of these. Or "groups": every group of a gate costs 1, whatever it gates.
 
     Raises
     ------
     ValueError
-        If ``cost`` is unknown, or a layer does not fit its input.
+        If ``cost`` is unknown, a layer does not fit its input, or a gate stands where it spares
+        nothing that the cost counts.
     TypeError
         If the model holds a module that counting does not know.
     """
@@ -278,6 +386,15 @@ class Surrogate:
         self.price, (self.steps, _) = COSTS[cost], walk(model, shape)
         # A gate that several layers share is asked once.
         self.gates = list(dict.fromkeys(gate for step in self.steps for gate in step.gates()))
+        for name, gate in gates_of(model).items():
+            if gate in self.gates:
+                continue
+            if self.price is not None:
+                raise ValueError(
+                    f"the gate {name} stands where to close it spares none of what cost {cost!r} "
+                    f"counts, so nothing would close it; cost='groups' counts gates themselves."
+                )
+            self.gates.append(gate)
 
     def __call__(self) -> Tensor:
         """Return the expected cost, a Tensor of shape () that is differentiable in all phi."""
@@ -318,14 +435,15 @@ def count(model: Module, shape: Shape) -> list[LayerCount]:
     channel that no later layer uses, say. Arguments and errors are as of :func:`expected_cost`.
     """
     steps, end = walk(model, shape)
-    gates = [gate for step in steps for gate in step.gates()] + [gate for gate, _ in end.factors]
+    gates = [gate for step in steps for gate in step.gates()]
+    gates += [factor.gate for factor in end.product.factors]
     is_open = {gate: gate.is_open() for gate in gates}
     counts = []
     # The outputs of a layer that later ones use, maybe more than once; None for all.
-    later = None if end.source is None else end.source[end.values(is_open) > 0]
+    later = None if end.source is None else end.source[end.product.values(is_open) > 0]
     for step in reversed(steps):
         outputs, inputs = step.layer.weight.shape[:2]
-        live_out: NDArray[np.bool_] = np.asarray(step.live_out.values(is_open) > 0)
+        live_out: NDArray[np.bool_] = np.asarray(step.live_out.product.values(is_open) > 0)
         if later is not None:
             live_out &= np.isin(np.arange(outputs), later)
         weights = step.open_weights(is_open) & live_out[:, None, None]
@@ -340,7 +458,7 @@ def count(model: Module, shape: Shape) -> list[LayerCount]:
                 outputs=(int(live_out.sum()), outputs),
                 weights=(left, weights.size),
                 macs=(left * step.places, weights.size * step.places),
-                gated=tuple(role for role, _ in step.gated.gates()) if step.gated else (),
+                gated=tuple(dict(step.gated.gates())) if step.gated else (),
             )
         )
     return counts[::-1]
@@ -351,11 +469,22 @@ def gated_sizes(counts: list[LayerCount]) -> dict[str, tuple[int, int]]:
     return {
         f"{layer.name}.{role}": getattr(layer, role)
         for layer in counts
-        for role in ("inputs", "outputs")
+        for role in ("inputs", "outputs", "weights")
         if role in layer.gated
     }
 
 
-def architecture(counts: list[LayerCount]) -> str:
-    """Write what gates have left as in the literature: for LeNet5, "8-10-112-68"."""
-    return "-".join(str(left) for left, _ in gated_sizes(counts).values())
+def architecture(counts: list[LayerCount], *, dense: bool = False) -> str:
+    """Write what is left, or was at first, as in the literature: for LeNet5, "8-10-112-68".
+
+    That is the outputs of each layer but the last, and the inputs of a dense layer where they are
+    others than the outputs before it: of the first, and behind a Flatten.
+    """
+    sizes: list[int] = []
+    before = None
+    for layer in counts:
+        if layer.macs[1] == layer.weights[1] and layer.inputs[1] != before:
+            sizes.append(layer.inputs[dense])
+        sizes.append(layer.outputs[dense])
+        before = layer.outputs[1]
+    return "-".join(map(str, sizes[:-1]))

@@ -29,10 +29,23 @@ from minidiff.engine.tensor import Op, Tensor
 __all__ = ["binary_gate"]
 
 
-class BinaryGate(Op):
-    """S(x / width + 1/2). Of a vector, ``active`` lists what is not closed."""
+class GateTransform(Op):
+    """From a real number to a gate's value, in [0, 1].
+
+    Whoever skips what is gated relies on one promise: wherever the value is 0, and wherever it is
+    ``fully_open``, the derivative is 0. Of a vector, ``active`` lists what is not closed.
+    """
 
     skips = True
+
+    @property
+    def fully_open(self) -> NDArray[np.bool_]:
+        """Where the value and its derivative are 1 and 0, after ``forward``."""
+        raise NotImplementedError  # each transform knows it in its own way
+
+
+class BinaryGate(GateTransform):
+    """S(x / width + 1/2)."""
 
     def __init__(self, width: float) -> None:
         self.width = width
@@ -44,6 +57,11 @@ class BinaryGate(Op):
         if x.ndim == 1:
             self.active = t.nonzero()[0]
         return np.asarray(t * t * (3 - 2 * t))
+
+    @property
+    def fully_open(self) -> NDArray[np.bool_]:
+        """Where x is width/2 or more."""
+        return np.asarray(self.t == 1)
 
     def backward(self, grad: Array) -> tuple[Array | None, ...]:
         slope = 6 * self.t * (1 - self.t) / grad.dtype.type(self.width)

@@ -1,0 +1,331 @@
+"""Other ways to prune, to stand beside: two kinds of stochastic gates, group lasso, magnitude.
+
+All of them end as gates that are open or closed, so that they share everything else: layers,
+surrogate, skipping, counts, compaction.
+"""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minidiff.engine import nn
+from minidiff.engine._types import Array, Indices
+from minidiff.engine.nn import Module
+
+from .gates import Gate, Gated, normal_tail
+from .transform import GateTransform, check_positive
+
+__all__ = ["GaussianGate", "GroupLasso", "HardConcrete", "MagnitudePruning"]
+
+
+class StretchedSigmoid(GateTransform):
+    """clip(sigmoid(x / temperature) * (zeta - gamma) + gamma, 0, 1)."""
+
+    def __init__(self, temperature: float, gamma: float, zeta: float) -> None:
+        self.temperature, self.gamma, self.zeta = temperature, gamma, zeta
+
+    def forward(self, x: Array) -> Array:
+        number = x.dtype.type
+        half = number(0.5)
+        self.s = half * np.tanh(half * x / number(self.temperature)) + half  # cannot overflow
+        self.stretched = self.s * number(self.zeta - self.gamma) + number(self.gamma)
+        out = np.minimum(np.maximum(self.stretched, 0), 1)
+        if x.ndim == 1:
+            self.active = out.nonzero()[0]
+        return out
+
+    @property
+    def fully_open(self) -> NDArray[np.bool_]:
+        """Where it is clipped from above."""
+        return np.asarray(self.stretched >= 1)
+
+    def backward(self, grad: Array) -> tuple[Array | None, ...]:
+        inside = (self.stretched > 0) & (self.stretched < 1)
+        slope = self.s * (1 - self.s) * ((self.zeta - self.gamma) / self.temperature)
+        return (np.where(inside, grad * slope, 0).astype(grad.dtype),)
+
+
+class HardConcrete(Gate):
+    """Hard concrete gates (Louizos, Welling & Kingma 2018, arXiv:1712.01312).
+
+    With phi for log alpha and u uniform in (0, 1), while training
+
+        s = sigmoid((log u - log(1 - u) + phi) / beta),  z = clip(s (zeta - gamma) + gamma, 0, 1)
+
+    (equations 10 and 11; log u - log(1 - u) is logistic noise), open with probability
+    ``sigmoid(phi - beta log(-gamma / zeta))`` (12); in evaluation
+    ``z = clip(sigmoid(phi) (zeta - gamma) + gamma, 0, 1)`` (13).
+
+    Parameters
+    ----------
+    count, initial, per_sample, rng, dtype
+        As of :class:`Gate`.
+    beta, gamma, zeta
+        Temperature and stretch; the paper's by default.
+
+    Raises
+    ------
+    ValueError
+        If a setting is out of range.
+
+    Examples
+    --------
+    >>> gate = HardConcrete(2, initial=0.0, rng=np.random.default_rng(0)).eval()
+    >>> gate().data
+    array([0.5, 0.5], dtype=float32)
+    """
+
+    def __init__(
+        self,
+        count: int,
+        *,
+        initial: float = 2.5,
+        beta: float = 2 / 3,
+        gamma: float = -0.1,
+        zeta: float = 1.1,
+        per_sample: bool = False,
+        rng: np.random.Generator | None = None,
+        dtype: type[np.floating] = np.float32,
+    ) -> None:
+        super().__init__(
+            count,
+            initial=initial,
+            noise="logistic",
+            per_sample=per_sample,
+            rng=rng,
+            dtype=dtype,
+        )
+        check_positive("beta", beta)
+        if not -math.inf < gamma < 0 or not 1 < zeta < math.inf:
+            raise ValueError(f"gamma is {gamma} and zeta {zeta}; expected below 0 and above 1.")
+        self.beta, self.gamma, self.zeta = float(beta), float(gamma), float(zeta)
+
+    def transform(self) -> GateTransform:
+        """Return the stretched sigmoid; in evaluation its temperature is 1."""
+        return StretchedSigmoid(self.beta if self.stochastic else 1.0, self.gamma, self.zeta)
+
+    def tail(self, phi: Array) -> tuple[Array, Array]:
+        """Return the probability that a gate is not 0 in training, and its derivative."""
+        number = phi.dtype.type
+        t = phi - number(self.beta * math.log(-self.gamma / self.zeta))
+        p = number(0.5) * np.tanh(number(0.5) * t) + number(0.5)
+        return p, p * (1 - p)
+
+    def set_open(self, is_open: NDArray[np.bool_]) -> None:
+        """Open fully, or close, each group in evaluation."""
+        super().set_open(is_open)
+        # One unit beyond where the stretched sigmoid is clipped, sigmoid(phi) being these shares.
+        low, high = (
+            math.log(share / (1 - share))
+            for share in ((end - self.gamma) / (self.zeta - self.gamma) for end in (0, 1))
+        )
+        self.phi.data = np.where(is_open, high + 1, low - 1)
+
+
+class ClippedGate(GateTransform):
+    """clip(x, 0, 1)."""
+
+    def forward(self, x: Array) -> Array:
+        self.x = x
+        out = np.minimum(np.maximum(x, 0), 1)
+        if x.ndim == 1:
+            self.active = out.nonzero()[0]
+        return out
+
+    @property
+    def fully_open(self) -> NDArray[np.bool_]:
+        """Where it is clipped from above."""
+        return np.asarray(self.x >= 1)
+
+    def backward(self, grad: Array) -> tuple[Array | None, ...]:
+        inside = (self.x > 0) & (self.x < 1)
+        return (np.where(inside, grad, 0).astype(grad.dtype),)
+
+
+class GaussianGate(Gate):
+    """Gaussian stochastic gates, STG (Yamada et al. 2020, arXiv:1810.04247).
+
+    With phi for mu, ``z = clip(phi + sigma * noise, 0, 1)`` with normal noise while training,
+    without noise in evaluation; open with probability ``Phi(phi / sigma)``, whose sum is the
+    penalty (equations 4 to 6). Parameters and errors are as of :class:`Gate`; ``sigma`` and
+    ``initial`` are the paper's by default.
+
+    Examples
+    --------
+    >>> GaussianGate(1, initial=0.25, rng=np.random.default_rng(0)).eval()().data
+    array([0.25], dtype=float32)
+    """
+
+    def __init__(
+        self,
+        count: int,
+        *,
+        initial: float = 0.5,
+        sigma: float = 0.5,
+        per_sample: bool = False,
+        rng: np.random.Generator | None = None,
+        dtype: type[np.floating] = np.float32,
+    ) -> None:
+        super().__init__(
+            count,
+            initial=initial,
+            noise="normal",
+            sigma=sigma,
+            per_sample=per_sample,
+            rng=rng,
+            dtype=dtype,
+        )
+
+    def transform(self) -> GateTransform:
+        """Return the clipped identity."""
+        return ClippedGate()
+
+    def tail(self, phi: Array) -> tuple[Array, Array]:
+        """Return Phi(phi / sigma), and its derivative."""
+        number = phi.dtype.type
+        p, density = normal_tail(phi * number(1 / self.sigma))
+        return p, density * number(1 / self.sigma)
+
+    def set_open(self, is_open: NDArray[np.bool_]) -> None:
+        """Open fully, or close, each group in evaluation."""
+        super().set_open(is_open)
+        self.phi.data = np.where(is_open, 1.0, -1.0)
+
+
+# -- rules that look at weights ------------------------------------------------------------------
+
+
+class _Part:
+    """A gate, and a view of all that it gates: arrays, and the group of each of their elements."""
+
+    def __init__(self, gate: Gate) -> None:
+        self.gate = gate
+        self.arrays: list[tuple[nn.Parameter, Indices]] = []
+
+    def add(self, parameter: nn.Parameter, labels: Indices) -> None:
+        self.arrays.append((parameter, np.broadcast_to(labels, parameter.shape)))
+
+    def _sums(self, of: str) -> Array:
+        total = np.zeros(self.gate.count)
+        for parameter, labels in self.arrays:
+            values = np.ones(parameter.shape) if of == "size" else parameter.data**2
+            total += np.bincount(labels.ravel(), values.ravel(), self.gate.count)
+        return total
+
+    def norms(self) -> Array:
+        """Return the L2 norm of each group of weights, shape (count,)."""
+        return np.sqrt(self._sums("square"))
+
+    def sizes(self) -> Array:
+        """Return the number of weights in each group."""
+        return self._sums("size")
+
+    def scale(self, factors: Array) -> None:
+        """Multiply each group by a factor, in place."""
+        for parameter, labels in self.arrays:
+            parameter.data *= factors[labels].astype(parameter.dtype)
+
+
+def _parts(model: Module) -> Iterator[_Part]:
+    """Yield the gates of a model's layers with the weights, not biases, that they gate."""
+    parts: dict[int, _Part] = {}
+    for module in model.modules():
+        if not isinstance(module, Gated):
+            continue
+        weight = module.layer.weight
+        rows = np.arange(len(weight)).reshape(-1, *[1] * (weight.ndim - 1))
+        columns = np.arange(weight.shape[1]).reshape(-1, *[1] * (weight.ndim - 2))
+        found = [(mask.gate, mask.groups.labels) for mask in module.weights]
+        found += [
+            (gate, labels)
+            for gate, labels in ((module.outputs, rows), (module.inputs, columns))
+            if gate is not None
+        ]
+        for gate, labels in found:
+            parts.setdefault(id(gate), _Part(gate)).add(weight, labels)
+    if not parts:
+        raise ValueError("the model has no Gated layer, so no groups of weights to prune.")
+    yield from parts.values()
+
+
+class GroupLasso:
+    """Group lasso (Yuan & Lin 2006; for filters and units Wen et al. 2016, arXiv:1608.03665).
+
+    The penalty is ``strength * sum_g sqrt(size_g) * |w_g|`` over the groups of weights that the
+    model's gates define. Its proximal step, taken after each step of SGD, multiplies each group by
+    ``max(0, 1 - lr * strength * sqrt(size_g) / |w_g|)``. Gates are not learned: they are open, and
+    where a group has come to 0 its gate is closed for good. (Where groups overlap, as those of
+    a layer's inputs and outputs do, their steps are taken in turn.)
+
+    Parameters
+    ----------
+    model
+        With :class:`Gated` layers.
+
+    Raises
+    ------
+    ValueError
+        If the model has no Gated layer.
+    """
+
+    def __init__(self, model: Module) -> None:
+        self.parts = [(part, np.sqrt(part.sizes())) for part in _parts(model)]
+
+    def step(self, lr: float, strength: float) -> None:
+        """Shrink every group; ``lr`` is that of the step of SGD before."""
+        for part, roots in self.parts:
+            norms = part.norms()
+            shrunk = np.maximum(0, norms - lr * strength * roots)
+            part.scale(np.divide(shrunk, norms, out=np.zeros_like(norms), where=norms > 0))
+            part.gate.set_open(shrunk > 0)
+
+
+class MagnitudePruning:
+    """Gradual magnitude pruning (Han et al. 2015, arXiv:1506.02626; Zhu & Gupta 2017, 1710.01878).
+
+    The groups with the smallest weights are closed, a few more at a time: at a share t of the way
+    ``keep + (1 - keep) (1 - t)^3`` of all groups are left, the weights train on in between, and
+    after that they are fine-tuned. A group's size is its norm beside the mean norm of its gate's
+    groups, so that layers whose weights are small by nature are not emptied; single weights are
+    compared as they are, over all layers.
+
+    Parameters
+    ----------
+    model
+        With :class:`Gated` layers, whose gates define the groups.
+    keep
+        The share of groups that is left in the end, in (0, 1].
+
+    Raises
+    ------
+    ValueError
+        If the model has no Gated layer, or ``keep`` is out of range.
+    """
+
+    def __init__(self, model: Module, keep: float) -> None:
+        if not 0 < keep <= 1:
+            raise ValueError(f"keep is {keep}; expected a share above 0 and at most 1.")
+        self.parts, self.keep = list(_parts(model)), keep
+        self.single = all((part.sizes() == 1).all() for part in self.parts)
+
+    def step(self, progress: float) -> None:
+        """Close what is too much at a share ``progress`` of the way, in 0..1."""
+        share = self.keep + (1 - self.keep) * (1 - min(max(progress, 0.0), 1.0)) ** 3
+        opens = [part.gate.is_open() for part in self.parts]
+        scores = []
+        for part, is_open in zip(self.parts, opens, strict=True):
+            norms = part.norms()
+            if not self.single:
+                norms = norms / max(norms.mean(), 1e-30)
+            scores.append(np.where(is_open, norms, -1.0))  # what is closed stays so
+        every = np.concatenate(scores)
+        left = max(1, round(share * every.size))
+        if left >= np.count_nonzero(every >= 0):
+            return
+        kept = np.zeros(every.size, np.bool_)
+        kept[np.argsort(-every, kind="stable")[:left]] = True
+        bounds = np.cumsum([part.gate.count for part in self.parts])[:-1]
+        for part, is_open in zip(self.parts, np.split(kept, bounds), strict=True):
+            part.gate.set_open(is_open)
