@@ -827,15 +827,37 @@ def adam(
     eps: float,
     decay: float,
 ) -> None:
-    """Take one step of Adam on the rows listed, in place and in one pass, in float64."""
+    """Take one step of Adam on the rows listed, in place and in one pass."""
+    number = weight.dtype.type
+    first, second, d, e = number(1 - betas[0]), number(1 - betas[1]), number(decay), number(eps)
+    lr, scale = number(rate / corrections[0]), number(1 / corrections[1])
     for task in prange(rows.size):
         i = rows[task]
         for j in range(weight.shape[1]):
-            g = grad[i, j] + decay * weight[i, j]
-            mean[i, j] += (1 - betas[0]) * (g - mean[i, j])
-            square[i, j] += (1 - betas[1]) * (g * g - square[i, j])
-            root = np.sqrt(square[i, j] / corrections[1])
-            weight[i, j] -= rate * (mean[i, j] / corrections[0]) / (root + eps)
+            g = grad[i, j] + d * weight[i, j]
+            mean[i, j] += first * (g - mean[i, j])
+            square[i, j] += second * (g * g - square[i, j])
+            weight[i, j] -= lr * mean[i, j] / (np.sqrt(scale * square[i, j]) + e)
+
+
+@plain
+def smoothstep(t: Array, out: Array) -> None:
+    """Limit the flat array t to [0, 1], in place, and compute ``out = 3 t^2 - 2 t^3``."""
+    number = t.dtype.type
+    zero, one = number(0), number(1)
+    for i in range(t.size):
+        v = zero if t[i] < zero else one if t[i] > one else t[i]  # NaN is kept
+        t[i], out[i] = v, v * v * (number(3) - number(2) * v)
+
+
+@plain
+def grad_smoothstep(grad: Array, t: Array, width: float, out: Array) -> None:
+    """Undo :func:`smoothstep`; where the slope is 0 the gradient may be anything."""
+    number = t.dtype.type
+    factor, zero, one = number(6 / width), number(0), number(1)
+    for i in range(t.size):
+        slope = factor * t[i] * (one - t[i])
+        out[i] = zero if slope == zero else slope * grad[i]
 
 
 @plain

@@ -332,13 +332,15 @@ class Spread(GateTransform):
 class ScaleElements(Op):
     """An array times the gate value of the group that each element belongs to."""
 
+    skips = True
+
     def __init__(self, groups: Groups) -> None:
         self.groups = groups
 
     def forward(self, x: Array, z: Array) -> Array:
-        self.x, self.count = x, len(z)
+        self.x, self.count = self.inputs[0].whole(), len(z)
         self.z = z.reshape(x.shape) if self._by_element() else z[self.groups.labels]
-        return np.asarray(x * self.z)
+        return np.asarray(self.x * self.z)
 
     def _by_element(self) -> bool:
         return self.groups.is_elements and self.groups.labels.shape == self.x.shape
