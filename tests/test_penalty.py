@@ -20,7 +20,7 @@ from tests.strategies import arrays, seeds
 
 PRICES = {"weights": lambda n: 1, "macs": lambda n: n, "balanced": lambda n: n ** (1 / 3)}
 COSTS = list(PRICES)
-KINDS = ("convolutions", "dense", "grouped", "plain ends")
+KINDS = ("convolutions", "dense", "grouped", "plain ends", "shared", "several", "activations")
 kinds = st.sampled_from(KINDS)
 some = settings(max_examples=25)
 
@@ -65,6 +65,45 @@ def build(kind: str, seed: int = 0, **options: Any) -> tuple[nn.Sequential, tupl
             dense=md.Gated(dense, weights=md.Mask(gate(3), by)),
         )
         shape = (2, 2, 2)
+    elif kind == "shared":  # 2 + 3 + 2
+        units, ends, rows = gate(2), gate(3), gate(2)
+        tied = md.Mask(units, md.Groups.by([[0, 1, 0], [1, 1, 0]]))  # on weights, too
+        model = nn.Sequential(
+            md.Gated(nn.Linear(3, 2, **draws), outputs=units, inputs=ends, weights=tied),
+            nn.ReLU(),
+            # One gate on outputs and inputs: of a weight between a unit and itself it counts once.
+            md.Gated(nn.Linear(2, 2, **draws), inputs=units, outputs=units),
+            md.Mask(rows, md.Groups.along((2,), 0)),
+            md.Gated(nn.Linear(2, 3, **draws), outputs=ends, inputs=rows),
+            nn.Linear(3, 1, **draws),
+        )
+        shape = (3,)
+    elif kind == "several":  # 3 + 4 + 2
+        conv = nn.Conv2d(2, 3, 2, **draws)
+        masks = [
+            md.Mask(gate(4), md.Groups.blocks(conv.weight.shape, (2, 1))),
+            md.Mask(gate(2), md.Groups.along(conv.weight.shape, 2)),
+        ]
+        filters = gate(3)
+        bias = md.Mask(filters, md.Groups.elements((3,)))
+        model = nn.Sequential(
+            conv=md.Gated(conv, outputs=filters, weights=masks, biases=bias),
+            relu=nn.ReLU(),
+            flatten=nn.Flatten(),
+            dense=nn.Linear(12, 1, **draws),
+        )
+        shape = (2, 3, 3)
+    elif kind == "activations":  # 2 + 3 + 3
+        model = nn.Sequential(
+            conv=nn.Conv2d(1, 3, 2, **draws),  # (3, 2, 3)
+            pairs=md.Mask(gate(2), md.Groups.by(np.array([0, 1, 1]).reshape(3, 1, 1))),
+            columns=md.Mask(gate(3), md.Groups.along((3, 2, 3), 2)),
+            relu=nn.ReLU(),
+            rows=md.Mask(gate(3), md.Groups.by([[[0], [1]], [[1], [1]], [[2], [0]]])),
+            flatten=nn.Flatten(),
+            dense=nn.Linear(18, 2, **draws),
+        )
+        shape = (1, 3, 4)
     else:  # 3 + 2
         model = nn.Sequential(
             first=nn.Linear(2, 3, **draws),
@@ -102,19 +141,41 @@ def weights_of(model: nn.Module, shape: tuple[int, ...]) -> list[Weight]:
     x = md.Tensor(np.ones((*shape, 1)))
     behind: list[set[tuple[int, int]]] = [set() for _ in range(shape[0])]
     before_this: list[tuple[int, int]] = []  # weights of the layer before, and their outputs
+    places: list[md.Mask] = []  # masks over places, which a Flatten makes into features
+
+    def close(channel: int, bit: tuple[int, int]) -> None:
+        behind[channel] = behind[channel] | {bit}
+        for number, output in before_this:
+            if output == channel:
+                weights[number] = replace(weights[number], gates=weights[number].gates | {bit})
+
     for module in leaves_of(model):
         before, x = x, module(x)
         layer = module.layer if isinstance(module, md.Gated) else module
         if isinstance(layer, nn.Flatten):
             behind = [behind[c] for c in range(before.shape[0]) for _ in range(before[c].size)]
-            before_this = []  # of which some places are of use, whatever a gate does to others
+            for mask in places:
+                labels = np.broadcast_to(mask.groups.labels, before.shape[:-1]).ravel()
+                behind = [
+                    b | {(id(mask.gate), int(n))} for b, n in zip(behind, labels, strict=True)
+                ]
+            before_this, places = (
+                [],
+                [],
+            )  # of which some places are of use, whatever a gate does to others
+        if isinstance(layer, md.Mask):
+            labels = layer.groups.labels
+            if labels.size == labels.shape[0] == len(behind):
+                for channel, label in enumerate(labels.ravel().tolist()):
+                    close(channel, (id(layer.gate), label))
+            else:
+                places.append(layer)
         if not isinstance(layer, nn.Conv2d | nn.Linear):
             continue
         gated = module if isinstance(module, md.Gated) else md.Gated(layer)
-        if gated.inputs is not None:
-            for number, output in before_this:
-                also = weights[number].gates | {(id(gated.inputs), output)}
-                weights[number] = replace(weights[number], gates=also)
+        if gated.inputs is not None and before_this:
+            for channel in range(len(behind)):
+                close(channel, (id(gated.inputs), channel))
         before_this = []
         out_gates: list[set[tuple[int, int]]] = [set() for _ in range(layer.weight.shape[0])]
         if gated.outputs is not None:

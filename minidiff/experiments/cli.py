@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,28 @@ def _parser() -> argparse.ArgumentParser:
     _add_run_options(train.add_argument_group("the run"))
     _add_training_options(train.add_argument_group("weights"))
     _add_gate_options(train.add_argument_group("gates"))
+
+    sweep = kinds.add_parser(
+        "sweep",
+        help="train many networks: methods x strengths x seeds",
+        description="Train every method with every strength and every seed, several runs at a "
+        "time, and write a line of JSON for each. A sweep that was stopped goes on where it was. "
+        "What is not given is taken from the recipe for the dataset.",
+    )
+    sweep.set_defaults(run=commands.sweep)
+    _add_run_options(sweep.add_argument_group("the runs"), several=True)
+    _add_training_options(sweep.add_argument_group("weights"))
+    _add_gate_options(sweep.add_argument_group("gates"), several=True)
+    how = sweep.add_argument_group("the sweep")
+    how.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time (default: 1)")
+    how.add_argument(
+        "--cluster", metavar="ADDRESS", help="of a Dask scheduler whose workers do the runs"
+    )
+    how.add_argument(
+        "--test",
+        action="store_true",
+        help="read the test set at the end of each run: for results, not for choices",
+    )
 
     _add_run_commands(kinds)
 
@@ -151,7 +173,23 @@ def _add_run_commands(kinds: Any) -> None:
     compare.add_argument("--threads", type=int, metavar="K", help="default: one for each core")
 
 
-def _add_run_options(group: Any) -> None:
+def _listed(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
+    """Return a parser of several values with commas between them."""
+
+    def parse(text: str) -> list[Any]:
+        return [kind(part) for part in text.split(",")]
+
+    parse.__name__ = f"list of {kind.__name__}s"
+    return parse
+
+
+def _method(text: str) -> str:
+    if text not in METHODS:
+        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(METHODS)}")
+    return text
+
+
+def _add_run_options(group: Any, *, several: bool = False) -> None:
     group.add_argument(
         "--dataset",
         choices=DATASETS,
@@ -165,16 +203,28 @@ def _add_run_options(group: Any) -> None:
         metavar="N",
         help="of MNIST's training images (default: 5,000); 0 trains on all of them",
     )
-    group.add_argument("--out", metavar="DIR", type=Path, help="run directory (default: runs/...)")
-    group.add_argument(
-        "--resume",
-        metavar="RUN",
-        type=Path,
-        help="go on with a run that was interrupted, to the same bits as if it had not been",
-    )
     group.add_argument("--epochs", type=int, metavar="N", help="passes over the training images")
-    group.add_argument("--seed", type=int, metavar="N", help="of every random choice (default: 0)")
-    group.add_argument("--threads", type=int, metavar="N", help="default: one for each core")
+    if several:
+        group.add_argument(
+            "--out", metavar="FILE", type=Path, help="results (default: runs/sweep.jsonl)"
+        )
+        group.add_argument(
+            "--seeds", dest="seed", type=_listed(int), metavar="N,...", help="default: 0"
+        )
+    else:
+        group.add_argument(
+            "--out", metavar="DIR", type=Path, help="run directory (default: runs/...)"
+        )
+        group.add_argument(
+            "--resume",
+            metavar="RUN",
+            type=Path,
+            help="go on with a run that was interrupted, to the same bits as if it had not been",
+        )
+        group.add_argument(
+            "--seed", type=int, metavar="N", help="of every random choice (default: 0)"
+        )
+        group.add_argument("--threads", type=int, metavar="N", help="default: one for each core")
     group.add_argument(
         "--augment",
         action="store_true",
@@ -191,7 +241,7 @@ def _add_training_options(group: Any) -> None:
     group.add_argument("--warmup", type=int, metavar="N", help="steps until --lr is reached")
 
 
-def _add_gate_options(group: Any) -> None:
+def _add_gate_options(group: Any, *, several: bool = False) -> None:
     group.add_argument(
         "--sparsity",
         choices=SPARSITIES,
@@ -205,17 +255,40 @@ def _add_gate_options(group: Any) -> None:
         const="dense",
         help="train without gates; short for --sparsity dense",
     )
-    group.add_argument("--method", choices=tuple(METHODS), help="diffprune, or a baseline")
-    group.add_argument(
-        "--keep", type=float, metavar="SHARE", help="of groups, that magnitude pruning leaves"
-    )
-    group.add_argument(
-        "--lambda",
-        dest="penalty",
-        type=float,
-        metavar="X",
-        help="weight of the L0 surrogate: more of it prunes more",
-    )
+    if several:
+        group.add_argument(
+            "--methods",
+            dest="method",
+            type=_listed(_method),
+            metavar="NAME,...",
+            help=f"of {', '.join(METHODS)} (default: diffprune)",
+        )
+        group.add_argument(
+            "--keeps",
+            dest="keep",
+            type=_listed(float),
+            metavar="SHARE,...",
+            help="of groups, that magnitude pruning leaves",
+        )
+        group.add_argument(
+            "--lambdas",
+            dest="penalty",
+            type=_listed(float),
+            metavar="X,...",
+            help="weights of the penalty, for all other methods",
+        )
+    else:
+        group.add_argument("--method", choices=tuple(METHODS), help="diffprune, or a baseline")
+        group.add_argument(
+            "--keep", type=float, metavar="SHARE", help="of groups, that magnitude pruning leaves"
+        )
+        group.add_argument(
+            "--lambda",
+            dest="penalty",
+            type=float,
+            metavar="X",
+            help="weight of the L0 surrogate: more of it prunes more",
+        )
     group.add_argument("--cost", choices=tuple(COSTS), help="what the surrogate counts")
     group.add_argument("--noise", choices=NOISES, help="makes gates stochastic while training")
     group.add_argument("--sigma", type=float, metavar="X", help="scale of the noise")

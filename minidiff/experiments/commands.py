@@ -37,6 +37,7 @@ __all__ = [
     "inspect",
     "predict",
     "report",
+    "sweep",
     "train",
 ]
 
@@ -298,6 +299,34 @@ def _table(result: dict[str, Any]) -> str:
         rows.append(("", "", "", "Nothing is left: try a smaller --lambda."))
     lines = [f"{a:<15}{b:>12}{c:>12}   {d}".rstrip() for a, b, c, d in rows]
     return "\n" + "\n".join(lines)
+
+
+# -- sweep -------------------------------------------------------------------------------------
+
+
+def sweep(options: argparse.Namespace) -> int:
+    """Train many networks: every method with every strength and every seed."""
+    from .sweep import sweep as run_all
+
+    names = [field.name for field in fields(Config)]
+    listed = ("method", "penalty", "keep", "seed")
+    changes = {n: getattr(options, n) for n in names if n != "dataset" and n not in listed}
+    data = load_dataset(options.dataset or "auto").name
+    configs = []
+    for method in options.method or ["diffprune"]:
+        strength = "keep" if method == "magnitude" else "penalty"
+        for value in getattr(options, strength) or [None]:
+            configs += [
+                Config.recipe(data, **changes, method=method, seed=seed, **{strength: value})
+                for seed in options.seed or [0]
+            ]
+    path: Path = options.out or Path("runs") / "sweep.jsonl"
+    if path.suffix != ".jsonl":
+        raise ConfigError(f"--out is {path}; expected a file that ends in .jsonl.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    failed = run_all(configs, path, jobs=options.jobs, cluster=options.cluster, test=options.test)
+    print(f"results are in {path}" + (f"; {failed} runs failed" if failed else ""))
+    return 1 if failed else 0
 
 
 # -- bench -------------------------------------------------------------------------------------

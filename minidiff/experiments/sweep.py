@@ -1,0 +1,222 @@
+"""Sweeps: many training runs, several at a time, on one machine or on a Dask cluster.
+
+Each run is a :class:`~minidiff.experiments.training.Config`; what it has come to is one line of
+JSON in a file. A sweep that was killed goes on with the runs that have no line yet, and a run that
+fails has a line that says how, which the next sweep tries again.
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from .data import Dataset, load_dataset
+from .extras import extra
+from .files import append_line
+from .training import Config, ConfigError, Trainer, error_rate
+
+__all__ = ["key", "read_results", "run_once", "sweep"]
+
+# What is kept of the way there, of at most so many epochs; the rest is of the last epoch only.
+KEPT = ("epoch", "loss", "train_error", "held_out_error", "weights", "macs", "architecture")
+POINTS = 30
+
+
+def key(config: Config) -> str:
+    """Return a name for a configuration: the same settings, the same name."""
+    text = json.dumps(config.to_json(), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def run_once(settings: dict[str, Any], *, test: bool, threads: int) -> dict[str, Any]:
+    """Train one network and return what it has come to, of JSON's types.
+
+    Parameters
+    ----------
+    settings
+        Of a :class:`~minidiff.experiments.training.Config`, as its ``to_json`` gives.
+    test
+        Whether to read the test set when the run has ended: for results, not for choices.
+    threads
+        How many a run may use.
+
+    Returns
+    -------
+    dict
+        "key", "config", "history" (a few figures of some epochs, the last among them), and
+        "result", or "error" if the run failed.
+    """
+    import numba
+
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]  # set on import
+    config = Config.from_json(settings)
+    line: dict[str, Any] = {"key": key(config), "config": settings}
+    began = time.perf_counter()
+    try:
+        data = _dataset(config.dataset, config.held_out)
+        trainer = Trainer(config, data)
+        while trainer.step < trainer.steps:
+            trainer.train_epoch()
+        records = trainer.records
+        last = {k: v for k, v in records[-1].items() if k not in ("epoch", "step", "frozen")}
+        if test:
+            last["test_error"] = error_rate(trainer.model, data.test, mean=data.mean, std=data.std)
+        last["seconds"] = time.perf_counter() - began
+        line["history"] = _history(records)
+        line["result"] = last
+    except Exception as error:  # whatever it is, the other runs go on
+        line["error"] = f"{type(error).__name__}: {error}"
+    return line
+
+
+def _history(records: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    every = -(-len(records) // POINTS)
+    shown = records[::-every][::-1]
+    return {
+        name: [round(v, 6) if isinstance(v := record[name], float) else v for record in shown]
+        for name in KEPT
+    }
+
+
+@lru_cache(maxsize=1)
+def _dataset(name: str, held_out: int) -> Dataset:
+    return load_dataset(name, held_out=held_out)
+
+
+def read_results(path: Path) -> list[dict[str, Any]]:
+    """Read the lines of a results file; what a kill has cut short at its end is left out."""
+    if not path.exists():
+        return []
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            continue
+    return lines
+
+
+def sweep(
+    configs: Sequence[Config],
+    path: Path,
+    *,
+    jobs: int = 1,
+    cluster: str | None = None,
+    test: bool = False,
+    say: Callable[[str], None] = print,
+) -> int:
+    """Train every configuration that has no result yet; return how many runs failed.
+
+    Parameters
+    ----------
+    configs
+        The runs; the same one twice is one run.
+    path
+        The file of results, ``.jsonl``.
+    jobs
+        How many runs at a time on this machine. The cores are shared out among them; a result
+        does not depend on the number of threads.
+    cluster
+        The address of a Dask scheduler, in place of ``jobs``: each thread of its workers does a run
+        at a time, on one core. Workers need minidiff and the data.
+    test
+        As of :func:`run_once`. A result without a test error is made again if it is asked for.
+    say
+        Is told of each run that has ended.
+
+    Raises
+    ------
+    ConfigError
+        If ``jobs`` is not an integer >= 1.
+    OSError
+        If the file cannot be written or the cluster not be reached.
+    """
+    if not isinstance(jobs, int) or jobs < 1:
+        raise ConfigError(f"jobs is {jobs!r}; expected an integer >= 1.")
+    done = {
+        line["key"]
+        for line in read_results(path)
+        if "result" in line and ("test_error" in line["result"] or not test)
+    }
+    runs = {key(config): config for config in configs}
+    left = [config.to_json() for name, config in runs.items() if name not in done]
+    say(f"{len(runs)} runs, {len(runs) - len(left)} of them done before.")
+    failed = 0
+    tqdm = extra("tqdm").tqdm
+    with _results(left, jobs, cluster, test) as lines:
+        for line in tqdm(lines, total=len(left), unit="run", disable=None, dynamic_ncols=True):
+            append_line(path, json.dumps(line, allow_nan=False))
+            failed += "error" in line
+            say(_summary(line))
+    return failed
+
+
+@contextmanager
+def _results(
+    runs: list[dict[str, Any]], jobs: int, cluster: str | None, test: bool
+) -> Iterator[Iterable[dict[str, Any]]]:
+    """Give the lines of the runs, as they end."""
+    if cluster is None:
+        joblib = extra("joblib")
+        threads = max(1, (os.cpu_count() or 1) // jobs)
+        if jobs == 1:  # in this process, where an error is easier to follow
+            yield (run_once(run, test=test, threads=threads) for run in runs)
+            return
+        # New processes, not forks: threads of OpenMP do not survive a fork.
+        with joblib.parallel_config("loky", n_jobs=jobs, inner_max_num_threads=threads):
+            parallel = joblib.Parallel(return_as="generator_unordered")
+            yield parallel(
+                joblib.delayed(run_once)(run, test=test, threads=threads) for run in runs
+            )
+        return
+    distributed = extra("distributed", needed_by="cluster")
+    try:
+        client = distributed.Client(cluster, timeout=10)
+    except (OSError, TimeoutError, ValueError) as error:
+        raise OSError(
+            f"no Dask scheduler answers at {cluster} ({error}); expected an address such as "
+            f"tcp://127.0.0.1:8786, which dask scheduler prints."
+        ) from error
+    with client:
+        futures = {
+            client.submit(run_once, run, test=test, threads=1, pure=False): run for run in runs
+        }
+        yield (
+            future.result() if future.status == "finished" else _lost(futures[future], future)
+            for future in distributed.as_completed(futures)
+        )
+
+
+def _lost(run: dict[str, Any], future: Any) -> dict[str, Any]:
+    """Return the line of a run whose worker has died or cannot work."""
+    name = key(Config.from_json(run))
+    return {"key": name, "config": run, "error": f"its worker failed: {future.exception()!r}"}
+
+
+def _summary(line: dict[str, Any]) -> str:
+    config = line["config"]
+    name = f"{config['method']} {config['sparsity']} {config['model']}, seed {config['seed']}"
+    strength = (
+        f"keep {config['keep']:g}"
+        if config["method"] == "magnitude"
+        else f"lambda {config['penalty']:g}"
+    )
+    if "error" in line:
+        return f"{name}, {strength}: FAILED, {line['error']}"
+    result = line["result"]
+    errors = [
+        f"{result[f'{part}_error']:.2f} % {part.replace('_', ' ')} error"
+        for part in ("held_out", "test")
+        if result.get(f"{part}_error") is not None
+    ]
+    fewer = [
+        f"{result[f'dense_{what}'] / result[what]:.1f}x fewer {noun}"
+        for what, noun in (("weights", "weights"), ("macs", "MACs"))
+        if result[what]
+    ]
+    return f"{name}, {strength}: {', '.join([*errors, *fewer, result['architecture']])}"

@@ -1,0 +1,225 @@
+"""Masks: gates laid out over arrays, as layers and in one line; against products by hand."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import minidiff as md
+from minidiff import nn
+from tests.strategies import seeds
+
+DOUBLE: dict[str, Any] = {"dtype": np.float64}
+some = settings(max_examples=25)
+
+
+def gate_of(rng: np.random.Generator, count: int, **options: Any) -> md.Gate:
+    gate = md.Gate(count, **DOUBLE, **options)
+    gate.phi.data = rng.choice([-1.0, -0.4, 0.1, 0.4, 2.0], count)
+    return gate
+
+
+@st.composite
+def partitions(draw: st.DrawFn, shape: tuple[int, ...]) -> md.Groups:
+    """Groups of any kind of an array of that shape."""
+    kind = draw(st.sampled_from(["along", "elements", "blocks", "labels"]))
+    if kind == "along":
+        axes = draw(st.sets(st.integers(0, len(shape) - 1), min_size=1))
+        return md.Groups.along(shape, tuple(axes))
+    if kind == "elements":
+        return md.Groups.elements(shape)
+    if kind == "blocks":
+        block = draw(st.lists(st.integers(1, 3), min_size=1, max_size=len(shape)))
+        return md.Groups.blocks(shape, block)
+    rng = np.random.default_rng(draw(seeds))
+    return md.Groups.by(rng.integers(0, 4, shape))
+
+
+# -- as a layer
+
+
+@some
+@given(st.data(), seeds)
+def test_as_a_layer_a_mask_multiplies_each_element_by_the_gate_of_its_group(data, seed):
+    shape = data.draw(st.lists(st.integers(1, 4), min_size=1, max_size=3).map(tuple))
+    groups, rng = data.draw(partitions(shape)), np.random.default_rng(seed)
+    mask = md.Mask(gate_of(rng, groups.count), groups)
+    x = md.Tensor(rng.standard_normal((*shape, 2)), requires_grad=True)
+    weight = rng.standard_normal(x.shape)
+    out = mask(x)
+    z = md.Tensor(mask.gate.phi.data, requires_grad=True)
+    labels = np.broadcast_to(groups.labels, shape)
+    expected = x * md.binary_gate(z)[labels].reshape(*shape, 1)
+    np.testing.assert_allclose(out.data, expected.data)
+    out.backward(weight)
+    found, x.grad = x.grad, None
+    expected.backward(weight)
+    np.testing.assert_allclose(found, x.grad, atol=1e-12)
+    np.testing.assert_allclose(mask.gate.phi.grad, z.grad, atol=1e-12)
+    assert mask.output_shape(shape) == shape
+
+
+def test_a_closed_channel_of_a_mask_is_not_computed_further_on():
+    rng = np.random.default_rng(0)
+    mask = md.Mask(md.Gate(2), md.Groups.by(np.array([0, 1, 0]).reshape(3, 1, 1)))
+    mask.gate.phi.data[0] = -1
+    out = mask(rng.standard_normal((3, 4, 4, 2), dtype=np.float32))
+    assert out.active.tolist() == [1]
+
+
+@pytest.mark.parametrize("shape", [(2, 4), (3, 5), (2, 4, 5)])
+def test_an_input_that_a_mask_does_not_fit_is_an_error(shape):
+    mask = md.Mask(md.Gate(8), md.Groups.elements((2, 4, 1)))
+    with pytest.raises(ValueError, match=r"groups of shape \(2, 4, 1\) does not fit"):
+        mask(np.zeros((*shape, 2), np.float32)[..., :1] if len(shape) == 2 else np.zeros(shape))
+
+
+def test_a_mask_needs_a_gate_for_each_group():
+    with pytest.raises(ValueError, match="gate has 3 groups, but there are 4 groups"):
+        md.Mask(md.Gate(3), md.Groups.elements((4,)))
+
+
+# -- noise per sample
+
+
+@pytest.mark.parametrize("kind", ["gate", "mask"])
+@pytest.mark.parametrize("shape", [(3,), (3, 2, 2)])
+def test_noise_per_sample_is_other_for_each_sample_and_gone_in_evaluation(kind, shape):
+    rng = np.random.default_rng(0)
+    layer: nn.Module
+    gate = md.Gate(3, initial=0.0, noise="normal", per_sample=True, rng=rng, **DOUBLE)
+    layer = gate if kind == "gate" else md.Mask(gate, md.Groups.along(shape, 0))
+    x = md.Tensor(np.ones((*shape, 50)))
+    out = layer(x)
+    values = out.data.reshape(3, -1, 50)
+    assert (values == values[:, :1]).all()  # one gate for all places of a channel
+    assert all(len(np.unique(row[0])) > 5 for row in values)
+    out.sum().backward()
+    assert (gate.phi.grad > 0).all()
+    np.testing.assert_array_equal(layer.eval()(x).data, 0.5)
+    layer.train()
+    gate.frozen = True
+    np.testing.assert_array_equal(layer(x).data, 0.5)
+
+
+def test_gradients_of_noise_per_sample_are_those_of_finite_differences():
+    x = np.random.default_rng(1).standard_normal((2, 3, 2, 4))
+
+    def run(phi: md.Tensor) -> md.Tensor:
+        rng = np.random.default_rng(0)  # the same draws each time
+        gate = md.Gate(2, noise="logistic", per_sample=True, rng=rng, **DOUBLE)
+        gate.phi = phi
+        return gate(x)
+
+    assert md.gradcheck(run, [md.Tensor(np.array([0.1, -0.2]), requires_grad=True)], tolerance=1e-4)
+
+
+def test_noise_per_sample_needs_noise():
+    with pytest.raises(ValueError, match="per_sample is for stochastic gates"):
+        md.Gate(3, per_sample=True)
+
+
+# -- several masks on one tensor, one gate on several
+
+
+@some
+@given(st.data(), seeds)
+def test_masks_on_weights_and_biases_multiply_and_may_share_a_gate(data, seed):
+    rng = np.random.default_rng(seed)
+    layer = nn.Conv2d(2, 3, 2, rng=rng, **DOUBLE)
+    layer.bias.data = rng.standard_normal(3)
+    first, second = data.draw(partitions((3, 2, 2, 2))), md.Groups.along((3, 2, 2, 2), 0)
+    filters = gate_of(rng, 3)
+    gated = md.Gated(
+        layer,
+        weights=[md.Mask(gate_of(rng, first.count), first), md.Mask(filters, second)],
+        biases=md.Mask(filters, md.Groups.elements((3,))),
+    )
+    x = rng.standard_normal((2, 4, 3, 2))
+    z, more = filters.evaluated(), gated.weights[0].gate.evaluated()
+    labels = np.broadcast_to(first.labels, layer.weight.shape)
+    weight = layer.weight.data * more[labels] * z[:, None, None, None]
+    expected = md.ops.conv2d(x, weight, layer.bias.data * z)
+    np.testing.assert_allclose(gated(x).data, expected.data, atol=1e-12)
+    assert [role for role, _ in gated.gates()] == ["weights", "weights", "biases"]
+    small = md.compact(nn.Sequential(gated, nn.Flatten(), nn.Linear(18, 2, rng=rng, **DOUBLE)))
+    assert all(parameter.size for parameter in small.parameters())
+
+
+def test_a_gate_opens_and_closes_by_decision_too():
+    for gate in (
+        md.Gate(3),
+        md.HardConcrete(3, rng=np.random.default_rng(0)),
+        md.GaussianGate(3, rng=np.random.default_rng(0)),
+    ):
+        gate.set_open(np.array([True, False, True]))
+        assert gate.evaluated().tolist() == [1, 0, 1]
+        with pytest.raises(ValueError, match=r"shape \(2,\); expected \(3,\)"):
+            gate.set_open(np.array([True, False]))
+
+
+# -- in one line
+
+
+def test_layers_are_gated_in_one_line():
+    rng = np.random.default_rng(0)
+    conv, dense = nn.Conv2d(2, 8, 3, rng=rng), nn.Linear(12, 10, rng=rng)
+    counts = [
+        md.gate_filters(conv).outputs.count,
+        md.gate_units(dense, width=0.5).outputs.count,
+        md.gate_inputs(md.gate_units(dense)).inputs.count,
+        md.gate_weights(conv).weights[0].gate.count,
+        md.gate_weights(conv, groups=md.Groups.along((8, 2, 3, 3), (2, 3))).weights[0].gate.count,
+        md.gate_blocks(dense, (4, 4)).weights[0].gate.count,
+        md.gate_blocks(conv, (4, 2)).weights[0].gate.count,
+    ]
+    assert counts == [8, 10, 12, 144, 9, 9, 2]
+    both = md.gate_weights(md.gate_filters(conv, gate=md.HardConcrete, rng=rng))
+    assert isinstance(both.outputs, md.HardConcrete)
+    assert both.layer is conv
+    twice = md.gate_weights(md.gate_blocks(dense), gate=md.GaussianGate, rng=rng)
+    assert [mask.gate.count for mask in twice.weights] == [9, 120]
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda c, d: md.gate_filters(d), TypeError, "is a Linear; expected a Conv2d"),
+        (lambda c, d: md.gate_units(c), TypeError, "is a Conv2d; expected a Linear"),
+        (lambda c, d: md.gate_weights(nn.ReLU()), TypeError, "is a ReLU; expected a Conv2d or a"),
+        (lambda c, d: md.gate_filters(md.gate_filters(c)), ValueError, "gate on its outputs"),
+        (lambda c, d: md.gate_blocks(d, (0, 4)), ValueError, "block .* does not fit"),
+        (lambda c, d: md.gate_blocks(d, (1, 1, 1)), ValueError, "block .* does not fit"),
+        (lambda c, d: md.gate_units(d, width=-1), ValueError, "width is -1"),
+    ],
+)
+def test_what_cannot_be_gated_is_an_error(call, error, message):
+    rng = np.random.default_rng(0)
+    with pytest.raises(error, match=message):
+        call(nn.Conv2d(2, 8, 3, rng=rng), nn.Linear(12, 10, rng=rng))
+
+
+# -- what they spare, and what not
+
+
+def test_a_gate_that_spares_nothing_counted_is_an_error_unless_gates_are_counted():
+    rng = np.random.default_rng(0)
+    rows = md.Mask(md.Gate(6, sigma=0.01), md.Groups.along((1, 6, 6), 1))
+    conv = md.gate_filters(nn.Conv2d(1, 2, 3, rng=rng), sigma=0.01)
+    model = nn.Sequential(rows=rows, conv=conv)
+    with pytest.raises(ValueError, match="the gate rows stands where to close it spares none"):
+        md.Surrogate(model, (1, 6, 6))
+    surrogate = md.Surrogate(model, (1, 6, 6), cost="groups")
+    assert surrogate().item() == pytest.approx(8)
+    conv.outputs.phi.data[0] = rows.gate.phi.data[2] = -1
+    assert surrogate().item() == pytest.approx(6)
+
+
+def test_a_mask_over_places_before_a_convolution_cannot_be_folded():
+    rng = np.random.default_rng(0)
+    rows = md.Mask(md.Gate(6, initial=0.1), md.Groups.along((1, 6, 6), 1))
+    model = nn.Sequential(rows=rows, conv=nn.Conv2d(1, 2, 3, rng=rng))
+    with pytest.raises(ValueError, match="conv follows a Mask over single places"):
+        md.compact(model)

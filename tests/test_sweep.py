@@ -1,0 +1,173 @@
+"""Sweeps: every run has its line, whoever does it, and whatever happens in between."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minidiff.experiments import sweep as sweeps
+from minidiff.experiments.cli import main
+from minidiff.experiments.files import append_line
+from minidiff.experiments.sweep import key, read_results, run_once, sweep
+from minidiff.experiments.training import Config, ConfigError
+
+SHORT = Config.recipe("digits", epochs=1, batch_size=400)
+
+
+def configs(*seeds: int, **changes: Any) -> list[Config]:
+    return [Config.recipe("digits", epochs=1, batch_size=400, seed=s, **changes) for s in seeds]
+
+
+def quiet(text: str) -> None:
+    pass
+
+
+def comparable(path: Path) -> dict[str, Any]:
+    """All that must not depend on who has done a run, by its key."""
+    timed = ("seconds", "step_ms")
+    return {
+        line["key"]: {k: v for k, v in line["result"].items() if k not in timed}
+        for line in read_results(path)
+    }
+
+
+def test_every_run_has_a_line_and_none_is_done_twice(tmp_path: Path) -> None:
+    path, said = tmp_path / "runs.jsonl", []
+    runs = configs(0, 1) + configs(0, method="magnitude", keep=0.5)
+    assert sweep(runs + runs, path, say=said.append) == 0
+    lines = read_results(path)
+    assert [line["key"] for line in lines] == [key(config) for config in runs]
+    assert [Config.from_json(line["config"]) for line in lines] == runs
+    assert "test_error" not in lines[0]["result"]
+    assert lines[0]["history"]["epoch"] == [1]
+    assert any("magnitude structured lenet5, seed 0, keep 0.5" in text for text in said)
+    before = path.read_bytes()
+    sweep(runs, path, say=said.append)
+    assert path.read_bytes() == before
+    assert said[-1] == "3 runs, 3 of them done before."
+
+
+def test_the_test_set_is_read_only_when_it_is_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "runs.jsonl"
+    sweep([SHORT], path, say=quiet)
+    sweep([SHORT], path, test=True, say=quiet)  # once more, for the error that is missing
+    first, second = read_results(path)
+    assert "test_error" not in first["result"]
+    assert 0 <= second["result"].pop("test_error") <= 100
+    for line in (first, second):
+        del line["result"]["seconds"], line["result"]["step_ms"]
+    assert first["result"] == second["result"]
+
+
+def test_a_run_that_fails_is_a_line_and_is_tried_again(tmp_path: Path) -> None:
+    path, said = tmp_path / "runs.jsonl", []
+    wild = configs(0, lr=1e8, warmup=0)
+    assert sweep([*wild, *configs(1)], path, say=said.append) == 1
+    failed, fine = read_results(path)
+    assert failed["error"].startswith(("NonFiniteLossError: the loss is", "RuntimeWarning"))
+    assert "result" in fine
+    assert any("seed 0, lambda 0.01: FAILED, " in text for text in said)
+    assert sweep(wild, path, say=said.append) == 1
+    assert len(read_results(path)) == 3
+
+
+def test_a_line_that_a_kill_has_cut_short_is_made_again(tmp_path: Path) -> None:
+    path = tmp_path / "runs.jsonl"
+    sweep(configs(0, 1), path, say=quiet)
+    whole = comparable(path)
+    text = path.read_bytes()
+    path.write_bytes(text[:-40])
+    assert len(read_results(path)) == 1
+    sweep(configs(0, 1), path, say=quiet)
+    assert comparable(path) == whole
+    assert path.read_bytes().count(b"\n") == 3  # the torn line stays, by itself
+
+
+def test_lines_are_added_and_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "lines"
+    append_line(path, "a")
+    append_line(path, "b")
+    assert path.read_text() == "a\nb\n"
+    with pytest.raises(OSError, match="cannot be written"):
+        append_line(tmp_path / "none" / "lines", "a")
+
+
+def test_the_key_of_a_run_is_that_of_its_settings() -> None:
+    assert key(SHORT) == key(Config.from_json(json.loads(json.dumps(SHORT.to_json()))))
+    assert len({key(config) for config in configs(0, 1, 2)}) == 3
+
+
+@pytest.mark.slow
+def test_processes_and_a_cluster_come_to_the_same_bits(tmp_path: Path) -> None:
+    distributed = pytest.importorskip("distributed")
+    runs = configs(0, 1, 2)
+    sweep(runs, tmp_path / "one.jsonl", say=quiet)
+    sweep(runs, tmp_path / "two.jsonl", jobs=2, say=quiet)
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50
+    ) as cluster:
+        wild = configs(0, lr=1e8, warmup=0)
+        path = tmp_path / "cluster.jsonl"
+        assert sweep([*runs, *wild], path, cluster=cluster.scheduler_address, say=quiet) == 1
+        lines = read_results(path)
+        assert sum("error" in line for line in lines) == 1
+        path.write_text("".join(json.dumps(x) + "\n" for x in lines if "result" in x))
+    expected = comparable(tmp_path / "one.jsonl")
+    assert comparable(tmp_path / "two.jsonl") == expected
+    assert comparable(path) == expected
+
+
+def test_a_cluster_that_does_not_answer_is_an_error_that_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    distributed = pytest.importorskip("distributed")
+
+    def unreachable(address: str, timeout: float) -> None:
+        raise OSError(f"nobody at {address}")
+
+    monkeypatch.setattr(distributed, "Client", unreachable)
+    with pytest.raises(OSError, match=r"no Dask scheduler answers at tcp://x:1 .* such as"):
+        sweep([SHORT], tmp_path / "runs.jsonl", cluster="tcp://x:1", say=quiet)
+
+
+@pytest.mark.parametrize("jobs", [0, -1, 1.5])
+def test_a_number_of_jobs_out_of_range_is_an_error(jobs: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"jobs is {jobs}"):
+        sweep([SHORT], tmp_path / "runs.jsonl", jobs=jobs)
+
+
+def test_history_is_thinned_and_ends_with_the_last_epoch() -> None:
+    records = [dict.fromkeys(sweeps.KEPT, epoch) for epoch in range(1, 102)]
+    history = sweeps._history(records)
+    assert len(history["epoch"]) <= sweeps.POINTS
+    assert history["epoch"][-1] == 101
+
+
+def test_the_command_runs_methods_by_strengths_by_seeds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new" / "runs.jsonl"
+    words = "sweep --dataset digits --epochs 1 --batch-size 400 --seeds 0,1 --lambdas 0.01,0.02"
+    more = "--methods diffprune,magnitude --keeps 0.5"
+    assert main([*words.split(), *more.split(), "--out", str(out)]) == 0
+    found = {
+        (c["method"], c["penalty"] if c["method"] == "diffprune" else c["keep"], c["seed"])
+        for c in (line["config"] for line in read_results(out))
+    }
+    both = {("diffprune", 0.01), ("diffprune", 0.02), ("magnitude", 0.5)}
+    assert found == {(*strength, seed) for strength in both for seed in (0, 1)}
+    assert main([*words.split(), "--out", str(tmp_path / "runs.txt")]) == 1
+    assert "expected a file that ends in .jsonl" in capsys.readouterr().err
+    for bad in (["--methods", "best"], ["--seeds", "0;1"], ["--lambdas", "much"]):
+        with pytest.raises(SystemExit):
+            main(["sweep", *bad])
+
+
+def test_a_run_reports_what_went_wrong_whatever_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: Any, **options: Any) -> None:
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(sweeps, "Trainer", broken)
+    line = run_once(SHORT.to_json(), test=False, threads=1)
+    assert line["error"] == "RuntimeError: out of luck"
