@@ -155,6 +155,8 @@ def test_open_probability_is_the_tail_of_the_noise(noise, phi, width, sigma):
     rng = np.random.default_rng(0)
     gate = gate_at(phi, width=width, sigma=sigma, noise=noise, rng=rng)
     expected = [TAILS[noise]((v + width / 2) / sigma) for v in phi]
+    if noise is None:  # what has closed is closed
+        expected = np.where(gate.is_open(), expected, 0)
     np.testing.assert_allclose(gate.open_probability().data, expected, rtol=0, atol=1e-12)
 
 
@@ -167,6 +169,8 @@ def test_open_probability_is_differentiable_in_phi(noise, phi, width, sigma):
     )
     if noise == "uniform":  # off the two kinks
         phi = np.where(np.abs(np.abs(phi + width / 2) - sigma) < 1e-3, phi + 0.01, phi)
+    if noise is None:  # off the jump
+        phi = np.where(np.abs(phi + width / 2) < 1e-3, phi + 0.01, phi)
 
     def probability(phi: md.Tensor) -> md.Tensor:
         gate.phi = phi
@@ -175,10 +179,20 @@ def test_open_probability_is_differentiable_in_phi(noise, phi, width, sigma):
     assert md.gradcheck(probability, [md.Tensor(phi, requires_grad=True)])
 
 
-def test_a_deterministic_closed_gate_keeps_a_gradient_through_its_open_probability():
-    gate = gate_at(np.array([-0.5, -1.0, -2.0]))
+def test_a_deterministic_gate_keeps_a_gradient_through_its_open_probability_until_it_closes():
+    gate = gate_at(np.array([-0.5, -1.0, -0.49, 0.0, 3.0]))
     gate.open_probability().sum().backward()
-    assert (gate.phi.grad > 0).all()
+    assert (gate.phi.grad > 0).tolist() == [False, False, True, True, True]
+    assert gate.phi.live.tolist() == [2, 3, 4]
+
+
+def test_the_optimiser_leaves_gates_alone_that_have_closed_for_good():
+    gate = gate_at(np.array([-1.0, 0.1, 2.0]))
+    optimizer = md.optim.SGD([gate.phi], lr=0.1, weight_decay=1.0)
+    (gate().sum() + gate.open_probability().sum()).backward()
+    optimizer.step()
+    assert gate.phi.data[0] == -1
+    assert (gate.phi.data[1:] < [0.1, 2.0]).all()
 
 
 # -- gated layers: closed slices left out, against all computed

@@ -154,7 +154,20 @@ class Gate(Module):
             phi = phi.reshape(self.count, 1)
         if self.stochastic:
             phi = phi + self.sigma * self._draw(shape)
-        return self.transform()(phi)
+        op = self.transform()
+        z = op(phi)
+        if self.closes_for_good and op.active is not None:
+            op.live = (op.active,)
+        return z
+
+    @property
+    def closes_for_good(self) -> bool:
+        """Whether a gate that has closed stays so: what it does not see cannot move it.
+
+        The data has no gradient for it, and the surrogate, which counts it as closed, has none
+        either. A stochastic gate may be open again in the next step.
+        """
+        return self.noise is None or self.frozen
 
     def transform(self) -> GateTransform:
         """Return the op from phi, with noise, to gate values, as now in training or evaluation."""
@@ -205,16 +218,21 @@ class Gate(Module):
         """Return P(phi + sigma * noise > -width/2), shape (count,), differentiable in phi.
 
         That is the probability that a stochastic gate is open in a training step. For
-        deterministic gates it is a smooth stand-in (with normal noise) whose gradient never
-        dies, as that of the gate itself does.
+        deterministic gates it is a smooth stand-in, with normal noise, whose gradient does not die
+        where the gate is fully open, as that of the gate itself does. Once one has closed it is 0.
         """
         return OpenProbability(self)(self.phi)
 
     def tail(self, phi: Array) -> tuple[Array, Array]:
         """Return the open probability as of :meth:`open_probability`, and its derivative."""
         number = phi.dtype.type
-        p: Array
-        density: Array
+        if self.noise is None:
+            p, density = np.zeros_like(phi), np.zeros_like(phi)
+            is_open = (phi > number(-self.width / 2)).nonzero()[0]
+            t = (phi[is_open] + number(self.width / 2)) * number(1 / self.sigma)
+            p[is_open], slope = normal_tail(t)
+            density[is_open] = slope * number(1 / self.sigma)
+            return p, density
         t = (phi + number(self.width / 2)) * number(1 / self.sigma)
         if self.noise == "logistic":
             p = number(0.5) * np.tanh(number(0.5) * t) + number(0.5)  # which does not overflow
@@ -244,6 +262,8 @@ class OpenProbability(Op):
 
     def forward(self, phi: Array) -> Array:
         p, self.density = self.gate.tail(phi)
+        if self.gate.noise is None:
+            self.live = (p.nonzero()[0],)
         return p
 
     def backward(self, grad: Array) -> tuple[Array | None, ...]:
@@ -501,10 +521,7 @@ class Gated(Module):
             bias = mask.apply(bias)
         if self.outputs is not None:
             z = self.outputs.values()
-            # A deterministic gate that is closed stays so: all that still moves phi is the
-            # surrogate, and it moves it down. (Should weight decay of phi open it again, its
-            # weights go on from where they were.)
-            final = self.outputs.noise is None or self.outputs.frozen
+            final = self.outputs.closes_for_good
             weight = scale_slices(weight, z, closed_for_good=final)
             bias = scale_slices(bias, z, closed_for_good=final)
         if self.inputs is not None:

@@ -6,10 +6,11 @@ number of weights of a layer, *coupled* with its neighbours, is a sum of product
     K * sum_i live_in[i] * sum_o live_out[o]
 
 with K the places of the kernel (1 for a dense layer). Put the probabilities that gates are open
-in place of ``live`` and it is the expected count, if gates are independent: the surrogate, with a
-gradient also where gates are closed (with noise that has tails, that is, not with uniform noise).
-MACs are weights times output places. The count itself is sharper: it also leaves out what is open
-but of no use, since nothing later reads it.
+in place of ``live`` and it is the expected count, if gates are independent: the surrogate. For a
+deterministic gate, which has no such probability, that of a stochastic one stands in for it, so
+that there is a gradient where it is fully open; once it has closed it counts for nothing. MACs are
+weights times output places. The count itself is sharper: it also leaves out what is open but of no
+use, since nothing later reads it.
 
 The formula is ours; the paper (Shulman 2020, arXiv:2012.03653) speaks of a surrogate of the L0
 loss.
@@ -350,6 +351,10 @@ class ExpectedCost(Op):
         self.grads = [
             grads[gate] * density for gate, (_, density) in zip(self.gates, tails, strict=True)
         ]
+        self.live = tuple(
+            p.nonzero()[0] if gate.noise is None else None
+            for gate, p in zip(self.gates, said.values(), strict=True)
+        )
         return np.asarray(total, np.result_type(np.float32, *phis))
 
     def backward(self, grad: Array) -> tuple[Array | None, ...]:
