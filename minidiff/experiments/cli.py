@@ -16,6 +16,7 @@ from .checkpoint import CheckpointError
 from .data import DATASETS, DataError
 from .export import FORMATS, ExportError
 from .models import MODELS, SPARSITIES
+from .results import EXPERIMENTS
 from .runs import RunError
 from .training import METHODS, ConfigError, NonFiniteLossError
 
@@ -86,15 +87,38 @@ def _parser() -> argparse.ArgumentParser:
     _add_training_options(sweep.add_argument_group("weights"))
     _add_gate_options(sweep.add_argument_group("gates"), several=True)
     how = sweep.add_argument_group("the sweep")
-    how.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time (default: 1)")
-    how.add_argument(
-        "--cluster", metavar="ADDRESS", help="of a Dask scheduler whose workers do the runs"
-    )
+    _add_sweep_options(how)
     how.add_argument(
         "--test",
         action="store_true",
         help="read the test set at the end of each run: for results, not for choices",
     )
+
+    reproduce = kinds.add_parser(
+        "reproduce",
+        help="train every run of the table of results, and write the page",
+        description="Train every run of the table of results that has no result yet, and write "
+        "the page with its tables and figures. On two cores all of it takes hours.",
+    )
+    reproduce.set_defaults(run=commands.reproduce)
+    reproduce.add_argument(
+        "experiments",
+        metavar="NAME",
+        nargs="*",
+        type=_experiment,
+        help=f"of {', '.join(EXPERIMENTS)}; all by default",
+    )
+    reproduce.add_argument("--dataset", choices=DATASETS, help="default: auto")
+    reproduce.add_argument(
+        "--out", metavar="DIR", type=Path, help="default: runs/results, or runs/quick"
+    )
+    reproduce.add_argument(
+        "--quick", action="store_true", help="short runs of two seeds, in minutes"
+    )
+    reproduce.add_argument(
+        "--report", action="store_true", help="train nothing, only write the page again"
+    )
+    _add_sweep_options(reproduce)
 
     _add_run_commands(kinds)
 
@@ -171,6 +195,21 @@ def _add_run_commands(kinds: Any) -> None:
         "--dense", metavar="RUN", type=Path, help="a run of minidiff train --dense, for its error"
     )
     compare.add_argument("--threads", type=int, metavar="K", help="default: one for each core")
+
+
+def _add_sweep_options(group: Any) -> None:
+    group.add_argument(
+        "--jobs", type=int, default=1, metavar="N", help="runs at a time (default: 1)"
+    )
+    group.add_argument(
+        "--cluster", metavar="ADDRESS", help="of a Dask scheduler whose workers do the runs"
+    )
+
+
+def _experiment(text: str) -> str:
+    if text not in EXPERIMENTS:
+        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(EXPERIMENTS)}")
+    return text
 
 
 def _listed(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:

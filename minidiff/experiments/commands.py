@@ -37,6 +37,7 @@ __all__ = [
     "inspect",
     "predict",
     "report",
+    "reproduce",
     "sweep",
     "train",
 ]
@@ -326,6 +327,29 @@ def sweep(options: argparse.Namespace) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
     failed = run_all(configs, path, jobs=options.jobs, cluster=options.cluster, test=options.test)
     print(f"results are in {path}" + (f"; {failed} runs failed" if failed else ""))
+    return 1 if failed else 0
+
+
+def reproduce(options: argparse.Namespace) -> int:
+    """Train every run of the results and write the page about them."""
+    from .results import EXPERIMENTS, runs_of, write_results
+    from .sweep import sweep as run_all
+
+    names = options.experiments or list(EXPERIMENTS)
+    dataset = load_dataset(options.dataset or "auto").name
+    directory: Path = options.out or Path("runs") / ("quick" if options.quick else "results")
+    directory.mkdir(parents=True, exist_ok=True)
+    failed = 0
+    if not options.report:
+        failed = run_all(
+            runs_of(names, dataset, quick=options.quick),
+            directory / "runs.jsonl",
+            jobs=options.jobs,
+            cluster=options.cluster,
+            test=True,
+        )
+    page = write_results(directory, names, dataset, quick=options.quick)
+    print(f"{page}" + (f"; {failed} runs failed" if failed else ""))
     return 1 if failed else 0
 
 

@@ -42,6 +42,9 @@ if TYPE_CHECKING:
     from matplotlib.cm import ScalarMappable
     from matplotlib.figure import Figure
 
+    from .published import Published
+    from .results import Row
+
 __all__ = [
     "architecture_over_time",
     "bench_figure",
@@ -50,6 +53,7 @@ __all__ = [
     "first_filters",
     "gate_histogram",
     "overview",
+    "pareto_figure",
     "plot_run",
     "save",
 ]
@@ -321,6 +325,51 @@ def bench_figure(results: Mapping[str, Any]) -> "Figure":
     right.set_xlabel("million MACs a sample")
     right.set_ylabel("ms a training step")
     right.set_title(f"Training step, batch {results['batch']}", pad=18)
+    return figure
+
+
+@_styled
+def pareto_figure(rows: "Sequence[Row]", published: "Sequence[Published]") -> "Figure":
+    """Draw test error over savings of weights and of MACs: ours by method, beside the published.
+
+    Raises
+    ------
+    ValueError
+        If there are no rows.
+    """
+    if not rows:
+        raise ValueError("there are no rows to draw; expected one or more.")
+    figure = _figure(11, 4.6)
+    panels = figure.subplots(1, 2, sharey=True)
+    methods = list(dict.fromkeys(row.config.method for row in rows))
+    for axes, noun in zip(panels, ("weights", "MACs"), strict=True):
+        known = [(getattr(entry, noun.lower()), entry) for entry in published]
+        places = []
+        for fewer, entry in known:
+            if fewer is not None:
+                axes.plot(fewer, entry.error, "o", color="#AFB8C1", markersize=5, zorder=1)
+                places.append((fewer, entry.error, entry.method))
+        for colour, method in zip(COLOURS, methods, strict=False):
+            own = [row for row in rows if row.config.method == method]
+            x = np.array([np.mean(getattr(row, f"fewer_{noun.lower()}")) for row in own])
+            y = np.array([np.mean(row.errors) for row in own])
+            spread = [np.std(row.errors, ddof=1) if len(row.errors) > 1 else 0.0 for row in own]
+            order = np.argsort(x)
+            axes.errorbar(
+                x[order], y[order], np.array(spread)[order], fmt="o-", color=colour, capsize=3,
+                markersize=5, label=method, zorder=3,
+            )  # fmt: skip
+        axes.set_xscale("log")
+        axes.set_xlabel(f"times fewer {noun}")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("")
+        for fewer, error, name in places:
+            axes.annotate(
+                name, (fewer, error), (4, 3), textcoords="offset points", fontsize=6.5,
+                color=MUTED, annotation_clip=True,
+            )  # fmt: skip
+    panels[0].set_ylabel("test error, %")
+    panels[0].legend(loc="upper left", frameon=False)
     return figure
 
 

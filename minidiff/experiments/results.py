@@ -1,0 +1,261 @@
+"""The table of results: which runs it takes, and what is written about them.
+
+``minidiff reproduce`` sweeps over all runs of :data:`EXPERIMENTS` and writes ``index.md``, figures
+and the lines of the runs, ``runs.jsonl``, from which the page is written again without training.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .files import write_whole
+from .published import DENSE, PUBLISHED, Published
+from .sweep import key, read_results
+from .training import Config
+
+__all__ = ["EXPERIMENTS", "QUICK", "Experiment", "Row", "rows_of", "runs_of", "write_results"]
+
+SEEDS = (0, 1, 2, 3, 4)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A table: variants of a setting, each trained with every seed.
+
+    Attributes
+    ----------
+    title, about : str
+    setting : str
+        Which published results it stands beside, as in :class:`Published`.
+    base : dict
+        What all its runs change of the recipe.
+    variants : tuple of dict
+        What each row changes besides.
+    """
+
+    title: str
+    about: str
+    setting: str
+    base: Mapping[str, Any]
+    variants: tuple[Mapping[str, Any], ...]
+
+    def configs(self, dataset: str, *, quick: bool = False) -> Iterator[tuple[int, Config]]:
+        """Yield (number of the variant, configuration) for every run."""
+        for number, variant in enumerate(self.variants):
+            for seed in SEEDS[:2] if quick else SEEDS:
+                changes = {**self.base, **variant, **(QUICK if quick else {}), "seed": seed}
+                yield number, Config.recipe(dataset, **changes)
+
+
+def _lambdas(*values: float, **changes: Any) -> tuple[Mapping[str, Any], ...]:
+    return tuple({**changes, "penalty": value} for value in values)
+
+
+FINAL = {"held_out": 0}  # all has been chosen
+LIGHT = {"held_out": 0, "augment": True}
+EXPERIMENTS = {
+    "structured": Experiment(
+        "Structured LeNet5",
+        "Gates on filters, on the inputs of the first dense layer and on its units; no "
+        "augmentation.",
+        "structured",
+        FINAL,
+        ({"sparsity": "dense"}, *_lambdas(0.45, 2.0, 5.0)),
+    ),
+    "structured-augmented": Experiment(
+        "Structured LeNet5, light augmentation",
+        "The same, with shifts of up to 2 pixels, turns of up to 5 degrees and sizes up to 10 % "
+        "off.",
+        "structured",
+        LIGHT,
+        ({"sparsity": "dense"}, *_lambdas(0.45, 2.0)),
+    ),
+    "unstructured": Experiment(
+        "Unstructured LeNet5",
+        "A gate on each weight; no augmentation.",
+        "unstructured",
+        {**FINAL, "sparsity": "unstructured"},
+        _lambdas(3.0),
+    ),
+    "lenet300": Experiment(
+        "Unstructured LeNet-300-100",
+        "A gate on each weight; no augmentation.",
+        "lenet300",
+        {**FINAL, "model": "lenet300", "sparsity": "unstructured"},
+        _lambdas(1.0),
+    ),
+}
+# Changes that make it a matter of minutes, to see that all of it works.
+QUICK = {"epochs": 6}
+
+
+def runs_of(names: Sequence[str], dataset: str, *, quick: bool = False) -> list[Config]:
+    """List the configurations of some experiments; in quick mode short ones, of two seeds."""
+    return [
+        config for name in names for _, config in EXPERIMENTS[name].configs(dataset, quick=quick)
+    ]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a variant has come to: figures of each seed, and their mean and standard deviation."""
+
+    config: Config
+    errors: tuple[float, ...]
+    fewer_weights: tuple[float, ...]
+    fewer_macs: tuple[float, ...]
+    architectures: tuple[str, ...]
+    minutes: float
+    history: Mapping[str, Sequence[Any]]  # of the first seed
+
+    @property
+    def label(self) -> str:
+        """Method and strength, in a few words."""
+        config = self.config
+        if not config.gated:
+            return "dense"
+        if config.method == "magnitude":
+            return f"{config.method}, keep {config.keep:g}"
+        return f"{config.method}, λ = {config.penalty:g}"
+
+    @property
+    def architecture(self) -> str:
+        """The mean of each size, rounded."""
+        sizes = [list(map(int, text.split("-"))) for text in self.architectures]
+        return "-".join(str(round(float(np.mean(column)))) for column in zip(*sizes, strict=True))
+
+
+def spread(values: Sequence[float]) -> tuple[float, float]:
+    """Return mean and standard deviation (of the sample; 0 for one value)."""
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+
+
+def rows_of(
+    experiment: Experiment, lines: Sequence[Mapping[str, Any]], dataset: str, *, quick: bool = False
+) -> list[Row]:
+    """Gather the rows of an experiment from lines of results; what has not been run is left out."""
+    results = {line["key"]: line for line in lines if "test_error" in line.get("result", {})}
+    found: dict[int, list[tuple[Config, Mapping[str, Any]]]] = {}
+    for number, config in experiment.configs(dataset, quick=quick):
+        line = results.get(key(config))
+        if line is not None:
+            found.setdefault(number, []).append((config, line))
+    rows = []
+    for runs in found.values():
+        ends = [line["result"] for _, line in runs]
+        fewer = [
+            tuple(end[f"dense_{what}"] / end[what] if end[what] else math.inf for end in ends)
+            for what in ("weights", "macs")
+        ]
+        rows.append(
+            Row(
+                config=runs[0][0],
+                errors=tuple(end["test_error"] for end in ends),
+                fewer_weights=fewer[0],
+                fewer_macs=fewer[1],
+                architectures=tuple(end["architecture"] for end in ends),
+                minutes=float(np.mean([end["seconds"] for end in ends])) / 60,
+                history=runs[0][1]["history"],
+            )
+        )
+    return rows
+
+
+# -- writing -------------------------------------------------------------------------------------
+
+
+def write_results(directory: Path, names: Sequence[str], dataset: str, *, quick: bool) -> Path:
+    """Write the page and its figures from the lines in ``runs.jsonl``; return the page's path."""
+    from .plots import pareto_figure, save
+
+    lines = read_results(directory / "runs.jsonl")
+    parts = [HEAD]
+    if quick:
+        parts.append("```{warning}\nQuick mode: short runs of two seeds, to try the tools.\n```\n")
+    for name in names:
+        experiment = EXPERIMENTS[name]
+        rows = rows_of(experiment, lines, dataset, quick=quick)
+        parts.append(f"## {experiment.title}\n\n{experiment.about}\n")
+        if not rows:
+            parts.append("Not run yet.\n")
+            continue
+        parts.append(_table(rows))
+        published = [p for p in PUBLISHED if p.setting == experiment.setting]
+        gated = [row for row in rows if row.config.gated]
+        if gated:
+            save(pareto_figure(gated, published), directory, name)
+            parts.append(f"![{_alt(experiment, gated)}]({name}.svg)\n")
+    for setting in dict.fromkeys(EXPERIMENTS[name].setting for name in names):
+        published = [p for p in PUBLISHED if p.setting == setting]
+        parts.append(f"## Published: {SETTINGS[setting]}\n\n{_published(published)}")
+    parts.append(f"{NOTES}\n\nDense LeNet-5-Caffe, published: {DENSE}.\n")
+    path = directory / "index.md"
+    write_whole(path, "\n".join(parts).encode())
+    return path
+
+
+HEAD = """# Results
+
+MNIST's test set, error of the *last* epoch, mean and standard deviation over seeds 0 to 4. Nothing
+was chosen on the test set: recipes and strengths were chosen with 5,000 training images held out,
+and these runs then train on all 60,000. `minidiff reproduce` trains every run of this page again
+and writes it; `minidiff reproduce --report` only writes it, from `runs.jsonl` beside it.
+
+Savings are of weights without biases, and of multiply-adds a sample. Unstructured zeros save
+storage, and work only where whole filters, units or inputs are gone; their MACs are counted as if
+each zero were skipped.
+"""
+
+NOTES = """Savings follow from the architecture where it is given; (~) was read off a chart. Most of
+these report the best test epoch, often of one run; ours report the last epoch of every run."""
+
+SETTINGS = {
+    "structured": "structured LeNet5",
+    "unstructured": "unstructured LeNet5",
+    "lenet300": "LeNet-300-100",
+}
+
+
+def _table(rows: Sequence[Row]) -> str:
+    lines = [
+        "| | error, % | fewer weights | fewer MACs | architecture | seeds | minutes a run |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        error, deviation = spread(row.errors)
+        cells = [row.label, f"{error:.2f} ± {deviation:.2f}"]
+        for values in (row.fewer_weights, row.fewer_macs):
+            mean, deviation = spread(values)
+            cells.append(f"{mean:.1f}x ± {deviation:.1f}" if row.config.gated else "")
+        cells += [row.architecture, str(len(row.errors)), f"{row.minutes:.1f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _published(published: Sequence[Published]) -> str:
+    lines = [
+        "| method | error, % | fewer weights | fewer MACs | architecture | read in | note |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for entry in published:
+        error = f"{'~' if entry.read else ''}{entry.error:g}"
+        if entry.spread is not None:
+            error += f" ± {entry.spread:g}"
+        savings = [f"{x:.1f}x" if x else "" for x in (entry.weights, entry.macs)]
+        cells = [entry.method, error, *savings, entry.architecture, entry.source, entry.note]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _alt(experiment: Experiment, rows: Sequence[Row]) -> str:
+    least = min(rows, key=lambda row: spread(row.errors)[0])
+    most = max(rows, key=lambda row: spread(row.fewer_weights)[0])
+    said = [
+        f"{spread(row.errors)[0]:.2f} % at {spread(row.fewer_weights)[0]:.0f}x"
+        for row in (least, most)
+    ]
+    return f"{experiment.title}: test error over savings, from {said[0]} to {said[1]}"
