@@ -332,6 +332,8 @@ def bench_figure(results: Mapping[str, Any]) -> "Figure":
 def pareto_figure(rows: "Sequence[Row]", published: "Sequence[Published]") -> "Figure":
     """Draw test error over savings of weights and of MACs: ours by method, beside the published.
 
+    Published points are numbered in the order in which they are given.
+
     Raises
     ------
     ValueError
@@ -341,36 +343,48 @@ def pareto_figure(rows: "Sequence[Row]", published: "Sequence[Published]") -> "F
         raise ValueError("there are no rows to draw; expected one or more.")
     figure = _figure(11, 4.6)
     panels = figure.subplots(1, 2, sharey=True)
-    methods = list(dict.fromkeys(row.config.method for row in rows))
     for axes, noun in zip(panels, ("weights", "MACs"), strict=True):
-        known = [(getattr(entry, noun.lower()), entry) for entry in published]
-        places = []
-        for fewer, entry in known:
-            if fewer is not None:
-                axes.plot(fewer, entry.error, "o", color="#AFB8C1", markersize=5, zorder=1)
-                places.append((fewer, entry.error, entry.method))
-        for colour, method in zip(COLOURS, methods, strict=False):
-            own = [row for row in rows if row.config.method == method]
-            x = np.array([np.mean(getattr(row, f"fewer_{noun.lower()}")) for row in own])
-            y = np.array([np.mean(row.errors) for row in own])
-            spread = [np.std(row.errors, ddof=1) if len(row.errors) > 1 else 0.0 for row in own]
-            order = np.argsort(x)
-            axes.errorbar(
-                x[order], y[order], np.array(spread)[order], fmt="o-", color=colour, capsize=3,
-                markersize=5, label=method, zorder=3,
-            )  # fmt: skip
-        axes.set_xscale("log")
-        axes.set_xlabel(f"times fewer {noun}")
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_formatter("")
-        for fewer, error, name in places:
-            axes.annotate(
-                name, (fewer, error), (4, 3), textcoords="offset points", fontsize=6.5,
-                color=MUTED, annotation_clip=True,
-            )  # fmt: skip
+        _draw_pareto(axes, rows, published, noun)
     panels[0].set_ylabel("test error, %")
     panels[0].legend(loc="upper left", frameon=False)
     return figure
+
+
+def _draw_pareto(
+    axes: "Axes", rows: "Sequence[Row]", published: "Sequence[Published]", noun: str
+) -> None:
+    from matplotlib.ticker import FixedLocator, NullLocator
+
+    places = []
+    for number, entry in enumerate(published, 1):
+        fewer = getattr(entry, noun.lower())
+        if fewer is not None:
+            places.append(fewer)
+            axes.plot(fewer, entry.error, "o", color=FAINT, markersize=11, zorder=1)
+            axes.annotate(
+                str(number), (fewer, entry.error), ha="center", va="center", fontsize=7,
+                color=MUTED, zorder=2,
+            )  # fmt: skip
+    for i, method in enumerate(dict.fromkeys(row.config.method for row in rows)):
+        own = [row for row in rows if row.config.method == method]
+        savings = [np.mean(getattr(row, f"fewer_{noun.lower()}")) for row in own]
+        places += savings
+        order = np.argsort(savings)
+        errors = [
+            (np.mean(row.errors), np.std(row.errors, ddof=len(row.errors) > 1)) for row in own
+        ]
+        x, (y, spread) = np.array(savings)[order], np.array(errors)[order].T
+        axes.errorbar(
+            x, y, spread, fmt="o-", color=COLOURS[i % len(COLOURS)], capsize=3, markersize=5,
+            elinewidth=1.2, label=method, zorder=3,
+        )  # fmt: skip
+    axes.set_xscale("log")
+    axes.set_xlim(0.8 * min(places), 1.25 * max(places))
+    ticks = (1, 2, 3, 5, 10, 20, 30, 50, 100, 200, 300, 500, 1000)
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter("{x:g}×")
+    axes.set_xlabel(f"times fewer {noun}")
 
 
 # ----------------------------------------------------------------------------------------- writing

@@ -109,6 +109,7 @@ class Row:
     fewer_weights: tuple[float, ...]
     fewer_macs: tuple[float, ...]
     architectures: tuple[str, ...]
+    dense: str  # the architecture that it began with
     minutes: float
     history: Mapping[str, Sequence[Any]]  # of the first seed
 
@@ -158,6 +159,7 @@ def rows_of(
                 fewer_weights=fewer[0],
                 fewer_macs=fewer[1],
                 architectures=tuple(end["architecture"] for end in ends),
+                dense=ends[0]["dense_architecture"],
                 minutes=float(np.mean([end["seconds"] for end in ends])) / 60,
                 history=runs[0][1]["history"],
             )
@@ -170,7 +172,7 @@ def rows_of(
 
 def write_results(directory: Path, names: Sequence[str], dataset: str, *, quick: bool) -> Path:
     """Write the page and its figures from the lines in ``runs.jsonl``; return the page's path."""
-    from .plots import pareto_figure, save
+    from .plots import architecture_over_time, pareto_figure, save
 
     lines = read_results(directory / "runs.jsonl")
     parts = [HEAD]
@@ -189,6 +191,12 @@ def write_results(directory: Path, names: Sequence[str], dataset: str, *, quick:
         if gated:
             save(pareto_figure(gated, published), directory, name)
             parts.append(f"![{_alt(experiment, gated)}]({name}.svg)\n")
+        structured = [row for row in gated if row.config.sparsity == "structured"]
+        if structured:
+            row = structured[0]
+            save(architecture_over_time(_records(row)), directory, f"{name}-training")
+            said = f"Open filters, inputs and units while {row.label} trains, seed 0"
+            parts.append(f"![{said}]({name}-training.svg)\n")
     for setting in dict.fromkeys(EXPERIMENTS[name].setting for name in names):
         published = [p for p in PUBLISHED if p.setting == setting]
         parts.append(f"## Published: {SETTINGS[setting]}\n\n{_published(published)}")
@@ -205,7 +213,8 @@ was chosen on the test set: recipes and strengths were chosen with 5,000 trainin
 and these runs then train on all 60,000. `minidiff reproduce` trains every run of this page again
 and writes it; `minidiff reproduce --report` only writes it, from `runs.jsonl` beside it.
 
-Savings are of weights without biases, and of multiply-adds a sample. Unstructured zeros save
+Savings are of weights without biases, and of multiply-adds a sample. Grey numbers in figures are
+those of the tables of published results further down. Unstructured zeros save
 storage, and work only where whole filters, units or inputs are gone; their MACs are counted as if
 each zero were skipped.
 """
@@ -238,17 +247,38 @@ def _table(rows: Sequence[Row]) -> str:
 
 def _published(published: Sequence[Published]) -> str:
     lines = [
-        "| method | error, % | fewer weights | fewer MACs | architecture | read in | note |",
-        "|---|---|---|---|---|---|---|",
+        "| | method | error, % | fewer weights | fewer MACs | architecture | read in | note |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    for entry in published:
+    for number, entry in enumerate(published, 1):
         error = f"{'~' if entry.read else ''}{entry.error:g}"
         if entry.spread is not None:
             error += f" ± {entry.spread:g}"
         savings = [f"{x:.1f}x" if x else "" for x in (entry.weights, entry.macs)]
-        cells = [entry.method, error, *savings, entry.architecture, entry.source, entry.note]
+        cells = [str(number), entry.method, error, *savings]
+        cells += [entry.architecture, entry.source, entry.note]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _records(row: Row) -> list[dict[str, Any]]:
+    """Return the history of a row as records of epochs, sizes in place of gates."""
+    history = row.history
+    sizes = [list(map(int, text.split("-"))) for text in history["architecture"]]
+    names = [f"size {i}" for i in range(1, len(sizes[0]) + 1)]
+    if row.config.model == "lenet5":
+        names = ["conv1 filters", "conv2 filters", "dense1 inputs", "dense1 units"]
+    whole = dict(zip(names, map(int, row.dense.split("-")), strict=True))
+    stop = row.config.gate_stop * row.config.epochs
+    return [
+        {
+            "epoch": epoch,
+            "open": dict(zip(names, size, strict=True)),
+            "groups": whole,
+            "frozen": epoch >= stop,
+        }
+        for epoch, size in zip(history["epoch"], sizes, strict=True)
+    ]
 
 
 def _alt(experiment: Experiment, rows: Sequence[Row]) -> str:

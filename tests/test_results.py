@@ -1,0 +1,156 @@
+"""The table of results: what it says is what its runs have come to."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from minidiff.experiments import plots
+from minidiff.experiments.cli import main
+from minidiff.experiments.published import PUBLISHED, Published, lenet5_cost
+from minidiff.experiments.results import (
+    EXPERIMENTS,
+    Experiment,
+    rows_of,
+    runs_of,
+    spread,
+    write_results,
+)
+from minidiff.experiments.sweep import key
+from minidiff.experiments.training import Config
+
+SIZES = {"lenet5": ("8-10-112-68", "20-50-800-500"), "lenet300": ("90-40-30", "784-300-100")}
+
+
+def line(config: Config, error: float) -> dict[str, Any]:
+    """What a run of the configuration might have come to."""
+    left, dense = SIZES[config.model]
+    return {
+        "key": key(config),
+        "config": config.to_json(),
+        "history": {"epoch": [1, 2], "architecture": [dense, left]},
+        "result": {
+            "test_error": error,
+            "weights": 10_000,
+            "dense_weights": 430_500,
+            "macs": 200_000,
+            "dense_macs": 2_293_000,
+            "architecture": left,
+            "dense_architecture": dense,
+            "seconds": 90.0,
+        },
+    }
+
+
+def written(directory: Path, names: list[str], errors: list[float]) -> str:
+    lines = [
+        line(config, errors[config.seed])
+        for name in names
+        for _, config in EXPERIMENTS[name].configs("mnist")
+    ]
+    (directory / "runs.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    return write_results(directory, names, "mnist", quick=False).read_text()
+
+
+def test_rows_have_mean_and_deviation_over_seeds(tmp_path: Path) -> None:
+    experiment = EXPERIMENTS["structured"]
+    errors = [0.5, 0.7, 0.6, 0.8, 0.9]
+    lines = [line(config, errors[config.seed]) for _, config in experiment.configs("mnist")]
+    rows = rows_of(experiment, lines, "mnist")
+    assert len(rows) == len(experiment.variants)
+    for row in rows:
+        assert spread(row.errors) == (pytest.approx(0.7), pytest.approx(np.std(errors, ddof=1)))
+        assert row.fewer_weights == 5 * (43.05,)
+        assert row.architecture == "8-10-112-68"
+        assert row.minutes == 1.5
+    assert len(rows_of(experiment, lines[:7], "mnist")) == 2  # what has not been run is left out
+    del lines[0]["result"]["test_error"]
+    assert len(rows_of(experiment, lines[:5], "mnist")[0].errors) == 4
+
+
+def test_the_page_says_what_the_runs_have_come_to(tmp_path: Path) -> None:
+    page = written(tmp_path, list(EXPERIMENTS), [0.5, 0.7, 0.6, 0.8, 0.9])
+    for name, experiment in EXPERIMENTS.items():
+        assert f"## {experiment.title}\n" in page
+        assert f"({name}.svg)" in page
+        assert imread(tmp_path / f"{name}.png").ndim == 3
+    assert page.count("0.70 ± 0.16") == sum(len(e.variants) for e in EXPERIMENTS.values())
+    assert "43.0x ± 0.0 | 11.5x ± 0.0 | 8-10-112-68 | 5 | 1.5 |" in page
+    assert "| 12 | Beta-Bernoulli dropout, 1e-2 | ~0.57 | 24.7x |" in page
+    assert "L0 constrained, layerwise | 0.91 ± 0.05 | 42.6x | 6.7x" in page
+
+
+def test_what_has_not_been_run_is_said(tmp_path: Path) -> None:
+    page = write_results(tmp_path, ["structured"], "mnist", quick=True).read_text()
+    assert "Not run yet." in page
+    assert "Quick mode" in page
+
+
+def test_every_run_is_its_own_and_trains_on_all_images() -> None:
+    for quick in (False, True):
+        runs = runs_of(list(EXPERIMENTS), "mnist", quick=quick)
+        assert all(config.held_out == 0 for config in runs)
+        assert {config.seed for config in runs} == set(range(2 if quick else 5))
+        for name in EXPERIMENTS:
+            own = runs_of([name], "mnist", quick=quick)
+            assert len({key(config) for config in own}) == len(own)
+    epochs = {config.epochs for config in runs_of(list(EXPERIMENTS), "mnist", quick=True)}
+    assert max(epochs) < 10
+
+
+def test_published_savings_follow_from_architectures() -> None:
+    assert lenet5_cost("20-50-800-500") == (430_500, 2_293_000)
+    found = {entry.method: entry for entry in PUBLISHED}
+    assert found["BC-GHS"].weights == pytest.approx(156, abs=0.5)
+    assert found["SBP"].weights == pytest.approx(5.1, abs=0.05)
+    assert found["GSM"].macs is None
+    assert all(entry.setting in {e.setting for e in EXPERIMENTS.values()} for entry in PUBLISHED)
+    assert all(entry.source for entry in PUBLISHED)
+
+
+def test_points_without_savings_are_not_drawn_and_no_rows_are_an_error() -> None:
+    experiment = EXPERIMENTS["structured"]
+    lines = [line(config, 0.6) for _, config in experiment.configs("mnist")]
+    row = rows_of(experiment, lines, "mnist")[-1]
+    nowhere = Published("x", "y", 1.0, "z")
+    figure = plots.pareto_figure([row], [*PUBLISHED[:2], nowhere])
+    numbers = {text.get_text() for text in figure.axes[0].texts}
+    assert numbers == {"2"}
+    with pytest.raises(ValueError, match="no rows to draw"):
+        plots.pareto_figure([], PUBLISHED)
+
+
+def test_the_command_trains_and_writes_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = {"epochs": 1, "batch_size": 400, "held_out": 0}
+    short = Experiment("Short", "About.", "structured", base, ({"penalty": 0.01},))
+    monkeypatch.setitem(EXPERIMENTS, "short", short)
+    monkeypatch.setattr("minidiff.experiments.results.QUICK", {})
+    out = tmp_path / "results"
+    words = ["reproduce", "short", "--dataset", "digits", "--quick", "--out", str(out)]
+    assert main(words) == 0
+    page = (out / "index.md").read_text()
+    assert "## Short" in page
+    assert "| 20-50-800-500 | 2 |" in page
+    assert (out / "short-training.svg").exists()
+    before = (out / "runs.jsonl").read_bytes()
+    assert main([*words, "--report"]) == 0
+    assert (out / "runs.jsonl").read_bytes() == before
+    assert (out / "index.md").read_text() == page
+    assert str(out / "index.md") in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["reproduce", "nothing"])
+
+
+def test_the_label_of_a_row_names_method_and_strength() -> None:
+    experiment = EXPERIMENTS["structured"]
+    lines = [line(config, 0.6) for _, config in experiment.configs("mnist")]
+    row = rows_of(experiment, lines, "mnist")[-1]
+    assert row.label.startswith("diffprune, λ = ")
+    pruned = replace(row.config, method="magnitude", keep=0.02)
+    assert replace(row, config=pruned).label == "magnitude, keep 0.02"
