@@ -675,6 +675,26 @@ def test_a_label_out_of_range_is_refused_saying_which(label: int) -> None:
         ops.cross_entropy(ones(3, 2), np.array([0, label]))
 
 
+@settings(max_examples=25)
+@given(st.data(), st.floats(0, 0.9))
+def test_smoothed_cross_entropy_is_that_against_smoothed_targets(data, smoothing):
+    classes, n = data.draw(st.integers(2, 5)), data.draw(st.integers(1, 4))
+    logits = data.draw(arrays((classes, n), -5, 5))
+    labels = np.random.default_rng(data.draw(seeds)).integers(0, classes, n)
+    target = np.full((classes, n), smoothing / classes)
+    target[labels, np.arange(n)] += 1 - smoothing
+    expected = -(target * np.log(ops.softmax(logits).data)).sum() / n
+    loss = ops.cross_entropy(logits, labels, label_smoothing=smoothing)
+    assert loss.item() == pytest.approx(expected, rel=1e-9)
+    md.gradcheck(lambda t: ops.cross_entropy(t, labels, label_smoothing=smoothing), [leaf(logits)])
+
+
+@pytest.mark.parametrize("smoothing", [-0.1, 1.0, float("nan")])
+def test_a_smoothing_out_of_range_is_an_error(smoothing):
+    with pytest.raises(ValueError, match="label_smoothing is"):
+        ops.cross_entropy(np.zeros((3, 2)), np.array([0, 1]), label_smoothing=smoothing)
+
+
 @pytest.mark.parametrize(
     ("logits", "labels", "message"),
     [

@@ -2,12 +2,17 @@
 
 import dataclasses
 import json
+import warnings
 
 import numpy as np
 import pytest
 
+import minidiff as md
+from minidiff import no_grad
 from minidiff.experiments.data import Dataset, Split
+from minidiff.experiments.models import MODELS
 from minidiff.experiments.training import (
+    METHODS,
     RECIPES,
     Config,
     ConfigError,
@@ -90,6 +95,60 @@ def test_a_dense_network_has_no_gates_and_stays_whole() -> None:
     assert not trainer.gates
     assert records[0]["weights"] == 430_500
     assert records[0]["architecture"] == "20-50-800-500"
+
+
+@pytest.mark.parametrize("sparsity", ["structured", "dense"])
+@pytest.mark.parametrize("restart", [True, False])
+def test_the_step_size_falls_once_or_starts_anew_when_gates_are_frozen(
+    sparsity: str, restart: bool
+) -> None:
+    trainer = Trainer(dataclasses.replace(SHORT, sparsity=sparsity, restart=restart), dataset())
+    rates = []
+    for step in range(trainer.steps):
+        trainer.step = step
+        rates.append(trainer.lr / SHORT.lr)
+    rises = [i for i in range(1, 60) if rates[i] > rates[i - 1]]
+    assert max(rates) == pytest.approx(1)
+    assert rates[-1] < 0.05
+    if restart and sparsity == "structured":
+        # Gates are frozen after 42 of 60 steps; a warm-up takes at most half of what is left.
+        assert rises == [*range(1, 20), *range(42, 51)]
+        assert rates[41] < 0.02
+        assert rates[50] == pytest.approx(1)
+    else:
+        assert rises == list(range(1, 20))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("sparsity", ["structured", "unstructured"])
+@pytest.mark.parametrize("model", MODELS)
+def test_every_method_prunes_either_network_either_way(
+    method: str, sparsity: str, model: str
+) -> None:
+    config = dataclasses.replace(
+        SHORT,
+        model=model,
+        sparsity=sparsity,
+        method=method,
+        penalty=60.0 if method == "group-lasso" else 0.2,
+        keep=0.3,
+        epochs=6,
+        gate_lr=0.3,
+        gate_start=0.0,
+    )
+    trainer, records = run(config)
+    last = records[-1]
+    assert last["weights"] < 0.9 * last["dense_weights"]
+    assert last["weights"] == sum(layer.weights[0] for layer in trainer.counts())
+    data = trainer.data
+    with warnings.catch_warnings():  # so short a training may leave nothing, which is as well here
+        warnings.simplefilter("ignore", UserWarning)
+        compact = md.compact(trainer.model)
+    small = md.Predictor(compact, trainer.shape, mean=data.mean, std=data.std)
+    images = (data.test.images.transpose(1, 2, 3, 0) / 255 - data.mean) / data.std
+    with no_grad():
+        expected = trainer.model.eval()(images.astype(np.float32)).data.T
+    np.testing.assert_allclose(small(data.test.images), expected, atol=1e-3)
 
 
 def test_error_rate_counts_wrong_answers_of_the_network_in_evaluation() -> None:

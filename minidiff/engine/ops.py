@@ -611,10 +611,10 @@ def increasing(indices: Any, name: str) -> Indices:
 
 
 class CrossEntropy(Op):
-    """Mean over the batch of -log softmax(logits)[label]."""
+    """Mean over the batch of -log softmax(logits)[label], and a share of that of all classes."""
 
-    def __init__(self, labels: NDArray[np.int64]) -> None:
-        self.labels = labels
+    def __init__(self, labels: NDArray[np.int64], smoothing: float) -> None:
+        self.labels, self.smoothing = labels, smoothing
 
     def forward(self, logits: Array) -> Array:
         # Subtracting the largest logit changes nothing but keeps exp from overflowing.
@@ -623,16 +623,26 @@ class CrossEntropy(Op):
         total = self.softmax.sum(axis=0)
         self.softmax /= total
         self.picked = self.labels, np.arange(len(self.labels))
-        losses = np.log(total) - shifted[self.picked]
+        target = shifted[self.picked]
+        if self.smoothing:
+            number = logits.dtype.type
+            target = number(1 - self.smoothing) * target
+            target += number(self.smoothing) * shifted.mean(axis=0)
+        losses = np.log(total) - target
         return np.asarray(losses.sum() * losses.dtype.type(1 / len(losses)))
 
     def backward(self, grad: Array) -> tuple[Array | None, ...]:
-        out = self.softmax * (grad / len(self.labels))
-        out[self.picked] -= grad / len(self.labels)
+        share = grad / len(self.labels)
+        out = self.softmax * share
+        if self.smoothing:
+            out -= share * grad.dtype.type(self.smoothing / len(out))
+        out[self.picked] -= share * grad.dtype.type(1 - self.smoothing)
         return (out,)
 
 
-def cross_entropy(logits: TensorLike, labels: NDArray[Any]) -> Tensor:
+def cross_entropy(
+    logits: TensorLike, labels: NDArray[Any], *, label_smoothing: float = 0.0
+) -> Tensor:
     """Mean softmax cross-entropy, in nats, computed without overflow.
 
     Parameters
@@ -641,6 +651,9 @@ def cross_entropy(logits: TensorLike, labels: NDArray[Any]) -> Tensor:
         Shape (classes, N).
     labels
         Integers in 0..classes-1, shape (N,).
+    label_smoothing
+        The share of the target that is spread over all classes alike, in [0, 1) (Szegedy et al.
+        2016, arXiv:1512.00567, section 7).
 
     Returns
     -------
@@ -649,7 +662,7 @@ def cross_entropy(logits: TensorLike, labels: NDArray[Any]) -> Tensor:
     Raises
     ------
     ValueError
-        If the shapes do not fit, the batch is empty, or a label is out of range.
+        If the shapes do not fit, the batch is empty, or a label or the smoothing is out of range.
 
     Examples
     --------
@@ -673,7 +686,9 @@ def cross_entropy(logits: TensorLike, labels: NDArray[Any]) -> Tensor:
             f"cross_entropy: labels[{at}] is {labels[at]}; expected 0..{classes - 1} for "
             f"{classes} classes."
         )
-    return CrossEntropy(labels)(logits)
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"cross_entropy: label_smoothing is {label_smoothing}; expected [0, 1).")
+    return CrossEntropy(labels, float(label_smoothing))(logits)
 
 
 def softmax(logits: TensorLike) -> Tensor:

@@ -276,8 +276,17 @@ def _add_training_options(group: Any) -> None:
     group.add_argument("--lr", type=float, metavar="X", help="largest step size of SGD")
     group.add_argument("--momentum", type=float, metavar="X")
     group.add_argument("--weight-decay", type=float, metavar="X")
+    group.add_argument(
+        "--label-smoothing", type=float, metavar="SHARE", help="of the target, over all classes"
+    )
     group.add_argument("--batch-size", type=int, metavar="N")
     group.add_argument("--warmup", type=int, metavar="N", help="steps until --lr is reached")
+    group.add_argument(
+        "--restart",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="whether --lr is reached once more, when gates are frozen (default: yes)",
+    )
 
 
 def _add_gate_options(group: Any, *, several: bool = False) -> None:

@@ -87,9 +87,15 @@ class Config:
     epochs, batch_size, seed : int
     lr, momentum, weight_decay : float
         Of SGD with Nesterov momentum on weights and biases (which are not decayed).
+    label_smoothing : float
+        The share of the target that is spread over all classes, in [0, 1).
     warmup : int
         The number of steps (at most half of all) over which the step size rises, before it falls
         along a cosine.
+    restart : bool
+        Whether it rises and falls once more after the gates are frozen, so that what is left learns
+        as a new network would (learning rate rewinding, Renda et al. 2020, arXiv:2003.02389). A
+        dense network has one cosine.
     penalty : float
         Lambda, the weight of the L0 surrogate, or of group lasso.
     keep : float
@@ -119,7 +125,9 @@ class Config:
     lr: float = 0.05
     momentum: float = 0.9
     weight_decay: float = 5e-4
+    label_smoothing: float = 0.0
     warmup: int = 250
+    restart: bool = True
     penalty: float = 0.45
     keep: float = 0.1
     cost: str = "balanced"
@@ -145,6 +153,7 @@ class Config:
             self._require(name, 0 < getattr(self, name) < math.inf, "a finite number above 0")
         for name in ("weight_decay", "penalty"):
             self._require(name, 0 <= getattr(self, name) < math.inf, "a finite number, 0 or more")
+        self._require("label_smoothing", 0 <= self.label_smoothing < 1, "a share in [0, 1)")
         self._require("keep", 0 < self.keep <= 1, "a share above 0, at most 1")
         self._require("momentum", 0 < self.momentum < 1, "a number between 0 and 1")
         self._require("initial", math.isfinite(self.initial), "a finite number")
@@ -278,6 +287,8 @@ class Trainer:
             self.phis = Adam([gate.phi for gate in self.gates.values()], lr=config.gate_lr)
             self.surrogate = Surrogate(self.model, self.shape, cost=config.cost)
         elif self.gates:
+            for gate in self.gates.values():
+                gate.phi.requires_grad = False
             lasso = config.method == "group-lasso"
             self.rule = (
                 GroupLasso(self.model) if lasso else MagnitudePruning(self.model, config.keep)
@@ -329,6 +340,15 @@ class Trainer:
         return self.step // self.steps_per_epoch
 
     @property
+    def lr(self) -> float:
+        """The step size of the weights in the next step."""
+        config, step, steps = self.config, self.step, self.steps
+        if config.gated and config.restart:
+            stop = math.ceil(config.gate_stop * steps)
+            step, steps = (step, stop) if step < stop else (step - stop, steps - stop)
+        return config.lr * cosine(step, steps, warmup=min(config.warmup, steps // 2))
+
+    @property
     def prunes(self) -> bool:
         """Whether the next step moves the gates."""
         share = self.step / self.steps
@@ -350,15 +370,13 @@ class Trainer:
     ) -> tuple[float, int]:
         """Take one step; return the data loss and the number of images got wrong before it."""
         config = self.config
-        warmup = min(config.warmup, self.steps // 2)
         for group in self.weights.groups:
-            group.lr = config.lr * cosine(self.step, self.steps, warmup=warmup)
-
+            group.lr = self.lr
         prunes = self.prunes
         for gate in self.gates.values():
             gate.frozen = self.step >= config.gate_stop * self.steps
         logits = self.model(images)
-        loss = ops.cross_entropy(logits, labels)
+        loss = ops.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
         total = loss
         if prunes and self.phis is not None:
             total = loss + self.strength * self.surrogate()

@@ -5,7 +5,7 @@ surrogate, skipping, counts, compaction.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from minidiff.engine._types import Array, Indices
 from minidiff.engine.nn import Module
 
 from .gates import Gate, Gated, normal_tail
+from .groups import Groups
 from .transform import GateTransform, check_positive
 
 __all__ = ["GaussianGate", "GroupLasso", "HardConcrete", "MagnitudePruning"]
@@ -202,30 +203,36 @@ class _Part:
 
     def __init__(self, gate: Gate) -> None:
         self.gate = gate
-        self.arrays: list[tuple[nn.Parameter, Indices]] = []
+        # Labels are None where each weight is a group of its own, in order.
+        self.arrays: list[tuple[nn.Parameter, Indices | None]] = []
 
-    def add(self, parameter: nn.Parameter, labels: Indices) -> None:
-        self.arrays.append((parameter, np.broadcast_to(labels, parameter.shape)))
+    def add(self, parameter: nn.Parameter, groups: Groups) -> None:
+        single = groups.is_elements and groups.labels.shape == parameter.shape
+        labels = None if single else np.broadcast_to(groups.labels, parameter.shape)
+        self.arrays.append((parameter, labels))
 
-    def _sums(self, of: str) -> Array:
-        total = np.zeros(self.gate.count)
+    def _sums(self, values: Callable[[nn.Parameter], Array]) -> Array:
+        total: Array = np.zeros(self.gate.count)
         for parameter, labels in self.arrays:
-            values = np.ones(parameter.shape) if of == "size" else parameter.data**2
-            total += np.bincount(labels.ravel(), values.ravel(), self.gate.count)
+            found = values(parameter).ravel()
+            total += (
+                found if labels is None else np.bincount(labels.ravel(), found, self.gate.count)
+            )
         return total
 
     def norms(self) -> Array:
         """Return the L2 norm of each group of weights, shape (count,)."""
-        return np.sqrt(self._sums("square"))
+        return np.sqrt(self._sums(lambda parameter: parameter.data**2))
 
     def sizes(self) -> Array:
         """Return the number of weights in each group."""
-        return self._sums("size")
+        return self._sums(lambda parameter: np.ones(parameter.shape))
 
     def scale(self, factors: Array) -> None:
         """Multiply each group by a factor, in place."""
         for parameter, labels in self.arrays:
-            parameter.data *= factors[labels].astype(parameter.dtype)
+            own = factors.reshape(parameter.shape) if labels is None else factors[labels]
+            parameter.data *= own.astype(parameter.dtype)
 
 
 def _parts(model: Module) -> Iterator[_Part]:
@@ -235,16 +242,14 @@ def _parts(model: Module) -> Iterator[_Part]:
         if not isinstance(module, Gated):
             continue
         weight = module.layer.weight
-        rows = np.arange(len(weight)).reshape(-1, *[1] * (weight.ndim - 1))
-        columns = np.arange(weight.shape[1]).reshape(-1, *[1] * (weight.ndim - 2))
-        found = [(mask.gate, mask.groups.labels) for mask in module.weights]
+        found = [(mask.gate, mask.groups) for mask in module.weights]
         found += [
-            (gate, labels)
-            for gate, labels in ((module.outputs, rows), (module.inputs, columns))
+            (gate, Groups.along(weight.shape, axis))
+            for axis, gate in enumerate((module.outputs, module.inputs))
             if gate is not None
         ]
-        for gate, labels in found:
-            parts.setdefault(id(gate), _Part(gate)).add(weight, labels)
+        for gate, groups in found:
+            parts.setdefault(id(gate), _Part(gate)).add(weight, groups)
     if not parts:
         raise ValueError("the model has no Gated layer, so no groups of weights to prune.")
     yield from parts.values()
@@ -325,7 +330,7 @@ class MagnitudePruning:
         if left >= np.count_nonzero(every >= 0):
             return
         kept = np.zeros(every.size, np.bool_)
-        kept[np.argsort(-every, kind="stable")[:left]] = True
+        kept[np.argpartition(-every, left - 1)[:left]] = True
         bounds = np.cumsum([part.gate.count for part in self.parts])[:-1]
         for part, is_open in zip(self.parts, np.split(kept, bounds), strict=True):
             part.gate.set_open(is_open)
