@@ -48,7 +48,9 @@ SHORT = Config(
     penalty=0.005,
     gate_lr=0.1,
     gate_start=0.2,
+    gate_stop=0.7,
     ramp=0.0,
+    label_smoothing=0.0,
 )
 
 

@@ -341,13 +341,15 @@ def reproduce(options: argparse.Namespace) -> int:
     directory.mkdir(parents=True, exist_ok=True)
     failed = 0
     if not options.report:
-        failed = run_all(
-            runs_of(names, dataset, quick=options.quick),
-            directory / "runs.jsonl",
-            jobs=options.jobs,
-            cluster=options.cluster,
-            test=True,
-        )
+        runs = runs_of(names, dataset, quick=options.quick)
+        for test in (False, True):  # where images are held out, choices are made
+            failed += run_all(
+                [config for config in runs if test == (config.held_out == 0)],
+                directory / "runs.jsonl",
+                jobs=options.jobs,
+                cluster=options.cluster,
+                test=test,
+            )
     page = write_results(directory, names, dataset, quick=options.quick)
     print(f"{page}" + (f"; {failed} runs failed" if failed else ""))
     return 1 if failed else 0

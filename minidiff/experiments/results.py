@@ -26,6 +26,9 @@ SEEDS = (0, 1, 2, 3, 4)
 class Experiment:
     """A table: variants of a setting, each trained with every seed.
 
+    Where images are held out the error is that on them, and the test set is not read: such a table
+    is about choices.
+
     Attributes
     ----------
     title, about : str
@@ -35,6 +38,8 @@ class Experiment:
         What all its runs change of the recipe.
     variants : tuple of dict
         What each row changes besides.
+    labels : tuple of str
+        What to call the rows, if not by method and strength.
     """
 
     title: str
@@ -42,6 +47,12 @@ class Experiment:
     setting: str
     base: Mapping[str, Any]
     variants: tuple[Mapping[str, Any], ...]
+    labels: tuple[str, ...] = ()
+
+    @property
+    def error(self) -> str:
+        """Which error it is about."""
+        return "held_out_error" if self.base.get("held_out", 1) else "test_error"
 
     def configs(self, dataset: str, *, quick: bool = False) -> Iterator[tuple[int, Config]]:
         """Yield (number of the variant, configuration) for every run."""
@@ -57,7 +68,27 @@ def _lambdas(*values: float, **changes: Any) -> tuple[Mapping[str, Any], ...]:
 
 FINAL = {"held_out": 0}  # all has been chosen
 LIGHT = {"held_out": 0, "augment": True}
+CHOICES: dict[str, Mapping[str, Any]] = {  # what each row of the ablation changes of the recipe
+    "recipe": {},
+    "no label smoothing": {"label_smoothing": 0.0},
+    "step size not restarted": {"restart": False},
+    "no ramp of λ": {"ramp": 0.0},
+    "no weight decay": {"weight_decay": 0.0},
+    "cost: weights": {"cost": "weights", "penalty": 1.0},
+    "cost: MACs": {"cost": "macs", "penalty": 0.03},
+    "stochastic gates, σ = 0.5": {"noise": "normal", "sigma": 0.5},
+    "gates move twice as fast": {"gate_lr": 0.01},
+}
 EXPERIMENTS = {
+    "ablation": Experiment(
+        "What the recipe is made of",
+        "Each row changes one thing. These runs hold out 5,000 training images, and the error is "
+        "that on them: choices were made by it.",
+        "",
+        {},
+        tuple(CHOICES.values()),
+        tuple(CHOICES),
+    ),
     "structured": Experiment(
         "Structured LeNet5",
         "Gates on filters, on the inputs of the first dense layer and on its units; no "
@@ -105,6 +136,7 @@ class Row:
     """What a variant has come to: figures of each seed, and their mean and standard deviation."""
 
     config: Config
+    name: str
     errors: tuple[float, ...]
     fewer_weights: tuple[float, ...]
     fewer_macs: tuple[float, ...]
@@ -115,8 +147,10 @@ class Row:
 
     @property
     def label(self) -> str:
-        """Method and strength, in a few words."""
+        """Method and strength, in a few words, or the name that it was given."""
         config = self.config
+        if self.name:
+            return self.name
         if not config.gated:
             return "dense"
         if config.method == "magnitude":
@@ -139,14 +173,14 @@ def rows_of(
     experiment: Experiment, lines: Sequence[Mapping[str, Any]], dataset: str, *, quick: bool = False
 ) -> list[Row]:
     """Gather the rows of an experiment from lines of results; what has not been run is left out."""
-    results = {line["key"]: line for line in lines if "test_error" in line.get("result", {})}
+    results = {line["key"]: line for line in lines if experiment.error in line.get("result", {})}
     found: dict[int, list[tuple[Config, Mapping[str, Any]]]] = {}
     for number, config in experiment.configs(dataset, quick=quick):
         line = results.get(key(config))
         if line is not None:
             found.setdefault(number, []).append((config, line))
     rows = []
-    for runs in found.values():
+    for number, runs in found.items():
         ends = [line["result"] for _, line in runs]
         fewer = [
             tuple(end[f"dense_{what}"] / end[what] if end[what] else math.inf for end in ends)
@@ -155,7 +189,8 @@ def rows_of(
         rows.append(
             Row(
                 config=runs[0][0],
-                errors=tuple(end["test_error"] for end in ends),
+                name=experiment.labels[number] if experiment.labels else "",
+                errors=tuple(end[experiment.error] for end in ends),
                 fewer_weights=fewer[0],
                 fewer_macs=fewer[1],
                 architectures=tuple(end["architecture"] for end in ends),
@@ -185,9 +220,11 @@ def write_results(directory: Path, names: Sequence[str], dataset: str, *, quick:
         if not rows:
             parts.append("Not run yet.\n")
             continue
-        parts.append(_table(rows))
+        parts.append(_table(rows, experiment.error))
         published = [p for p in PUBLISHED if p.setting == experiment.setting]
         gated = [row for row in rows if row.config.gated]
+        if experiment.error != "test_error":
+            continue
         if gated:
             save(pareto_figure(gated, published), directory, name)
             parts.append(f"![{_alt(experiment, gated)}]({name}.svg)\n")
@@ -197,7 +234,9 @@ def write_results(directory: Path, names: Sequence[str], dataset: str, *, quick:
             save(architecture_over_time(_records(row)), directory, f"{name}-training")
             said = f"Open filters, inputs and units while {row.label} trains, seed 0"
             parts.append(f"![{said}]({name}-training.svg)\n")
-    for setting in dict.fromkeys(EXPERIMENTS[name].setting for name in names):
+    for setting in dict.fromkeys(
+        EXPERIMENTS[name].setting for name in names if EXPERIMENTS[name].setting
+    ):
         published = [p for p in PUBLISHED if p.setting == setting]
         parts.append(f"## Published: {SETTINGS[setting]}\n\n{_published(published)}")
     parts.append(f"{NOTES}\n\nDense LeNet-5-Caffe, published: {DENSE}.\n")
@@ -229,11 +268,12 @@ SETTINGS = {
 }
 
 
-def _table(rows: Sequence[Row]) -> str:
-    lines = [
-        "| | error, % | fewer weights | fewer MACs | architecture | seeds | minutes a run |",
-        "|---|---|---|---|---|---|---|",
-    ]
+def _table(rows: Sequence[Row], error_name: str) -> str:
+    columns = (
+        *("", f"{error_name.replace('_', ' ')}, %", "fewer weights", "fewer MACs"),
+        *("architecture", "seeds", "minutes a run"),
+    )
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for row in rows:
         error, deviation = spread(row.errors)
         cells = [row.label, f"{error:.2f} ± {deviation:.2f}"]

@@ -119,22 +119,22 @@ class Config:
     model: str = "lenet5"
     sparsity: str = "structured"
     method: str = "diffprune"
-    epochs: int = 40
+    epochs: int = 60
     batch_size: int = 128
     seed: int = 0
     lr: float = 0.05
     momentum: float = 0.9
     weight_decay: float = 5e-4
-    label_smoothing: float = 0.0
+    label_smoothing: float = 0.1
     warmup: int = 250
     restart: bool = True
     penalty: float = 0.45
     keep: float = 0.1
     cost: str = "balanced"
     gate_lr: float = 0.005
-    gate_start: float = 0.03
-    gate_stop: float = 0.7
-    ramp: float = 0.3
+    gate_start: float = 0.02
+    gate_stop: float = 0.47
+    ramp: float = 0.2
     width: float = 1.0
     initial: float = 1.5
     noise: str | None = None
@@ -217,7 +217,15 @@ RULES = ("group-lasso", "magnitude")
 RECIPES = {
     "mnist": Config(),
     # A fiftieth of the images: more passes, and lambda / N must not grow fiftyfold.
-    "digits": Config(dataset="digits", epochs=120, penalty=0.01, gate_lr=0.01, gate_start=0.1),
+    "digits": Config(
+        dataset="digits",
+        epochs=120,
+        penalty=0.01,
+        gate_lr=0.01,
+        gate_start=0.1,
+        gate_stop=0.7,
+        ramp=0.3,
+    ),
 }
 
 
