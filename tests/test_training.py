@@ -121,6 +121,21 @@ def test_the_step_size_falls_once_or_starts_anew_when_gates_are_frozen(
         assert rises == list(range(1, 20))
 
 
+@pytest.mark.parametrize("sparsity", ["structured", "dense"])
+def test_labels_are_smoothed_once_gates_are_frozen_and_always_without_gates(
+    sparsity: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    smoothed, original = [], md.ops.cross_entropy
+
+    def noted(logits: md.Tensor, labels: np.ndarray, *, label_smoothing: float) -> md.Tensor:
+        smoothed.append(label_smoothing)
+        return original(logits, labels, label_smoothing=label_smoothing)
+
+    monkeypatch.setattr(md.ops, "cross_entropy", noted)
+    run(dataclasses.replace(SHORT, sparsity=sparsity, label_smoothing=0.2, epochs=2))
+    assert smoothed == (8 * [0.0] + 4 * [0.2] if sparsity == "structured" else 12 * [0.2])
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("sparsity", ["structured", "unstructured"])
 @pytest.mark.parametrize("model", MODELS)

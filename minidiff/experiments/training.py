@@ -88,7 +88,8 @@ class Config:
     lr, momentum, weight_decay : float
         Of SGD with Nesterov momentum on weights and biases (which are not decayed).
     label_smoothing : float
-        The share of the target that is spread over all classes, in [0, 1).
+        The share of the target that is spread over all classes, in [0, 1). While gates learn there
+        is none, as the loss has to tell then what each group is worth.
     warmup : int
         The number of steps (at most half of all) over which the step size rises, before it falls
         along a cosine.
@@ -348,19 +349,23 @@ class Trainer:
         return self.step // self.steps_per_epoch
 
     @property
+    def stop(self) -> int:
+        """The step from which gates are frozen, and what is left settles."""
+        return math.ceil(self.config.gate_stop * self.steps) if self.gates else 0
+
+    @property
     def lr(self) -> float:
         """The step size of the weights in the next step."""
         config, step, steps = self.config, self.step, self.steps
-        if config.gated and config.restart:
-            stop = math.ceil(config.gate_stop * steps)
-            step, steps = (step, stop) if step < stop else (step - stop, steps - stop)
+        if config.restart and self.stop:
+            before = step < self.stop
+            step, steps = (step, self.stop) if before else (step - self.stop, steps - self.stop)
         return config.lr * cosine(step, steps, warmup=min(config.warmup, steps // 2))
 
     @property
     def prunes(self) -> bool:
         """Whether the next step moves the gates."""
-        share = self.step / self.steps
-        return bool(self.gates) and self.config.gate_start <= share < self.config.gate_stop
+        return self.config.gate_start * self.steps <= self.step < self.stop
 
     @property
     def strength(self) -> float:
@@ -380,11 +385,12 @@ class Trainer:
         config = self.config
         for group in self.weights.groups:
             group.lr = self.lr
-        prunes = self.prunes
+        prunes, settles = self.prunes, self.step >= self.stop
         for gate in self.gates.values():
-            gate.frozen = self.step >= config.gate_stop * self.steps
+            gate.frozen = settles
         logits = self.model(images)
-        loss = ops.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
+        smoothing = config.label_smoothing if settles else 0.0
+        loss = ops.cross_entropy(logits, labels, label_smoothing=smoothing)
         total = loss
         if prunes and self.phis is not None:
             total = loss + self.strength * self.surrogate()
@@ -454,7 +460,7 @@ class Trainer:
             # Open and of use: what the architecture names.
             "open": {key: left for key, (left, _) in sizes.items()},
             "groups": {key: whole for key, (_, whole) in sizes.items()},
-            "frozen": self.step >= self.config.gate_stop * self.steps,
+            "frozen": self.step >= self.stop,
             "step_ms": 1000 * float(np.median(times)),
             "seconds": time.perf_counter() - began,
         }
