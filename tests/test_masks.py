@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import minidiff as md
 from minidiff import nn
-from tests.strategies import seeds
+from tests.strategies import networks, seeds
 
 DOUBLE: dict[str, Any] = {"dtype": np.float64}
 some = settings(max_examples=25)
@@ -158,6 +158,42 @@ def test_a_gate_opens_and_closes_by_decision_too():
         assert gate.evaluated().tolist() == [1, 0, 1]
         with pytest.raises(ValueError, match=r"shape \(2,\); expected \(3,\)"):
             gate.set_open(np.array([True, False]))
+
+
+# -- exactly binary
+
+
+@some
+@given(st.data(), seeds)
+def test_binary_gates_compute_the_same(data, seed):
+    rng = np.random.default_rng(seed)
+    network = data.draw(networks())
+    model, x = network.model.eval(), rng.standard_normal((*network.shape, 3))
+    before, counts = model(x).data, md.count(model, network.shape)
+    md.binarize(model)
+    np.testing.assert_allclose(model(x).data, before, rtol=1e-9, atol=1e-9)
+    assert md.count(model, network.shape) == counts
+    for module in model.modules():
+        if isinstance(module, md.Gated):
+            for _, gate in module.gates():
+                assert set(gate.evaluated()) <= {0.0, 1.0}
+
+
+def test_binary_gates_that_are_shared_are_folded_wherever_they_act_and_not_with_activations():
+    rng = np.random.default_rng(0)
+    units, apart = gate_of(rng, 3), gate_of(rng, 3)
+    units.phi.data, apart.phi.data = np.array([-0.1, 0.2, -1.0]), np.array([0.1, 0.3, 2.0])
+    model = nn.Sequential(
+        md.Gated(nn.Linear(2, 3, rng=rng, **DOUBLE), outputs=units),
+        apart,
+        md.Gated(nn.Linear(3, 3, rng=rng, **DOUBLE), inputs=units, outputs=apart),
+    )
+    x = rng.standard_normal((2, 5))
+    before = model(x).data
+    md.binarize(model)
+    np.testing.assert_allclose(model(x).data, before, atol=1e-12)
+    assert units.evaluated().tolist() == [1, 1, 0]
+    assert apart.phi.data.tolist() == [0.1, 0.3, 2.0]
 
 
 # -- in one line

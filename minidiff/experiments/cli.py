@@ -294,7 +294,7 @@ def _add_gate_options(group: Any, *, several: bool = False) -> None:
         "--sparsity",
         choices=SPARSITIES,
         help="structured: gates on filters, inputs and units (the default); unstructured: on each "
-        "weight; dense: none",
+        "weight; combined: on both; dense: none",
     )
     group.add_argument(
         "--dense",

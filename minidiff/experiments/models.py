@@ -11,7 +11,7 @@ from minidiff.pruning.gates import Gate, Gated, gate_weights
 
 __all__ = ["MODELS", "SPARSITIES", "LeNet5", "LeNet300"]
 
-SPARSITIES = ("structured", "unstructured", "dense")
+SPARSITIES = ("structured", "unstructured", "combined", "dense")
 
 
 def _gating(sparsity: str, gate: type[Gate], settings: dict[str, Any]) -> Callable[..., Module]:
@@ -20,16 +20,17 @@ def _gating(sparsity: str, gate: type[Gate], settings: dict[str, Any]) -> Callab
         raise ValueError(f"sparsity is {sparsity!r}; expected one of {', '.join(SPARSITIES)}.")
 
     def gated(layer: nn.Conv2d | nn.Linear, *roles: str) -> Module:
+        if sparsity == "dense" or (sparsity == "structured" and not roles):
+            return layer
         if sparsity == "unstructured":
             return gate_weights(layer, gate=gate, **settings)
-        if sparsity == "dense" or not roles:
-            return layer
         outputs, inputs = layer.weight.shape[:2]
-        return Gated(
+        gated = Gated(
             layer,
             inputs=gate(inputs, **settings) if "inputs" in roles else None,
             outputs=gate(outputs, **settings) if "outputs" in roles else None,
         )
+        return gate_weights(gated, gate=gate, **settings) if sparsity == "combined" else gated
 
     return gated
 
@@ -46,7 +47,8 @@ class LeNet5(Sequential):
         Draws the initial weights, and the noise of stochastic gates.
     sparsity
         "structured": gates on the filters of both convolutions, on the 800 inputs of the first
-        dense layer, and on its 500 outputs. "unstructured": a gate on each weight. "dense": none.
+        dense layer, and on its 500 outputs. "unstructured": a gate on each weight. "combined":
+        both; what is of no use as a whole leaves first, and training is quicker. "dense": none.
     gate
         The class of the gates.
     settings

@@ -20,7 +20,7 @@ from minidiff.pruning.baselines import (
     HardConcrete,
     MagnitudePruning,
 )
-from minidiff.pruning.gates import NOISES, Gate
+from minidiff.pruning.gates import NOISES, Gate, binarize
 from minidiff.pruning.penalty import (
     COSTS,
     LayerCount,
@@ -80,7 +80,8 @@ class Config:
     model : str
         "lenet5" or "lenet300".
     sparsity : str
-        "structured" gates filters, inputs and units, "unstructured" each weight; "dense" nothing.
+        "structured" gates filters, inputs and units, "unstructured" each weight, "combined" both;
+        "dense" nothing.
     method : str
         "diffprune", this project's subject, or a baseline of :mod:`~minidiff.pruning.baselines`:
         "hard-concrete", "gaussian", "group-lasso", "magnitude".
@@ -386,6 +387,10 @@ class Trainer:
         for group in self.weights.groups:
             group.lr = self.lr
         prunes, settles = self.prunes, self.step >= self.stop
+        if self.gates and self.step == self.stop:
+            binarize(self.model)
+            for group in self.weights.groups:
+                group.state = [{} for _ in group.parameters]  # of weights that are others now
         for gate in self.gates.values():
             gate.frozen = settles
         logits = self.model(images)
