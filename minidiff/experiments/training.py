@@ -121,7 +121,7 @@ class Config:
     model: str = "lenet5"
     sparsity: str = "structured"
     method: str = "diffprune"
-    epochs: int = 60
+    epochs: int = 90
     batch_size: int = 128
     seed: int = 0
     lr: float = 0.05
@@ -134,9 +134,9 @@ class Config:
     keep: float = 0.1
     cost: str = "balanced"
     gate_lr: float = 0.005
-    gate_start: float = 0.02
-    gate_stop: float = 0.47
-    ramp: float = 0.2
+    gate_start: float = 0.013
+    gate_stop: float = 0.31
+    ramp: float = 0.133
     width: float = 1.0
     initial: float = 1.5
     noise: str | None = None

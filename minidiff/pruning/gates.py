@@ -76,7 +76,7 @@ class Gate(Module):
     phi : Parameter of shape (count,)
     frozen : bool
         Whether training, too, takes the values of evaluation, without noise, as when the network
-        settles in the end. False at first; set it.
+        settles in the end; gates on elements get no gradient then. False at first; set it.
 
     Raises
     ------
@@ -367,6 +367,8 @@ class ScaleElements(Op):
         return self.groups.is_elements and self.groups.labels.shape == self.x.shape
 
     def backward(self, grad: Array) -> tuple[Array | None, ...]:
+        if not self.needs[1]:
+            return grad * self.z, None
         grad_z = grad * self.x
         if self._by_element():
             return grad * self.z, grad_z.ravel()
@@ -424,7 +426,8 @@ class Mask(Module):
 
     def apply(self, parameter: Tensor) -> Tensor:
         """Gate the elements of a parameter."""
-        return ScaleElements(self.groups)(parameter, self.gate.values())
+        z = self.gate.values()
+        return ScaleElements(self.groups)(parameter, z.detach() if self.gate.frozen else z)
 
     def output_shape(self, shape: Shape) -> Shape:
         """Return the shape, which the groups must fit."""
