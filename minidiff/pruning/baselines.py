@@ -34,7 +34,7 @@ class StretchedSigmoid(GateTransform):
         self.stretched = self.s * number(self.zeta - self.gamma) + number(self.gamma)
         out = np.minimum(np.maximum(self.stretched, 0), 1)
         if x.ndim == 1:
-            self.active = out.nonzero()[0]
+            self.active = (out != 0).nonzero()[0]
         return out
 
     @property
@@ -132,7 +132,7 @@ class ClippedGate(GateTransform):
         self.x = x
         out = np.minimum(np.maximum(x, 0), 1)
         if x.ndim == 1:
-            self.active = out.nonzero()[0]
+            self.active = (out != 0).nonzero()[0]
         return out
 
     @property

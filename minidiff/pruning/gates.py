@@ -264,7 +264,7 @@ class OpenProbability(Op):
     def forward(self, phi: Array) -> Array:
         p, self.density = self.gate.tail(phi)
         if self.gate.noise is None:
-            self.live = (p.nonzero()[0],)
+            self.live = ((p != 0).nonzero()[0],)
         return p
 
     def backward(self, grad: Array) -> tuple[Array | None, ...]:
@@ -335,7 +335,7 @@ class Spread(GateTransform):
         self.count, out = len(z), z[self.labels]
         if out.shape[0] == out.size:  # groups of slices along axis 0
             out = out.ravel()
-            self.active = out.nonzero()[0]
+            self.active = (out != 0).nonzero()[0]
         return out
 
     @property

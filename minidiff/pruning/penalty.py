@@ -352,7 +352,7 @@ class ExpectedCost(Op):
             grads[gate] * density for gate, (_, density) in zip(self.gates, tails, strict=True)
         ]
         self.live = tuple(
-            p.nonzero()[0] if gate.noise is None else None
+            (p != 0).nonzero()[0] if gate.noise is None else None
             for gate, p in zip(self.gates, said.values(), strict=True)
         )
         return np.asarray(total, np.result_type(np.float32, *phis))
