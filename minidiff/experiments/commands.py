@@ -5,6 +5,7 @@ import math
 import statistics
 import sys
 import textwrap
+import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
@@ -20,7 +21,7 @@ from minidiff.engine.nn import Module, Shape
 from minidiff.engine.predictor import Predictor
 from minidiff.pruning.compact import compact
 from minidiff.pruning.gates import Gated
-from minidiff.pruning.penalty import LayerCount, count, gates_of
+from minidiff.pruning.penalty import count, gates_of
 
 from .checkpoint import MALFORMED, Checkpoint
 from .data import Dataset, load_dataset
@@ -124,7 +125,7 @@ def _train(run: Run, config: Config, data: Dataset) -> int:
         return INTERRUPTED
     # The one look at the test set.
     error = error_rate(model, data.test, mean=data.mean, std=data.std)
-    result = _result(config, records, trainer.counts(), error)
+    result = _result(trainer, error)
     run.write_json("result.json", result)
     print(_table(result))
     return 0
@@ -244,13 +245,15 @@ def _first_layer(model: Module) -> tuple[Array, NDArray[np.bool_]]:
     return weight, gate.is_open() if gate else np.ones(len(weight), np.bool_)
 
 
-def _result(
-    config: Config, records: list[dict[str, Any]], counts: list[LayerCount], error: float
-) -> dict[str, Any]:
-    last = records[-1]
-    biases = [(layer.outputs[0] if layer.weights[0] else 0, layer.outputs[1]) for layer in counts]
+def _result(trainer: Trainer, error: float) -> dict[str, Any]:
+    """Sum up a run: figures of the whole network, of its last epoch, and of each layer."""
+    records, counts = trainer.records, trainer.counts()
+    last, dense_biases = records[-1], sum(layer.outputs[1] for layer in counts)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the table says it if nothing is left
+        small = compact(trainer.model)
     return {
-        "gated": config.gated,
+        "gated": trainer.config.gated,
         "test_error": error,
         "held_out_error": last["held_out_error"],
         "architecture": last["architecture"],
@@ -258,9 +261,9 @@ def _result(
         "dense_weights": last["dense_weights"],
         "macs": last["macs"],
         "dense_macs": last["dense_macs"],
-        # float32, biases included
-        "bytes": 4 * (last["weights"] + sum(left for left, _ in biases)),
-        "dense_bytes": 4 * (last["dense_weights"] + sum(dense for _, dense in biases)),
+        # In float32, biases included; zeros among what is left take room too.
+        "bytes": 4 * sum(parameter.size for parameter in small.parameters()),
+        "dense_bytes": 4 * (last["dense_weights"] + dense_biases),
         "step_ms": last["step_ms"],
         "first_step_ms": records[0]["step_ms"],
         "seconds": sum(record["seconds"] for record in records),
