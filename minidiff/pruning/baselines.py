@@ -27,15 +27,12 @@ class StretchedSigmoid(GateTransform):
     def __init__(self, temperature: float, gamma: float, zeta: float) -> None:
         self.temperature, self.gamma, self.zeta = temperature, gamma, zeta
 
-    def forward(self, x: Array) -> Array:
+    def transform(self, x: Array) -> Array:
         number = x.dtype.type
         half = number(0.5)
         self.s = half * np.tanh(half * x / number(self.temperature)) + half  # cannot overflow
         self.stretched = self.s * number(self.zeta - self.gamma) + number(self.gamma)
-        out = np.minimum(np.maximum(self.stretched, 0), 1)
-        if x.ndim == 1:
-            self.active = (out != 0).nonzero()[0]
-        return out
+        return np.minimum(np.maximum(self.stretched, 0), 1)
 
     @property
     def fully_open(self) -> NDArray[np.bool_]:
@@ -128,12 +125,9 @@ class HardConcrete(Gate):
 class ClippedGate(GateTransform):
     """clip(x, 0, 1)."""
 
-    def forward(self, x: Array) -> Array:
+    def transform(self, x: Array) -> Array:
         self.x = x
-        out = np.minimum(np.maximum(x, 0), 1)
-        if x.ndim == 1:
-            self.active = (out != 0).nonzero()[0]
-        return out
+        return np.minimum(np.maximum(x, 0), 1)
 
     @property
     def fully_open(self) -> NDArray[np.bool_]:

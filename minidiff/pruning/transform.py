@@ -39,6 +39,16 @@ class GateTransform(Op):
 
     skips = True
 
+    def forward(self, x: Array) -> Array:
+        out = self.transform(x)
+        if x.ndim == 1:
+            self.active = (out != 0).nonzero()[0]  # of booleans it is quicker
+        return out
+
+    def transform(self, x: Array) -> Array:
+        """Compute the values, of the shape of x."""
+        raise NotImplementedError  # each transform has its formula
+
     @property
     def fully_open(self) -> NDArray[np.bool_]:
         """Where the value and its derivative are 1 and 0, after ``forward``."""
@@ -51,13 +61,11 @@ class BinaryGate(GateTransform):
     def __init__(self, width: float) -> None:
         self.width = width
 
-    def forward(self, x: Array) -> Array:
+    def transform(self, x: Array) -> Array:
         # Not in the kernel, where division is only as exact as it needs to be to be fast.
         self.t = np.ascontiguousarray(x / x.dtype.type(self.width) + x.dtype.type(0.5))
         out = np.empty(x.shape, x.dtype)
         kernels.smoothstep(self.t.reshape(-1), out.reshape(-1))
-        if x.ndim == 1:
-            self.active = (self.t != 0).nonzero()[0]  # of booleans it is quicker
         return out
 
     @property
