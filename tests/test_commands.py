@@ -55,6 +55,26 @@ def test_the_run_has_pruned_something(run: Path) -> None:
     assert sum(a for a, _ in left) < 0.9 * sum(b for _, b in left)
 
 
+def test_a_run_on_all_images_is_evaluated_as_it_was_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["train", "--dataset", "digits", "--epochs", "1", "--held-out", "0"]
+    said(capsys, *words, "--out", tmp_path / "run")
+    trained = Trained.open(tmp_path / "run")
+    assert trained.mean != load_dataset("digits").mean  # some are held out there
+    asked = []
+    monkeypatch.setattr(
+        "minidiff.experiments.commands.error_rate",
+        lambda model, split, *, mean, std: asked.append((mean, std)) or 0.0,
+    )
+    said(capsys, "evaluate", tmp_path / "run")
+    assert asked == [(trained.mean, trained.std)]
+    assert trained.records[-1]["held_out_error"] is None
+    for command in ("inspect", "report"):  # which have no held-out error to show
+        monkeypatch.undo()
+        said(capsys, command, tmp_path / "run")
+
+
 def test_inspect_prints_what_the_compact_network_has(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -259,5 +279,6 @@ def test_help_of_every_command_is_there() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "minidiff", "--help"], capture_output=True, text=True, check=True
     )
-    for command in ("train", "evaluate", "predict", "inspect", "report", "export", "compare"):
+    commands = "train evaluate predict inspect report export compare sweep reproduce bench"
+    for command in commands.split():
         assert command in done.stdout

@@ -346,13 +346,15 @@ def reproduce(options: argparse.Namespace) -> int:
     if not options.report:
         runs = runs_of(names, dataset, quick=options.quick)
         for test in (False, True):  # where images are held out, choices are made
-            failed += run_all(
-                [config for config in runs if test == (config.held_out == 0)],
-                directory / "runs.jsonl",
-                jobs=options.jobs,
-                cluster=options.cluster,
-                test=test,
-            )
+            part = [config for config in runs if test == (config.held_out == 0)]
+            if part:
+                failed += run_all(
+                    part,
+                    directory / "runs.jsonl",
+                    jobs=options.jobs,
+                    cluster=options.cluster,
+                    test=test,
+                )
     page = write_results(directory, names, dataset, quick=options.quick)
     print(f"{page}" + (f"; {failed} runs failed" if failed else ""))
     return 1 if failed else 0
@@ -426,7 +428,8 @@ def evaluate(options: argparse.Namespace) -> int:
     """Print the error on the test set."""
     trained = Trained.open(options.directory)
     data: Dataset = load_dataset(trained.config.dataset)
-    error = error_rate(trained.model, data.test, mean=data.mean, std=data.std)
+    # As in training: another number of images held out makes another mean.
+    error = error_rate(trained.model, data.test, mean=trained.mean, std=trained.std)
     print(f"{error:.2f} % test error on {len(data.test):,} images ({data.source.rstrip('.')})")
     return 0
 

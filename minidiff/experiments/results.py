@@ -82,8 +82,8 @@ CHOICES: dict[str, Mapping[str, Any]] = {  # what each row of the ablation chang
 EXPERIMENTS = {
     "ablation": Experiment(
         "What the recipe is made of",
-        "Each row changes one thing. These runs hold out 5,000 training images, and the error is "
-        "that on them: choices were made by it.",
+        "Each row changes one thing (a cost in other units goes with another λ). These runs hold "
+        "out 5,000 training images, and the error is that on them: choices were made by it.",
         "",
         {},
         tuple(CHOICES.values()),

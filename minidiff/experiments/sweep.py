@@ -162,11 +162,11 @@ def _results(
 ) -> Iterator[Iterable[dict[str, Any]]]:
     """Give the lines of the runs, as they end."""
     if cluster is None:
-        joblib = extra("joblib")
         threads = max(1, (os.cpu_count() or 1) // jobs)
         if jobs == 1:  # in this process, where an error is easier to follow
             yield (run_once(run, test=test, threads=threads) for run in runs)
             return
+        joblib = extra("joblib")
         # New processes, not forks: threads of OpenMP do not survive a fork.
         with joblib.parallel_config("loky", n_jobs=jobs, inner_max_num_threads=threads):
             parallel = joblib.Parallel(return_as="generator_unordered")

@@ -27,7 +27,7 @@ class StretchedSigmoid(GateTransform):
     def __init__(self, temperature: float, gamma: float, zeta: float) -> None:
         self.temperature, self.gamma, self.zeta = temperature, gamma, zeta
 
-    def transform(self, x: Array) -> Array:
+    def compute(self, x: Array) -> Array:
         number = x.dtype.type
         half = number(0.5)
         self.s = half * np.tanh(half * x / number(self.temperature)) + half  # cannot overflow
@@ -125,7 +125,7 @@ class HardConcrete(Gate):
 class ClippedGate(GateTransform):
     """clip(x, 0, 1)."""
 
-    def transform(self, x: Array) -> Array:
+    def compute(self, x: Array) -> Array:
         self.x = x
         return np.minimum(np.maximum(x, 0), 1)
 

@@ -40,12 +40,12 @@ class GateTransform(Op):
     skips = True
 
     def forward(self, x: Array) -> Array:
-        out = self.transform(x)
+        out = self.compute(x)
         if x.ndim == 1:
             self.active = (out != 0).nonzero()[0]  # of booleans it is quicker
         return out
 
-    def transform(self, x: Array) -> Array:
+    def compute(self, x: Array) -> Array:
         """Compute the values, of the shape of x."""
         raise NotImplementedError  # each transform has its formula
 
@@ -61,7 +61,7 @@ class BinaryGate(GateTransform):
     def __init__(self, width: float) -> None:
         self.width = width
 
-    def transform(self, x: Array) -> Array:
+    def compute(self, x: Array) -> Array:
         # Not in the kernel, where division is only as exact as it needs to be to be fast.
         self.t = np.ascontiguousarray(x / x.dtype.type(self.width) + x.dtype.type(0.5))
         out = np.empty(x.shape, x.dtype)
