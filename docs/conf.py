@@ -1,0 +1,97 @@
+"""How the documentation is built: ``sphinx-build -W docs docs/_build/html``.
+
+It needs the extra ``docs`` and Node.js. Before the first build, ``npm ci`` in ``docs/`` brings what
+the pages need in the browser (KaTeX's style and fonts, onnxruntime-web): a page asks no other host
+for anything. Building runs every tutorial; with ``MINIDIFF_TUTORIALS=small`` that takes minutes.
+"""
+
+import shutil
+import sys
+from pathlib import Path
+
+import minidiff
+
+HERE = Path(__file__).parent
+MODULES = HERE / "node_modules"
+if not MODULES.is_dir():
+    sys.exit("docs/node_modules is missing; run `npm ci --ignore-scripts` in docs/ first.")
+
+# Sphinx reads what lies below its own directory. Unchanged copies keep their time, so that only
+# tutorials that have changed are run again.
+COPIES = HERE / "tutorials"
+COPIES.mkdir(exist_ok=True)
+for source in sorted((HERE.parent / "tutorials").glob("*.py")):
+    copy = COPIES / source.name
+    if not copy.exists() or copy.read_bytes() != source.read_bytes():
+        shutil.copyfile(source, copy)
+
+project = "minidiff"
+copyright = "the minidiff contributors, MIT licence"
+version = release = minidiff.__version__
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+    "sphinxcontrib.katex",
+]
+exclude_patterns = [
+    "_build",
+    "node_modules",
+    "conf.py",
+    "tutorials/support.py",
+    "tutorials/exercises_*.py",
+    "README.md",
+]
+nitpicky = True
+nitpick_ignore_regex = [("py:.*", r".*")]  # types of NumPy's in signatures; links are checked apart
+
+# -- prose and notebooks
+myst_enable_extensions = ["dollarmath", "colon_fence", "deflist", "attrs_inline"]
+myst_heading_anchors = 3
+nb_custom_formats = {".py": ["jupytext.reads", {"fmt": "py:percent"}]}
+nb_execution_mode = "cache"
+nb_execution_timeout = 900
+nb_execution_raise_on_error = True
+nb_merge_streams = True
+nb_mime_priority_overrides = [("html", "image/png", 0)]
+
+# -- API
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # signatures have them; docstrings say shapes and units
+autosummary_generate = True
+napoleon_google_docstring = False
+napoleon_use_rtype = False
+
+# -- maths, set while the pages are built
+katex_prerender = True
+katex_css_path = "katex/katex.min.css"
+
+# -- pages
+html_theme = "furo"
+html_title = "minidiff"
+html_static_path = ["_static"]
+html_css_files = ["minidiff.css"]
+html_extra_path: list[str] = []
+html_copy_source = False
+html_show_sphinx = False
+html_theme_options = {"navigation_with_keys": True}
+
+
+def _bundle(app, exception=None):
+    """Copy what the pages load in the browser from node_modules into the site."""
+    if exception or app.builder.format != "html":
+        return
+    static = Path(app.outdir) / "_static"
+    shutil.copytree(
+        MODULES / "katex" / "dist" / "fonts", static / "katex" / "fonts", dirs_exist_ok=True
+    )
+    shutil.copyfile(MODULES / "katex/dist/katex.min.css", static / "katex/katex.min.css")
+
+
+def setup(app):
+    """Register what Sphinx calls."""
+    app.connect("build-finished", _bundle)
