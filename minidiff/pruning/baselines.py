@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minidiff.engine import nn
-from minidiff.engine._types import Array, Indices
+from minidiff.engine._types import Array
 from minidiff.engine.nn import Module
 
 from .gates import Gate, Gated, normal_tail
@@ -193,24 +193,25 @@ class GaussianGate(Gate):
 
 
 class _Part:
-    """A gate, and a view of all that it gates: arrays, and the group of each of their elements."""
+    """A gate, and all that it gates: arrays, and how their elements are grouped."""
 
     def __init__(self, gate: Gate) -> None:
         self.gate = gate
-        # Labels are None where each weight is a group of its own, in order.
-        self.arrays: list[tuple[nn.Parameter, Indices | None]] = []
+        self.arrays: list[tuple[nn.Parameter, Groups]] = []
 
     def add(self, parameter: nn.Parameter, groups: Groups) -> None:
-        single = groups.is_elements and groups.labels.shape == parameter.shape
-        labels = None if single else np.broadcast_to(groups.labels, parameter.shape)
-        self.arrays.append((parameter, labels))
+        self.arrays.append((parameter, groups))
 
     def _sums(self, values: Callable[[nn.Parameter], Array]) -> Array:
         total: Array = np.zeros(self.gate.count)
-        for parameter, labels in self.arrays:
-            found = values(parameter).ravel()
+        for parameter, groups in self.arrays:
+            # First along axes on which the groups do not depend: for slices, that is all.
+            axes = tuple(i for i, n in enumerate(groups.labels.shape) if n == 1)
+            found = values(parameter).sum(axis=axes).ravel()
             total += (
-                found if labels is None else np.bincount(labels.ravel(), found, self.gate.count)
+                found
+                if groups.is_elements
+                else np.bincount(groups.labels.ravel(), found, self.gate.count)
             )
         return total
 
@@ -224,9 +225,10 @@ class _Part:
 
     def scale(self, factors: Array) -> None:
         """Multiply each group by a factor, in place."""
-        for parameter, labels in self.arrays:
-            own = factors.reshape(parameter.shape) if labels is None else factors[labels]
-            parameter.data *= own.astype(parameter.dtype)
+        for parameter, groups in self.arrays:
+            own = factors.astype(parameter.dtype)
+            shape = groups.labels.shape
+            parameter.data *= own.reshape(shape) if groups.is_elements else own[groups.labels]
 
 
 def _parts(model: Module) -> Iterator[_Part]:
