@@ -95,9 +95,11 @@ def read_results(path: Path) -> list[dict[str, Any]]:
     lines = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            lines.append(json.loads(line))
+            found = json.loads(line)
         except ValueError:
             continue
+        if isinstance(found, dict) and "key" in found:
+            lines.append(found)
     return lines
 
 
