@@ -30,7 +30,18 @@ __all__ = [
 
 
 class Parameter(Tensor):
-    """A tensor that training changes: a leaf which requires a gradient."""
+    """A tensor that training changes: a leaf which requires a gradient.
+
+    Parameters
+    ----------
+    array
+        As of :class:`~minidiff.engine.tensor.Tensor`.
+
+    Examples
+    --------
+    >>> Parameter([1.0, 2.0])
+    Tensor([1., 2.], requires_grad=True)
+    """
 
     __slots__ = ()
 
@@ -43,6 +54,21 @@ class Module:
 
     Parameters and modules that are set as attributes, or stand in a list or tuple that is one, are
     found in the order in which they were set. One that is found in two places counts once.
+
+    Attributes
+    ----------
+    training : bool
+        Whether it computes as in training or as in evaluation; see :meth:`train`, :meth:`eval`.
+
+    Examples
+    --------
+    >>> class Scale(Module):
+    ...     def __init__(self):
+    ...         self.factor = Parameter(2.0)
+    ...     def forward(self, x):
+    ...         return self.factor * x
+    >>> Scale()([1.0, 3.0]).data, dict(Scale().named_parameters())
+    (array([2., 6.], dtype=float32), {'factor': Tensor(2., requires_grad=True)})
     """
 
     training: bool = True
@@ -58,7 +84,7 @@ class Module:
     def output_shape(self, shape: Shape) -> Shape:
         """Return the shape of the output, without the batch, for an input of ``shape``.
 
-        Layers that keep the shape need not define it.
+        Layers that keep the shape need not define it. Raises ValueError if the layer does not fit.
         """
         return shape
 
@@ -159,9 +185,16 @@ class Conv2d(Module):
     stride, padding
         Likewise; padding is with zeros.
     rng
-        Draws the initial weights (:func:`he_normal`); biases start at 0.
+        Draws the initial weights, normal with variance 2 / fan-in (He et al. 2015,
+        arXiv:1502.01852, equation 10); biases start at 0.
     dtype
         float32 or float64.
+
+    Raises
+    ------
+    ValueError
+        If a size is not an integer >= 1 (for padding, >= 0). When called, as of
+        :func:`~minidiff.ops.conv2d`.
 
     Examples
     --------
@@ -208,7 +241,23 @@ class Conv2d(Module):
 class Linear(Module):
     """Dense layer on (D, N); weight (O, D), bias (O,).
 
-    Parameters are as of :class:`Conv2d`, with ``in_features`` D and ``out_features`` O.
+    Parameters
+    ----------
+    in_features, out_features
+        D and O.
+    rng, dtype
+        As of :class:`Conv2d`.
+
+    Raises
+    ------
+    ValueError
+        If a size is not an integer >= 1. When called, as of :func:`~minidiff.ops.linear`.
+
+    Examples
+    --------
+    >>> layer = Linear(800, 500, rng=np.random.default_rng(0))
+    >>> layer.weight.shape, layer(np.zeros((800, 8), np.float32)).shape
+    ((500, 800), (500, 8))
     """
 
     def __init__(
@@ -239,7 +288,13 @@ class Linear(Module):
 
 
 class ReLU(Module):
-    """max(x, 0)."""
+    """max(x, 0), of any shape.
+
+    Examples
+    --------
+    >>> ReLU()([-1.0, 2.0]).data
+    array([0., 2.], dtype=float32)
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute max(x, 0)."""
@@ -247,7 +302,23 @@ class ReLU(Module):
 
 
 class Dropout(Module):
-    """Zeros with probability ``p`` while training; nothing in evaluation."""
+    """Zeros with probability ``p`` while training; nothing in evaluation.
+
+    Parameters
+    ----------
+    p, rng
+        As of :func:`~minidiff.ops.dropout`.
+
+    Raises
+    ------
+    ValueError
+        If ``p`` is not in [0, 1).
+
+    Examples
+    --------
+    >>> Dropout(0.5, rng=np.random.default_rng(0)).eval()([1.0, 2.0]).data
+    array([1., 2.], dtype=float32)
+    """
 
     def __init__(self, p: float, *, rng: np.random.Generator) -> None:
         if not 0 <= p < 1:
@@ -274,9 +345,22 @@ class _Pool2d(Module):
 
 
 class MaxPool2d(_Pool2d):
-    """Largest of each window; ``stride`` is the window's size unless given.
+    """Largest of each window, (C, H, W, N) to (C, H', W', N).
 
-    With ``relu``, a ReLU is part of it: the same numbers as one before or behind, with less work.
+    Parameters
+    ----------
+    kernel, stride, relu
+        As of :func:`~minidiff.ops.max_pool2d`.
+
+    Raises
+    ------
+    ValueError
+        If a size is not an integer >= 1. When called, as of that function.
+
+    Examples
+    --------
+    >>> MaxPool2d(2, relu=True)(-np.ones((1, 2, 2, 1))).data.item()
+    0.0
     """
 
     def __init__(self, kernel: Pair, *, stride: Pair | None = None, relu: bool = False) -> None:
@@ -289,7 +373,23 @@ class MaxPool2d(_Pool2d):
 
 
 class AvgPool2d(_Pool2d):
-    """Mean of each window; ``stride`` is the window's size unless given."""
+    """Mean of each window, (C, H, W, N) to (C, H', W', N).
+
+    Parameters
+    ----------
+    kernel, stride
+        As of :func:`~minidiff.ops.avg_pool2d`.
+
+    Raises
+    ------
+    ValueError
+        If a size is not an integer >= 1. When called, as of that function.
+
+    Examples
+    --------
+    >>> AvgPool2d(2)(np.arange(4.0).reshape(1, 2, 2, 1)).data.item()
+    1.5
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute (C, H', W', N) from (C, H, W, N)."""
@@ -297,7 +397,13 @@ class AvgPool2d(_Pool2d):
 
 
 class Flatten(Module):
-    """(C, H, W, N) to (C*H*W, N)."""
+    """(C, H, W, N) to (C*H*W, N).
+
+    Examples
+    --------
+    >>> Flatten().output_shape((50, 4, 4))
+    (800,)
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         """Reshape x."""
@@ -309,8 +415,22 @@ class Flatten(Module):
 
 
 class Select(Module):
-    """Some of the channels or features: those of ``size`` that ``indices`` list, increasing.
+    """Some of the channels or features, as a compact network has them.
 
+    Parameters
+    ----------
+    indices
+        Of those that are kept, increasing.
+    size
+        How many there are before.
+
+    Raises
+    ------
+    ValueError
+        If the indices do not increase within 0..size-1. When called, if the input has another size.
+
+    Examples
+    --------
     >>> Select([0, 2], size=3)(np.float32([[1], [2], [3]])).data.ravel()
     array([1., 3.], dtype=float32)
     """
@@ -336,6 +456,18 @@ class Select(Module):
 class Sequential(Module):
     """Layers one after another, numbered, or named by keyword.
 
+    Parameters
+    ----------
+    layers, named
+        Modules, in order.
+
+    Raises
+    ------
+    ValueError
+        If two layers have one name, or a name is empty or has "." or "/" in it.
+
+    Examples
+    --------
     >>> model = Sequential(hidden=Linear(3, 2, rng=np.random.default_rng(0)), relu=ReLU())
     >>> [name for name, _ in model.named_parameters()]
     ['hidden.weight', 'hidden.bias']

@@ -3,6 +3,9 @@
 Activations are (C, H, W, N) or (D, N): channels or features first, the samples of the batch last.
 ``active`` of the inputs (see :class:`~minidiff.engine.tensor.Tensor`) decides what is computed:
 a slice that is a constant zero is left out of every sum, forward and backward.
+
+Each function takes Tensors, or what :class:`~minidiff.engine.tensor.Tensor` takes, on its terms and
+with its errors, and returns a Tensor.
 """
 
 import math
@@ -160,13 +163,16 @@ def conv2d(
     Raises
     ------
     ValueError
-        If the shapes do not fit.
+        If the shapes do not fit, the dtypes differ, or ``stride`` or ``padding`` is out of range.
 
     Examples
     --------
-    >>> x, weight = np.ones((1, 3, 3, 2), np.float32), np.ones((4, 1, 2, 2), np.float32)
-    >>> conv2d(x, weight).shape
-    (4, 2, 2, 2)
+    How many pixels of a 3x3 image each output sees:
+
+    >>> conv2d(np.ones((1, 3, 3, 1)), np.ones((1, 1, 3, 3)), padding=1).data[0, :, :, 0]
+    array([[4., 6., 4.],
+           [6., 9., 6.],
+           [4., 6., 4.]])
     """
     x, weight = _tensor(x), _tensor(weight)
     strides, pads = pair(stride, "stride"), pair(padding, "padding", least=0)
@@ -268,12 +274,12 @@ def linear(x: TensorLike, weight: TensorLike, bias: TensorLike | None = None) ->
     Raises
     ------
     ValueError
-        If the shapes do not fit.
+        If the shapes do not fit, or the dtypes differ.
 
     Examples
     --------
-    >>> linear(np.ones((3, 2), np.float32), np.ones((4, 3), np.float32)).shape
-    (4, 2)
+    >>> linear(np.ones((3, 2)), np.array([[1.0, 2.0, 3.0]]), np.array([0.5])).data
+    array([[6.5, 6.5]])
     """
     x, weight = _tensor(x), _tensor(weight)
     if x.ndim != 2 or weight.ndim != 2 or x.shape[0] != weight.shape[1]:
@@ -316,42 +322,146 @@ def _same_dtype(name: str, **tensors: Tensor) -> None:
 
 
 def exp(x: TensorLike) -> Tensor:
-    """Exponential."""
+    """Exponential, element by element.
+
+    Parameters
+    ----------
+    x
+        Any shape.
+
+    Examples
+    --------
+    >>> exp([0.0, 1.0]).data.round(3)
+    array([1.   , 2.718], dtype=float32)
+    """
     return _tensor(x).exp()
 
 
 def log(x: TensorLike) -> Tensor:
-    """Natural logarithm."""
+    """Natural logarithm, element by element.
+
+    Parameters
+    ----------
+    x
+        Any shape.
+
+    Examples
+    --------
+    >>> log([1.0, 10.0]).data.round(3)
+    array([0.   , 2.303], dtype=float32)
+    """
     return _tensor(x).log()
 
 
 def sqrt(x: TensorLike) -> Tensor:
-    """Square root."""
+    """Square root, element by element.
+
+    Parameters
+    ----------
+    x
+        Any shape.
+
+    Examples
+    --------
+    >>> sqrt([4.0, 9.0]).data
+    array([2., 3.], dtype=float32)
+    """
     return _tensor(x).sqrt()
 
 
 def tanh(x: TensorLike) -> Tensor:
-    """Hyperbolic tangent."""
+    """Hyperbolic tangent, element by element.
+
+    Parameters
+    ----------
+    x
+        Any shape.
+
+    Examples
+    --------
+    >>> tanh([0.0, 1.0]).data.round(3)
+    array([0.   , 0.762], dtype=float32)
+    """
     return _tensor(x).tanh()
 
 
 def sigmoid(x: TensorLike) -> Tensor:
-    """Logistic function 1 / (1 + exp(-x))."""
+    """Logistic function 1 / (1 + exp(-x)), element by element, computed without overflow.
+
+    Parameters
+    ----------
+    x
+        Any shape.
+
+    Examples
+    --------
+    >>> sigmoid([-1000.0, 0.0, 1.0]).data.round(3)
+    array([0.   , 0.5  , 0.731], dtype=float32)
+    """
     return _tensor(x).sigmoid()
 
 
 def erf(x: TensorLike) -> Tensor:
-    """Error function."""
+    """Error function, element by element.
+
+    Parameters
+    ----------
+    x
+        Any shape.
+
+    Examples
+    --------
+    >>> erf([0.0, 1.0]).data.round(3)
+    array([0.   , 0.843], dtype=float32)
+    """
     return _tensor(x).erf()
 
 
 def maximum(x: TensorLike, y: TensorLike) -> Tensor:
-    """Larger of two, element by element; where equal, each gets half the gradient."""
+    """Larger of two, element by element; where equal, each gets half the gradient.
+
+    Parameters
+    ----------
+    x, y
+        Shapes that broadcast.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not broadcast.
+
+    Examples
+    --------
+    >>> x = Tensor([1.0, 2.0, 3.0], requires_grad=True)
+    >>> maximum(x, 2.0).sum().backward()
+    >>> x.grad
+    array([0. , 0.5, 1. ], dtype=float32)
+    """
     return _tensor(x).maximum(y)
 
 
 def clip(x: TensorLike, low: float | None, high: float | None) -> Tensor:
-    """Limit to [low, high]; no gradient flows where the value is outside."""
+    """Limit to [low, high]; no gradient flows where the value is outside.
+
+    Parameters
+    ----------
+    x
+        Any shape.
+    low, high
+        Numbers; None for no limit.
+
+    Raises
+    ------
+    ValueError
+        If ``low`` is above ``high``.
+
+    Examples
+    --------
+    >>> x = Tensor([-1.0, 0.5, 2.0], requires_grad=True)
+    >>> clip(x, 0, 1).sum().backward()
+    >>> x.grad
+    array([0., 1., 0.], dtype=float32)
+    """
     return _tensor(x).clip(low, high)
 
 
@@ -382,8 +492,21 @@ class ReLU(Op):
 
 
 def relu(x: TensorLike) -> Tensor:
-    """Rectified linear unit, max(x, 0), of any shape; the derivative at 0 is 0."""
-    return ReLU()(x)
+    """Rectified linear unit, max(x, 0); the derivative at 0 is 0.
+
+    Parameters
+    ----------
+    x
+        Any shape.
+
+    Examples
+    --------
+    >>> x = Tensor([-1.0, 0.0, 2.0], requires_grad=True)
+    >>> relu(x).sum().backward()
+    >>> x.grad
+    array([0., 0., 1.], dtype=float32)
+    """
+    return ReLU()(_tensor(x))
 
 
 class Dropout(Op):
@@ -404,7 +527,28 @@ class Dropout(Op):
 def dropout(x: TensorLike, p: float, rng: np.random.Generator) -> Tensor:
     """Set each element to zero with probability ``p``, and scale the others by 1 / (1 - p).
 
-    Raises ValueError if ``p`` is not in [0, 1).
+    So the expected value stays as it is, and evaluation needs no factor (Srivastava et al. 2014,
+    JMLR 15, section 10).
+
+    Parameters
+    ----------
+    x
+        Any shape.
+    p
+        In [0, 1).
+    rng
+        Draws one number for each element; none if ``p`` is 0.
+
+    Raises
+    ------
+    ValueError
+        If ``p`` is out of range.
+
+    Examples
+    --------
+    >>> out = dropout(np.ones(1000), 0.5, np.random.default_rng(0)).data
+    >>> np.unique(out), bool(450 < (out == 0).sum() < 550)
+    (array([0., 2.]), True)
     """
     if not 0 <= p < 1:
         raise ValueError(f"dropout: p is {p}; expected a probability in [0, 1).")
@@ -512,7 +656,13 @@ def max_pool2d(
     Raises
     ------
     ValueError
-        If the window does not fit.
+        If the window does not fit or has too many places, or ``stride`` is out of range.
+
+    Examples
+    --------
+    >>> max_pool2d(np.arange(16.0).reshape(1, 4, 4, 1), 2).data[0, :, :, 0]
+    array([[ 5.,  7.],
+           [13., 15.]])
     """
     x, window, strides = _pool_arguments("max_pool2d", x, kernel, stride)
     if window[0] * window[1] > 256 - relu:  # winners are kept in a byte
@@ -521,7 +671,28 @@ def max_pool2d(
 
 
 def avg_pool2d(x: TensorLike, kernel: Pair, *, stride: Pair | None = None) -> Tensor:
-    """Average each window of each channel; parameters as of :func:`max_pool2d`."""
+    """Average each window of each channel.
+
+    Parameters
+    ----------
+    x, kernel, stride
+        As of :func:`max_pool2d`; a window may have any number of places.
+
+    Returns
+    -------
+    Tensor of the shape that :func:`max_pool2d` gives
+
+    Raises
+    ------
+    ValueError
+        If the window does not fit, or ``stride`` is out of range.
+
+    Examples
+    --------
+    >>> avg_pool2d(np.arange(16.0).reshape(1, 4, 4, 1), 2).data[0, :, :, 0]
+    array([[ 2.5,  4.5],
+           [10.5, 12.5]])
+    """
     x, window, strides = _pool_arguments("avg_pool2d", x, kernel, stride)
     out = AvgPool2d(window, strides)(x)
     out.active = x.active
@@ -557,7 +728,23 @@ class Flatten(Op):
 
 
 def flatten(x: TensorLike) -> Tensor:
-    """Turn (C, H, W, N) into (C*H*W, N); free, as the batch is last."""
+    """Turn (C, H, W, N) into (C*H*W, N); free, as the batch is last.
+
+    Parameters
+    ----------
+    x
+        At least two axes.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer.
+
+    Examples
+    --------
+    >>> flatten(np.zeros((50, 4, 4, 8))).shape
+    (800, 8)
+    """
     x = _tensor(x)
     if x.ndim < 2:
         raise ValueError(f"flatten: x has shape {x.shape}; expected at least (D, N).")
@@ -583,9 +770,29 @@ class Select(Op):
 
 
 def select(x: TensorLike, indices: NDArray[Any]) -> Tensor:
-    """Keep the slices of x along axis 0 that ``indices`` list, in increasing order.
+    """Keep some slices of x along axis 0.
 
-    Raises ValueError if there are none, if they do not increase, or are out of range.
+    Parameters
+    ----------
+    x
+        Shape (C, ...).
+    indices
+        Integers in 0..C-1, one or more, in increasing order.
+
+    Returns
+    -------
+    Tensor of shape (len(indices), ...)
+
+    Raises
+    ------
+    ValueError
+        If ``indices`` are not such.
+
+    Examples
+    --------
+    >>> select(np.array([[1.0], [2.0], [3.0]]), [0, 2]).data
+    array([[1.],
+           [3.]])
     """
     x, indices = _tensor(x), increasing(indices, "select")
     if x.ndim == 0 or indices[-1] >= len(x):
@@ -662,11 +869,14 @@ def cross_entropy(
     Raises
     ------
     ValueError
-        If the shapes do not fit, the batch is empty, or a label or the smoothing is out of range.
+        If the shapes do not fit, the batch is empty, labels are not integers, or a label or the
+        smoothing is out of range.
 
     Examples
     --------
-    >>> round(cross_entropy(np.zeros((10, 4), np.float32), np.arange(4)).item(), 4)
+    Ten classes that are equally likely, log 10:
+
+    >>> round(cross_entropy(np.zeros((10, 4)), np.arange(4)).item(), 4)
     2.3026
     """
     logits, labels = _tensor(logits), np.asarray(labels)
@@ -692,7 +902,19 @@ def cross_entropy(
 
 
 def softmax(logits: TensorLike) -> Tensor:
-    """Probabilities over the classes of each sample; logits have shape (classes, N)."""
+    """Probabilities over the classes of each sample, computed without overflow.
+
+    Parameters
+    ----------
+    logits
+        Shape (classes, N).
+
+    Examples
+    --------
+    >>> softmax(np.log([[1.0], [3.0]])).data.round(3)
+    array([[0.25],
+           [0.75]])
+    """
     logits = _tensor(logits)
     powers = (logits - np.asarray(logits.data.max(axis=0))).exp()
     return powers / powers.sum(axis=0)

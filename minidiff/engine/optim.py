@@ -25,7 +25,21 @@ class Group:
     lr : float
         The step size now; a schedule may set it before each step.
     weight_decay : float
-        The factor d of the penalty d/2 * |w|^2 whose gradient is added.
+        The factor d of the penalty ``d/2 * |w|^2`` whose gradient is added.
+    state : list of dict
+        What the optimiser remembers of each parameter, by name; empty before its first step.
+
+    Raises
+    ------
+    ValueError
+        If ``lr`` or ``weight_decay`` is not a finite number, 0 or more.
+
+    Examples
+    --------
+    >>> weight, bias = (Tensor(np.ones(n), requires_grad=True) for n in ((2, 3), 2))
+    >>> optimizer = SGD([Group([weight], lr=0.1, weight_decay=5e-4), Group([bias], lr=0.1)])
+    >>> [group.weight_decay for group in optimizer.groups]
+    [0.0005, 0.0]
     """
 
     parameters: Sequence[Tensor]
@@ -47,7 +61,33 @@ def _check(name: str, value: float, below: float = math.inf) -> None:
 
 
 class Optimizer:
-    """What SGD and Adam have in common: groups, ``step`` and ``zero_grad``."""
+    """What SGD and Adam have in common: groups, ``step`` and ``zero_grad``.
+
+    Parameters
+    ----------
+    parameters, lr, weight_decay
+        As of :class:`SGD`.
+
+    Attributes
+    ----------
+    groups : list of Group
+
+    Raises
+    ------
+    TypeError
+        If ``parameters`` are neither tensors nor Groups, or both.
+    ValueError
+        If there are none, one is given twice, or a setting is out of range.
+
+    Examples
+    --------
+    >>> w = Tensor([1.0], requires_grad=True)
+    >>> optimizer = SGD([w], lr=0.25, momentum=0.9)
+    >>> (w * w).sum().backward()
+    >>> optimizer.step()
+    >>> optimizer.state_dict()
+    {'0.0.velocity': array([2.], dtype=float32)}
+    """
 
     def __init__(
         self, parameters: Iterable[Tensor] | Iterable[Group], lr: float, weight_decay: float
@@ -71,7 +111,7 @@ class Optimizer:
                 parameter.grad = None
 
     def step(self) -> None:
-        """Move every parameter that has a gradient, in place."""
+        """Move every parameter that has a gradient, in place; ValueError if one is read-only."""
         for group in self.groups:
             for parameter, state in zip(group.parameters, group.state, strict=True):
                 if parameter.grad is None:
@@ -165,8 +205,8 @@ class SGD(Optimizer):
 
     Raises
     ------
-    ValueError
-        If a setting is out of range.
+    TypeError, ValueError
+        As of :class:`Optimizer`, and if ``nesterov`` comes without momentum.
 
     Examples
     --------
@@ -213,8 +253,29 @@ class SGD(Optimizer):
 class Adam(Optimizer):
     """Adam (Kingma & Ba 2015, arXiv:1412.6980, algorithm 1).
 
-    ``weight_decay`` is added to the gradient. Parameters and errors are as of :class:`SGD`;
-    ``betas`` are the decay rates of the two moments, in [0, 1), ``eps`` is added to the root.
+    Parameters
+    ----------
+    parameters, lr, weight_decay
+        As of :class:`SGD`; the decay is added to the gradient.
+    betas
+        The decay rates of the two moments, in [0, 1).
+    eps
+        Is added to the root.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As of :class:`Optimizer`.
+
+    Examples
+    --------
+    Its first step is as long as ``lr``, however steep the slope:
+
+    >>> w = Tensor([1.0, 1.0], requires_grad=True)
+    >>> (w * np.float32([1, 100])).sum().backward()
+    >>> Adam([w], lr=0.1).step()
+    >>> w.data.round(4)
+    array([0.9, 0.9], dtype=float32)
     """
 
     def __init__(
@@ -259,8 +320,24 @@ def cosine(step: int, steps: int, *, warmup: int = 0) -> float:
     """Return the factor of the step size at ``step``: up linearly, then down along a cosine.
 
     It is 1 at the end of the warm-up and, unless that is all there is, 0 after the last step
-    (Loshchilov & Hutter 2017, arXiv:1608.03983, without restarts).
+    (Loshchilov & Hutter 2017, arXiv:1608.03983, equation 5, without restarts).
 
+    Parameters
+    ----------
+    step
+        Counted from 0.
+    steps
+        How many there are.
+    warmup
+        How many of them the rise takes.
+
+    Raises
+    ------
+    ValueError
+        If ``warmup`` is not in 0..steps.
+
+    Examples
+    --------
     >>> [round(cosine(step, 4), 3) for step in range(5)]
     [1.0, 0.854, 0.5, 0.146, 0.0]
     """

@@ -33,6 +33,8 @@ _recording: ContextVar[bool] = ContextVar("recording", default=True)
 def no_grad() -> Iterator[None]:
     """Compute without recording: inside, results require no gradient and keep no tape.
 
+    Examples
+    --------
     >>> x = Tensor([1.0], requires_grad=True)
     >>> with no_grad():
     ...     y = 2 * x
@@ -60,6 +62,19 @@ class Op:
 
     An op may know that only some slices of an input will ever get a gradient, now and later. It
     then lists them in ``live``, one entry an input, with None for all slices.
+
+    Examples
+    --------
+    >>> class Cube(Op):
+    ...     def forward(self, x):
+    ...         self.x = x
+    ...         return x**3
+    ...     def backward(self, grad):
+    ...         return (3 * self.x**2 * grad,)
+    >>> x = Tensor([2.0], requires_grad=True)
+    >>> Cube()(x).backward()
+    >>> x.grad
+    array([12.], dtype=float32)
     """
 
     skips = False
@@ -240,7 +255,7 @@ class Tensor:
         return Tensor(self.data)
 
     def item(self) -> float:
-        """Return the only element as a Python number."""
+        """Return the only element as a Python number; ValueError if there are several."""
         return float(self.data.item())
 
     def backward(self, grad: Array | None = None) -> None:
