@@ -29,6 +29,7 @@ project = "minidiff"
 copyright = "the minidiff contributors, MIT licence"
 version = release = minidiff.__version__
 
+sys.path.insert(0, str(HERE / "_ext"))
 extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
@@ -37,6 +38,7 @@ extensions = [
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
     "sphinxcontrib.katex",
+    "play",  # docs/_ext/play.py
 ]
 exclude_patterns = [
     "_build",
