@@ -183,7 +183,23 @@ def compact(model: Module) -> Sequential:
 
 
 def unnested(model: Module) -> list[tuple[str, Module]]:
-    """List (name, layer) in order; names of inner Sequentials are joined by an underscore."""
+    """List (name, layer) in order; names of inner Sequentials are joined by an underscore.
+
+    Parameters
+    ----------
+    model
+        As of :func:`compact`.
+
+    Raises
+    ------
+    TypeError
+        If it holds another module.
+
+    Examples
+    --------
+    >>> [name for name, _ in unnested(Sequential(top=Sequential(a=nn.ReLU(), b=nn.ReLU())))]
+    ['top_a', 'top_b']
+    """
     names: set[str] = set()
     return [
         (_free(name.replace(".", "_") or "layer", names), module) for name, module in chain(model)

@@ -40,6 +40,7 @@ __all__ = [
     "gate_weights",
 ]
 
+#: What the noise of a stochastic gate may be.
 NOISES = ("normal", "logistic", "uniform")
 
 
@@ -47,7 +48,8 @@ class Gate(Module):
     """Approximate binary gates, one for each of ``count`` groups.
 
     As a layer it gates activations: it multiplies the channels or features of its input. Called
-    without an input it returns its values; :class:`Gated` multiplies parameters by them.
+    without an input it returns its values; :class:`Gated` multiplies parameters by them. The
+    paper's idea (Shulman 2020, arXiv:2012.03653); the formula is that of :func:`binary_gate`, ours.
 
     Parameters
     ----------
@@ -81,13 +83,14 @@ class Gate(Module):
     Raises
     ------
     ValueError
-        If a setting is out of range.
+        If a setting is out of range. When called, if the input has not ``count`` slices.
 
     Examples
     --------
-    >>> gate = Gate(3, initial=0.0)
-    >>> gate().data
-    array([0.5, 0.5, 0.5], dtype=float32)
+    >>> gate = Gate(3)
+    >>> gate.phi.data[:] = [-1.0, 0.0, 1.0]
+    >>> gate().data, gate(np.ones((3, 2), np.float32)).data[:, 0]
+    (array([0. , 0.5, 1. ], dtype=float32), array([0. , 0.5, 1. ], dtype=float32))
     """
 
     def __init__(
@@ -393,7 +396,7 @@ class Mask(Module):
     Raises
     ------
     ValueError
-        If there is not one gate for each group.
+        If there is not one gate for each group. When called, if the groups do not fit the input.
 
     Examples
     --------
@@ -460,14 +463,14 @@ class Gated(Module):
     Raises
     ------
     ValueError
-        If a gate's count or a mask's groups do not fit the layer.
+        If a gate's count or a mask's groups do not fit the layer, or a gate draws noise per sample.
 
     Examples
     --------
-    >>> rng = np.random.default_rng(0)
-    >>> layer = Gated(Linear(4, 3, rng=rng), outputs=Gate(3))
-    >>> layer(np.ones((4, 2), np.float32)).shape
-    (3, 2)
+    >>> layer = Gated(Linear(4, 3, rng=np.random.default_rng(0)), outputs=Gate(3))
+    >>> layer.outputs.set_open(np.array([True, False, True]))
+    >>> layer(np.ones((4, 1), np.float32)).data.ravel() != 0
+    array([ True, False,  True])
     """
 
     def __init__(
@@ -629,10 +632,22 @@ def gate_filters(layer: Conv2d | Gated, *, gate: type[Gate] = Gate, **settings: 
 
 
 def gate_units(layer: Linear | Gated, *, gate: type[Gate] = Gate, **settings: Any) -> Gated:
-    """Gate the units of a dense layer, each with its bias; as :func:`gate_filters` otherwise.
+    """Gate the units of a dense layer, each with its bias.
 
-    >>> gate_inputs(gate_units(Linear(4, 3, rng=np.random.default_rng(0)))).inputs.count
-    4
+    Parameters
+    ----------
+    layer, gate, settings
+        As of :func:`gate_filters`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As of :func:`gate_filters`.
+
+    Examples
+    --------
+    >>> gate_units(Linear(4, 3, rng=np.random.default_rng(0)), initial=0.0).outputs().data
+    array([0.5, 0.5, 0.5], dtype=float32)
     """
     inner = _inner(layer, (Linear,), "gate_units")
     return _more(layer, "outputs", gate(len(inner.weight), **settings))
@@ -641,9 +656,25 @@ def gate_units(layer: Linear | Gated, *, gate: type[Gate] = Gate, **settings: An
 def gate_inputs(
     layer: Conv2d | Linear | Gated, *, gate: type[Gate] = Gate, **settings: Any
 ) -> Gated:
-    """Gate the input channels or features of a layer; as :func:`gate_filters` otherwise.
+    """Gate the input channels or features of a layer.
 
     It saves work in this layer, and in the one before where a whole channel is closed.
+
+    Parameters
+    ----------
+    layer, gate, settings
+        As of :func:`gate_filters`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As of :func:`gate_filters`.
+
+    Examples
+    --------
+    >>> layer = gate_inputs(gate_units(Linear(4, 3, rng=np.random.default_rng(0))))
+    >>> {role: gate.count for role, gate in layer.gates()}
+    {'inputs': 4, 'outputs': 3}
     """
     inner = _inner(layer, (Conv2d, Linear), "gate_inputs")
     return _more(layer, "inputs", gate(inner.weight.shape[1], **settings))
@@ -659,8 +690,21 @@ def gate_weights(
     """Gate groups of a layer's weights, by default each weight by itself (unstructured).
 
     It saves storage, and work only where whole filters, units or inputs lose all their weights.
-    Other arguments and errors are as of :func:`gate_filters`.
 
+    Parameters
+    ----------
+    layer, gate, settings
+        As of :func:`gate_filters`; a layer may get several such gates, which multiply.
+    groups
+        Of the elements of the weight.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As of :func:`gate_filters`, and if the groups do not fit the weight.
+
+    Examples
+    --------
     >>> layer = Conv2d(2, 3, 3, rng=np.random.default_rng(0))
     >>> kernels = Groups.along(layer.weight.shape, (0, 1))  # one kernel, 3x3 weights, a group
     >>> gate_weights(layer, groups=kernels).weights[0].gate.count
@@ -678,9 +722,24 @@ def gate_blocks(
     gate: type[Gate] = Gate,
     **settings: Any,
 ) -> Gated:
-    """Gate blocks of so many outputs by so many inputs; as :func:`gate_weights` otherwise.
+    """Gate blocks of so many outputs by so many inputs, see :meth:`Groups.blocks`.
 
-    >>> gate_blocks(Linear(8, 10, rng=np.random.default_rng(0)), (4, 4)).weights[0].gate.count
+    Parameters
+    ----------
+    layer, gate, settings
+        As of :func:`gate_weights`.
+    block
+        Its sizes along the first axes of the weight.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As of :func:`gate_weights`.
+
+    Examples
+    --------
+    >>> layer = gate_blocks(Linear(8, 10, rng=np.random.default_rng(0)), (4, 4))  # 3 by 2 of them
+    >>> layer.weights[0].gate.count
     6
     """
     inner = _inner(layer, (Conv2d, Linear), "gate_blocks")

@@ -27,6 +27,12 @@ class Groups:
     ------
     ValueError
         If the labels are not integers, or leave out a number below the largest.
+
+    Examples
+    --------
+    >>> filters = Groups.along((20, 1, 5, 5), 0)  # a group for each filter
+    >>> filters.count, filters.labels.shape
+    (20, (20, 1, 1, 1))
     """
 
     labels: Indices
@@ -68,6 +74,8 @@ class Groups:
     def along(cls, shape: Iterable[int], axes: int | tuple[int, ...]) -> "Groups":
         """Group by position along ``axes``: elements that differ only along others belong together.
 
+        Raises ValueError if the array has no such axes; negative ones are not meant.
+
         >>> Groups.along((2, 3), 1).labels
         array([[0, 1, 2]])
         """
@@ -89,7 +97,8 @@ class Groups:
         """Cut an array into blocks along its first axes; those at the far ends may be smaller.
 
         What differs only along axes that ``block`` does not mention belongs together: blocks (4, 4)
-        of a convolution's weight (O, I, KH, KW) hold whole kernels.
+        of a convolution's weight (O, I, KH, KW) hold whole kernels. Raises ValueError if
+        ``block`` is not of integers >= 1, or has more of them than the array has axes.
 
         >>> Groups.blocks((2, 5), (2, 2)).labels
         array([[0, 0, 1, 1, 2],

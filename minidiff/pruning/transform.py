@@ -89,10 +89,13 @@ def binary_gate(x: NDArray[Any], width: float = ...) -> Array: ...
 def binary_gate(x: Tensor | NDArray[Any], width: float = 1.0) -> Tensor | Array:
     """Transform real numbers into approximately binary ones: 0 below -width/2, 1 above width/2.
 
+    ``S(x / width + 1/2)`` with ``S(t) = 3 t^2 - 2 t^3`` between 0 and 1. That there is such a
+    transformation is the paper's (Shulman 2020, arXiv:2012.03653), the formula is ours.
+
     Parameters
     ----------
     x
-        A Tensor or an array of any shape.
+        A Tensor or an array of any shape, float32 or float64; integers become float64.
     width
         Where the transition begins and ends, in units of x; above 0.
 
@@ -103,7 +106,7 @@ def binary_gate(x: Tensor | NDArray[Any], width: float = 1.0) -> Tensor | Array:
     Raises
     ------
     ValueError
-        If ``width`` is not a finite number above 0.
+        If ``width`` is not a finite number above 0, or none that the dtype can hold.
 
     Examples
     --------
