@@ -31,6 +31,12 @@ class Affine:
     ------
     ValueError
         If a value is negative, not finite, or too large.
+
+    Examples
+    --------
+    >>> images, rng = np.ones((2, 1, 28, 28), np.uint8), np.random.default_rng(0)
+    >>> Affine(shift=3.0)(images, rng).shape
+    (2, 1, 28, 28)
     """
 
     shift: float = 2.0
@@ -101,6 +107,13 @@ def transform(
     ------
     ValueError
         If a shape or dtype is not as above, or a number is not finite or a factor not positive.
+
+    Examples
+    --------
+    >>> image, still = np.float32([[[[1, 2], [3, 4]]]]), np.zeros(1)
+    >>> transform(image, shifts=np.array([[0, 1]]), rotations=still, factors=np.ones(1))[0, 0]
+    array([[0., 1.],
+           [0., 3.]], dtype=float32)
     """
     if images.ndim != 4 or images.dtype not in (np.uint8, np.float32):
         raise ValueError(

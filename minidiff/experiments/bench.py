@@ -237,7 +237,15 @@ def _shares(step: Callable[[], Any], steps: int = 50) -> tuple[float, dict[str, 
 class TorchProcess:
     """PyTorch, doing the same work on request, inside a ``with`` block.
 
-    Raises ImportError if it cannot be imported.
+    Parameters
+    ----------
+    threads
+        Of PyTorch.
+
+    Raises
+    ------
+    ImportError
+        If PyTorch cannot be imported, when the block begins.
     """
 
     def __init__(self, threads: int) -> None:
@@ -293,7 +301,7 @@ class TorchProcess:
 
 
 class Bench:
-    """All measurements, as plain values in ``results``; ``say`` is told what goes on.
+    """All measurements, as plain values in ``results``; :meth:`run` takes minutes.
 
     Parameters
     ----------
@@ -303,6 +311,11 @@ class Bench:
         Where to have the same work done, or None.
     say
         Called with a line before each part.
+
+    Examples
+    --------
+    >>> Bench(1, None, print).results["batch"]
+    128
     """
 
     def __init__(
@@ -486,7 +499,13 @@ def _processor() -> str:
 
 
 def report(results: Mapping[str, Any]) -> str:
-    """Write the results as a table."""
+    """Write the results as a table.
+
+    Parameters
+    ----------
+    results
+        Of :meth:`Bench.run`.
+    """
     machine = results["machine"]
     torch = "torch" in machine
     lines = [

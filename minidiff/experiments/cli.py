@@ -30,7 +30,23 @@ EXPECTED = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit status."""
+    """Run the command line; return the exit status.
+
+    Parameters
+    ----------
+    arguments
+        As typed behind ``minidiff``; those of the process if None.
+
+    Raises
+    ------
+    SystemExit
+        Where argparse has had its say: wrong arguments, ``--help`` and ``--version``.
+
+    Examples
+    --------
+    >>> main(["evaluate", "no/such/run"])  # says on stderr that it is no run directory
+    1
+    """
     options = _parser().parse_args(arguments)
     with warnings.catch_warnings():
         warnings.showwarning = _warn

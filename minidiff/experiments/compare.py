@@ -45,6 +45,10 @@ class Row:
         In percent of the test set; None for a network that was not trained.
     milliseconds : dict
         For so many images at once, from images to logits.
+
+    Examples
+    --------
+    See :func:`table`.
     """
 
     name: str
@@ -78,6 +82,11 @@ def compare(
         The test set.
     mean, std
         Of the training images, which inputs are normalised with.
+
+    Raises
+    ------
+    ImportError
+        If onnx, onnxruntime or safetensors is not installed.
     """
     plain = dense if dense is not None else _without_gates(gated)
     small = compact(gated)
@@ -125,7 +134,21 @@ def compare(
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Write rows, and the ratios that matter."""
+    """Write rows, and the ratios that matter.
+
+    Parameters
+    ----------
+    rows
+        The four of :func:`compare`.
+
+    Examples
+    --------
+    >>> names = ("dense", "gated", "compact", "compact, onnxruntime")
+    >>> rows = [Row(name, 8, 800, 80, 0.7, {1: 0.2}) for name in names]
+    >>> rows[2] = Row("compact", 1, 160, 10, 0.7, {1: 0.1})
+    >>> table(rows).splitlines()[-1]
+    'compact: 8.0x fewer weights, 5.0x smaller file'
+    """
     sizes = list(rows[0].milliseconds)
     heads = [f"{n:,} image{'s' if n > 1 else ''}" for n in sizes]
     lines = [

@@ -39,7 +39,10 @@ __all__ = [
     "read_idx",
 ]
 
+#: Images in 0..255 or in 0..1, as of :class:`Split`.
 Pixels: TypeAlias = NDArray[np.uint8] | NDArray[np.float32]
+#: What :func:`batches` calls with images and a generator, such as an
+#: :class:`~minidiff.experiments.augment.Affine`.
 Augment: TypeAlias = Callable[[Pixels, np.random.Generator], Pixels]
 
 DATASETS = ("auto", "mnist", "digits")
@@ -110,6 +113,15 @@ def read_idx(path: str | Path, *, rank: int | None = None) -> NDArray[np.uint8]:
         If the file cannot be opened (FileNotFoundError if there is none).
     DataError
         If it is not exactly one complete IDX array of bytes with that rank.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     path = Path(directory) / "labels"
+    ...     _ = path.write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 3, 5, 0, 4]))  # one axis of length 3
+    ...     read_idx(path)
+    array([5, 0, 4], dtype=uint8)
     """
     path = Path(path)
     with path.open("rb") as raw:
@@ -189,6 +201,11 @@ class Split:
     ------
     DataError
         If the arrays are empty, disagree in length, or break one of the promises above.
+
+    Examples
+    --------
+    >>> len(Split(np.zeros((3, 1, 28, 28), np.uint8), np.array([5, 0, 4])))
+    3
     """
 
     images: Pixels
@@ -240,6 +257,13 @@ class Dataset:
     ------
     DataError
         If the splits differ in image shape or dtype, or a label is out of range.
+
+    Examples
+    --------
+    >>> grey = Split(np.full((2, 1, 28, 28), 51, np.uint8), np.array([0, 1]))
+    >>> data = Dataset("grey", "Two images of one grey.", grey, None, grey)
+    >>> round(data.mean, 3), round(data.std, 3)
+    (0.2, 0.0)
     """
 
     name: str
@@ -335,6 +359,12 @@ def load_dataset(name: str = "auto", *, held_out: int = 5000, offline: bool = Fa
         If a file is not the MNIST file its name promises.
     ImportError
         If "digits" is asked for and scikit-learn is not installed.
+
+    Examples
+    --------
+    >>> data = load_dataset("digits")
+    >>> data.train.images.shape, len(data.held_out), len(data.test)
+    ((1197, 1, 28, 28), 300, 300)
     """
     if name not in DATASETS:
         raise ValueError(f"dataset {name!r} is unknown; expected one of {', '.join(DATASETS)}.")
@@ -562,6 +592,12 @@ def batches(
         If ``size`` is not an integer of 1 or more, ``mean`` or ``std`` is not finite, ``std`` is
         not positive, ``augment`` comes without ``rng``, ``drop_last`` would leave no batch at
         all, or ``augment`` breaks its promise (during the pass).
+
+    Examples
+    --------
+    >>> split = Split(np.zeros((5, 1, 28, 28), np.uint8), np.arange(5))
+    >>> [images.shape for images, labels in batches(split, 2, mean=0.13, std=0.31)]
+    [(1, 28, 28, 2), (1, 28, 28, 2), (1, 28, 28, 1)]
     """
     if not _is_integer(size) or size < 1:
         raise ValueError(f"size is {size!r}; expected an integer of 1 or more.")

@@ -56,11 +56,23 @@ def export(
     Raises
     ------
     ExportError
-        If the ending is unknown, or weights are not float32.
+        If the ending is unknown, weights are not float32, or ``mean`` or ``std`` is out of range.
     ImportError
         If the package for the format is not installed.
     TypeError, ValueError
         As of :func:`minidiff.compact`, and if the network does not fit the shape.
+    OSError
+        If the file cannot be written.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> model = nn.Sequential(nn.Linear(4, 3, rng=np.random.default_rng(0)))
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     small = export(f"{directory}/model.npz", model, (4,))
+    ...     with np.load(f"{directory}/model.npz") as arrays:
+    ...         sorted(arrays)
+    ['0.bias', '0.weight', 'layers', 'mean', 'shape', 'std']
     """
     path = Path(path)
     if path.suffix not in FORMATS:

@@ -38,7 +38,19 @@ class ImageError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """An image of a digit as the network expects it."""
+    """An image of a digit as the network expects it.
+
+    Attributes
+    ----------
+    pixels : ndarray of uint8, shape (28, 28)
+        The ink is light, the ground 0.
+    notes : tuple of str
+        What was done, in short phrases, in order.
+
+    Examples
+    --------
+    See :func:`prepare_pixels`.
+    """
 
     pixels: NDArray[np.uint8]  # shape (28, 28); the ink is light, the ground 0
     notes: tuple[str, ...]  # what was done, in short phrases, in order
@@ -50,12 +62,24 @@ def prepare_digit(path: str | Path) -> Prepared:
     Parameters
     ----------
     path
-        A file of one of the FORMATS, of any size and colours; of several frames the first.
+        A PNG, JPEG, GIF, BMP, PPM, TIFF or WebP of any size and colours; of several frames the
+        first.
 
     Raises
     ------
     ImageError
         If the file cannot be read as such an image, or there is no ink in it.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from PIL import Image
+    >>> stroke = np.full((90, 60), 230, np.uint8)
+    >>> stroke[20:70, 27:34] = 40
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     Image.fromarray(stroke).save(f"{directory}/one.png")
+    ...     prepare_digit(f"{directory}/one.png").notes[0]
+    '60x90 pixels, L'
     """
     path = Path(path)
     if not path.is_file():
@@ -122,6 +146,14 @@ def prepare_pixels(grey: NDArray[Any]) -> Prepared:
     ------
     ImageError
         If ``grey`` is not such an array, or there is no ink in it.
+
+    Examples
+    --------
+    >>> grey = np.full((90, 60), 230)
+    >>> grey[20:70, 27:34] = 40
+    >>> prepare_pixels(grey).notes
+    ('dark ink on light ground: inverted', 'cropped to the ink, 7x50 pixels',
+     'scaled to 3x20, centred by mass')
     """
     levels = np.asarray(grey)
     if levels.ndim != 2 or levels.size == 0:

@@ -11,6 +11,7 @@ from minidiff.pruning.gates import Gate, Gated, gate_weights
 
 __all__ = ["MODELS", "SPARSITIES", "LeNet5", "LeNet300"]
 
+#: What may be gated in the networks here, see :class:`LeNet5`.
 SPARSITIES = ("structured", "unstructured", "combined", "dense")
 
 
@@ -92,8 +93,17 @@ class LeNet5(Sequential):
 class LeNet300(Sequential):
     """LeNet-300-100 for 28x28 images: dense layers only, 266,200 weights (LeCun et al. 1998).
 
-    Parameters and errors are as of :class:`LeNet5`; structured gates are on the 784 pixels and on
-    the units of both hidden layers.
+    Structured gates are on the 784 pixels and on the units of both hidden layers.
+
+    Parameters
+    ----------
+    rng, sparsity, gate, settings
+        As of :class:`LeNet5`.
+
+    Raises
+    ------
+    ValueError
+        As of :class:`LeNet5`.
 
     Examples
     --------
@@ -123,4 +133,5 @@ class LeNet300(Sequential):
         )
 
 
+#: The networks here by name.
 MODELS: dict[str, type[LeNet5] | type[LeNet300]] = {"lenet5": LeNet5, "lenet300": LeNet300}

@@ -126,10 +126,22 @@ def _styled(function: Callable[P, R]) -> Callable[P, R]:
 def error_and_loss(records: Records) -> "Figure":
     """Draw training and held-out error beside the training loss, over epochs, on log axes.
 
+    Parameters
+    ----------
+    records
+        One or more; their keys are listed at the top.
+
     Raises
     ------
     ValueError
         If there are no records.
+
+    Examples
+    --------
+    >>> record = {"epoch": 1, "loss": 0.2, "train_error": 5.0, "held_out_error": None}
+    >>> figure = error_and_loss([record | {"frozen": False}])
+    >>> [axes.get_title(loc="left") for axes in figure.axes]
+    ['Classification error', 'Training loss, without the penalty']
     """
     check_records(records)
     figure = _figure(9.5, 3.4)
@@ -143,10 +155,22 @@ def error_and_loss(records: Records) -> "Figure":
 def expected_and_actual(records: Records) -> "Figure":
     """Draw the expected count of weights, which training sees, beside the actual one.
 
+    Parameters
+    ----------
+    records
+        As of :func:`error_and_loss`.
+
     Raises
     ------
     ValueError
         If there are no records.
+
+    Examples
+    --------
+    >>> record = {"epoch": 1, "expected_weights": 70, "weights": 75, "dense_weights": 90}
+    >>> figure = expected_and_actual([record | {"frozen": False}])
+    >>> [text.get_text() for text in figure.axes[0].texts]
+    ['70 expected', '75 actual', '90 dense']
     """
     check_records(records)
     figure = _figure(7, 3.6)
@@ -169,10 +193,22 @@ def expected_and_actual(records: Records) -> "Figure":
 def architecture_over_time(records: Records) -> "Figure":
     """Draw the share of open groups of each gate over epochs, with the final numbers.
 
+    Parameters
+    ----------
+    records
+        As of :func:`error_and_loss`.
+
     Raises
     ------
     ValueError
         If there are no records, or the network has no gates.
+
+    Examples
+    --------
+    >>> record = {"epoch": 1, "open": {"conv1.outputs": 8}, "groups": {"conv1.outputs": 20}}
+    >>> figure = architecture_over_time([record | {"frozen": False}])
+    >>> figure.axes[0].texts[0].get_text().splitlines()
+    ['8 of 20', 'conv1 outputs']
     """
     check_records(records)
     if not records[-1]["open"]:
@@ -197,6 +233,12 @@ def gate_histogram(gates: Mapping[str, Array], width: float) -> "Figure":
     ------
     ValueError
         If there are no gates, a phi is empty or not finite, or ``width`` is not above 0.
+
+    Examples
+    --------
+    >>> figure = gate_histogram({"conv1.outputs": np.array([-1.0, 0.2, 1.5, 1.6])}, 1.0)
+    >>> [text.get_text() for text in figure.axes[0].texts]
+    ['1 closed', '1 partly', '2 fully open']
     """
     if not gates:
         raise ValueError("gates is empty; expected the phi of one gate or more.")
@@ -238,6 +280,12 @@ def first_filters(filters: Array, kept: NDArray[np.bool_]) -> "Figure":
     ------
     ValueError
         If the shapes do not fit, or a weight is not finite.
+
+    Examples
+    --------
+    >>> figure = first_filters(np.ones((3, 1, 5, 5)), np.array([True, False, True]))
+    >>> figure.axes[0].get_title(loc="left")
+    'First convolution: 2 of 3 filters kept'
     """
     check_filters(filters, kept)
     columns = min(len(filters), max(10, math.ceil(math.sqrt(3 * len(filters)))))
@@ -258,8 +306,26 @@ def first_filters(filters: Array, kept: NDArray[np.bool_]) -> "Figure":
 def overview(records: Records, filters: Array, kept: NDArray[np.bool_]) -> "Figure":
     """Draw a run in one wide picture: error, savings, architecture and filters.
 
-    A dense network has the loss in place of savings and architecture. Arguments and errors are as
-    of the other figures.
+    A dense network has the loss in place of savings and architecture.
+
+    Parameters
+    ----------
+    records
+        As of :func:`error_and_loss`.
+    filters, kept
+        As of :func:`first_filters`.
+
+    Raises
+    ------
+    ValueError
+        As of these.
+
+    Examples
+    --------
+    >>> record = {"epoch": 1, "loss": 0.2, "train_error": 5.0, "held_out_error": 4.5}
+    >>> record |= {"open": {}, "frozen": False}
+    >>> overview([record], np.ones((3, 1, 5, 5)), np.ones(3, np.bool_)).get_suptitle()
+    '4.50 % held-out error'
     """
     check_records(records)
     check_filters(filters, kept)
@@ -277,7 +343,21 @@ def overview(records: Records, filters: Array, kept: NDArray[np.bool_]) -> "Figu
 
 @_styled
 def bench_figure(results: Mapping[str, Any]) -> "Figure":
-    """Draw what ``minidiff bench`` has measured: kernels beside the machine, steps beside MACs."""
+    """Draw what ``minidiff bench`` has measured: kernels beside the machine, steps beside MACs.
+
+    Parameters
+    ----------
+    results
+        Of :meth:`minidiff.experiments.bench.Bench.run`.
+
+    Examples
+    --------
+    >>> results = {"batch": 128, "matmul_gflops": 180.0, "peak_gflops": 450.0, "dense_step": {}}
+    >>> results["kernels"] = [{"name": "conv1 forward", "gflops": 250.0, "times_torch": None}]
+    >>> results["steps"] = [{"architecture": "8-10-112-68", "macs": 213_096, "milliseconds": 3.1}]
+    >>> [axes.get_title(loc="left") for axes in bench_figure(results).axes]
+    ['Kernels', 'Training step, batch 128']
+    """
     figure = _figure(11.5, 4.2)
     left, right = figure.subplots(1, 2, width_ratios=[1.25, 1])
     matmul, rows = results["matmul_gflops"], results["kernels"]
@@ -332,12 +412,26 @@ def bench_figure(results: Mapping[str, Any]) -> "Figure":
 def pareto_figure(rows: "Sequence[Row]", published: "Sequence[Published]") -> "Figure":
     """Draw test error over savings of weights and of MACs: ours by method, beside the published.
 
-    Published points are numbered in the order in which they are given.
+    Parameters
+    ----------
+    rows
+        Ours, one or more.
+    published
+        Numbered in the order in which they are given.
 
     Raises
     ------
     ValueError
         If there are no rows.
+
+    Examples
+    --------
+    >>> from minidiff.experiments.results import Row
+    >>> from minidiff.experiments.training import Config
+    >>> sizes = ("5-16-157-61",), "20-50-800-500"
+    >>> row = Row(Config(), "", (0.7,), (35.0,), (10.9,), *sizes, minutes=2.0, history={})
+    >>> [axes.get_xlabel() for axes in pareto_figure([row], []).axes]
+    ['times fewer weights', 'times fewer MACs']
     """
     if not rows:
         raise ValueError("there are no rows to draw; expected one or more.")
@@ -393,8 +487,29 @@ def _draw_pareto(
 def save(figure: "Figure", directory: str | Path, name: str) -> list[Path]:
     """Write ``name``.png, at 150 dots an inch, and ``name``.svg; return their paths.
 
-    The directory is made if need be. Each file appears whole or not at all, and the same figure
-    gives the same bytes.
+    Each file appears whole or not at all, and the same figure gives the same bytes.
+
+    Parameters
+    ----------
+    figure
+        Any of Matplotlib's.
+    directory
+        Is made if need be.
+    name
+        Without an ending.
+
+    Raises
+    ------
+    OSError
+        If a file cannot be written.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> figure = first_filters(np.ones((3, 1, 5, 5)), np.ones(3, np.bool_))
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     [path.name for path in save(figure, directory, "filters")]
+    ['filters.png', 'filters.svg']
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -419,8 +534,31 @@ def plot_run(
 ) -> list[Path]:
     """Write every figure of a run into ``directory``; return the paths.
 
-    The figures of gates are left out for a network without. Arguments and errors are as of the
-    figures.
+    The figures of gates are left out for a network without.
+
+    Parameters
+    ----------
+    directory
+        As of :func:`save`.
+    records, filters, kept
+        As of :func:`overview`.
+    gates, width
+        As of :func:`gate_histogram`; none for a dense network.
+
+    Raises
+    ------
+    ValueError, OSError
+        As of these.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> record = {"epoch": 1, "loss": 0.2, "train_error": 5.0, "held_out_error": 4.5}
+    >>> records, filters = [record | {"open": {}, "frozen": False}], np.ones((3, 1, 5, 5))
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     paths = plot_run(directory, records, {}, 1.0, filters, np.ones(3, np.bool_))
+    >>> [path.name for path in paths if path.suffix == ".svg"]
+    ['overview.svg', 'error_and_loss.svg', 'first_filters.svg']
     """
     figures = {
         "overview": overview(records, filters, kept),

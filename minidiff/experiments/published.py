@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 __all__ = ["DENSE", "PUBLISHED", "Published", "lenet5_cost"]
 
-# Dense LeNet-5-Caffe without augmentation, error in %.
+#: Dense LeNet-5-Caffe without augmentation, error in %.
 DENSE = (
     "0.82 +- 0.05 over five runs (Dynamic Sparse Training), 0.79 to 0.91 elsewhere, 0.66 and about "
     "0.70 the best single reports"
@@ -19,6 +19,13 @@ DENSE = (
 def lenet5_cost(architecture: str) -> tuple[int, int]:
     """Return weights, without biases, and MACs of a LeNet-5-Caffe a-b-c-d.
 
+    Parameters
+    ----------
+    architecture
+        As :func:`minidiff.architecture` writes it.
+
+    Examples
+    --------
     >>> lenet5_cost("20-50-800-500")
     (430500, 2293000)
     """
@@ -46,6 +53,12 @@ class Published:
         As reported, where no architecture is known.
     note : str
         What makes it hard to compare, beyond best-epoch reporting.
+
+    Examples
+    --------
+    >>> entry = Published("structured", "a method", 0.9, "a table", architecture="20-50-800-500")
+    >>> entry.weights, entry.macs
+    (1.0, 1.0)
     """
 
     setting: str
@@ -80,6 +93,7 @@ DROPOUTS = "OpenXAIProject/Variational_Dropouts"
 CONSTRAINED = "results of gallego-posada/constrained_sparsity"
 CHART = "read off a chart; best epoch"
 
+#: All that is compared with; the notes on each say how far it can be.
 PUBLISHED = (
     Published(
         "structured", "DiffPrune (the paper)", 0.6, "entry of arXiv:2012.03653 on Papers with Code",

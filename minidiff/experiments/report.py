@@ -55,6 +55,12 @@ class Mistake:
         Its true class.
     probabilities : ndarray of float, shape (classes,)
         What the network thought; they sum to 1.
+
+    Examples
+    --------
+    >>> mistake = Mistake(3, np.zeros((28, 28), np.uint8), 1, np.array([0.25, 0.125, 0.625]))
+    >>> mistake.answer, mistake.confidence
+    (2, 0.625)
     """
 
     index: int
@@ -111,6 +117,18 @@ def report_page(
     ValueError
         If there are no records, the filters do not fit the gate on them or are not finite, or the
         label of a mistake is not among its classes.
+
+    Examples
+    --------
+    >>> record = {"epoch": 1, "loss": 0.2, "train_error": 5.0, "held_out_error": None}
+    >>> record |= {"open": {}, "groups": {}, "frozen": False}
+    >>> record |= dict.fromkeys(["weights", "dense_weights", "macs", "dense_macs"], 9)
+    >>> page = report_page(
+    ...     title="a run", source="Noise.", config={}, records=[record], result={}, gates={},
+    ...     filters=np.ones((1, 1, 3, 3)), mistakes=[],
+    ... )
+    >>> page.splitlines()[0], "A dense run" in page
+    ('<!DOCTYPE html>', True)
     """
     check_records(records)
     layers = result.get("layers") or []

@@ -29,6 +29,15 @@ class Run:
     ----------
     path
         The directory; see :meth:`create` and :meth:`open`.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     run = Run.create(Path(directory) / "first")
+    ...     run.write_json("config.json", {"epochs": 1})
+    ...     Run.open(run.path).read_json("config.json"), run.finished
+    ({'epochs': 1}, False)
     """
 
     def __init__(self, path: Path) -> None:
@@ -140,7 +149,13 @@ class Run:
 
 
 def peak_megabytes() -> float | None:
-    """Return the largest memory that this process has had in use; None where nothing tells."""
+    """Return the largest memory that this process has had in use; None where nothing tells.
+
+    Examples
+    --------
+    >>> peak_megabytes() is None or peak_megabytes() > 1
+    True
+    """
     try:
         import resource
     except ImportError:  # on Windows

@@ -28,7 +28,18 @@ POINTS = 30
 
 
 def key(config: Config) -> str:
-    """Return a name for a configuration: the same settings, the same name."""
+    """Return a name for a configuration: the same settings, the same name.
+
+    Parameters
+    ----------
+    config
+        Of a run.
+
+    Examples
+    --------
+    >>> key(Config()) == key(Config(seed=0)), key(Config()) == key(Config(seed=1))
+    (True, False)
+    """
     text = json.dumps(config.to_json(), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -50,6 +61,17 @@ def run_once(settings: dict[str, Any], *, test: bool, threads: int) -> dict[str,
     dict
         "key", "config", "history" (a few figures of some epochs, the last among them), and
         "result", or "error" if the run failed.
+
+    Raises
+    ------
+    ConfigError
+        If ``settings`` are not those of a configuration.
+
+    Examples
+    --------
+    >>> config = Config.recipe("digits", model="lenet300", sparsity="dense", epochs=1)
+    >>> run_once(config.to_json(), test=False, threads=2)["result"]["architecture"]
+    '784-300-100'
     """
     import numba
 
@@ -89,7 +111,22 @@ def _dataset(name: str, held_out: int) -> Dataset:
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
-    """Read the lines of a results file; what a kill has cut short at its end is left out."""
+    """Read the lines of a results file; what a kill has cut short at its end is left out.
+
+    Parameters
+    ----------
+    path
+        Of the file; where there is none there are no lines.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     append_line(Path(directory) / "runs.jsonl", '{"key": "first"}')
+    ...     append_line(Path(directory) / "runs.jsonl", '{"key": "sec')
+    ...     read_results(Path(directory) / "runs.jsonl")
+    [{'key': 'first'}]
+    """
     if not path.exists():
         return []
     lines = []
@@ -137,6 +174,16 @@ def sweep(
         If ``jobs`` is not an integer >= 1.
     OSError
         If the file cannot be written or the cluster not be reached.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> config = Config.recipe("digits", model="lenet300", sparsity="dense", epochs=1)
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     failed = sweep([config], Path(directory) / "runs.jsonl", say=lambda line: None)
+    ...     sweep([config, config], Path(directory) / "runs.jsonl")  # goes on where that one ended
+    1 runs, 1 of them done before.
+    0
     """
     if not isinstance(jobs, int) or jobs < 1:
         raise ConfigError(f"jobs is {jobs!r}; expected an integer >= 1.")

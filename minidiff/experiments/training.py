@@ -114,6 +114,17 @@ class Config:
         Of :class:`~minidiff.pruning.gates.Gate`; those of baselines are their papers'.
     augment : bool
         Random shifts (2 pixels), turns (5 degrees) and sizes (10 %).
+
+    Raises
+    ------
+    ConfigError
+        If a setting is out of range.
+
+    Examples
+    --------
+    >>> config = Config.recipe("digits", seed=1)
+    >>> config.epochs, config.penalty, config.seed
+    (120, 0.01, 1)
     """
 
     dataset: str = "mnist"
@@ -206,7 +217,7 @@ class Config:
         return asdict(self)
 
 
-# The gates that each method uses; of the last two they are open or closed, and learn nothing.
+#: The gates that each method uses; of the last two they are open or closed, and learn nothing.
 METHODS: dict[str, type[Gate]] = {
     "diffprune": Gate,
     "hard-concrete": HardConcrete,
@@ -216,6 +227,7 @@ METHODS: dict[str, type[Gate]] = {
 }
 RULES = ("group-lasso", "magnitude")
 
+#: The recipe for each dataset, which :meth:`Config.recipe` changes.
 RECIPES = {
     "mnist": Config(),
     # A fiftieth of the images: more passes, and lambda / N must not grow fiftyfold.
@@ -232,7 +244,21 @@ RECIPES = {
 
 
 def build_model(config: Config, rng: np.random.Generator) -> Module:
-    """Build the network of a run, with initial weights drawn from ``rng``."""
+    """Build the network of a run.
+
+    Parameters
+    ----------
+    config
+        Of the run.
+    rng
+        Draws the initial weights, and the noise of stochastic gates.
+
+    Examples
+    --------
+    >>> model = build_model(Config(sparsity="dense"), np.random.default_rng(0))
+    >>> sum(parameter.size for parameter in model.parameters() if parameter.ndim > 1)
+    430500
+    """
     gate, settings = METHODS[config.method], {}
     if gate is Gate:
         settings = {key: getattr(config, key) for key in ("width", "initial", "noise", "sigma")}
@@ -240,7 +266,26 @@ def build_model(config: Config, rng: np.random.Generator) -> Module:
 
 
 def error_rate(model: Module, split: Split, *, mean: float, std: float) -> float:
-    """Return the share of a split that the model, as in evaluation, gets wrong, in percent."""
+    """Return the share of a split that the model, as in evaluation, gets wrong, in percent.
+
+    Parameters
+    ----------
+    model
+        With logits for outputs.
+    split
+        Images that fit it.
+    mean, std
+        What inputs were normalised with in training.
+
+    Examples
+    --------
+    >>> from minidiff import nn
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 10, rng=np.random.default_rng(0)))
+    >>> model.layers[1].weight.data[:] = 0  # so that every answer is 0
+    >>> split = Split(np.zeros((4, 1, 2, 2), np.uint8), np.array([0, 0, 0, 5]))
+    >>> error_rate(model, split, mean=0.13, std=0.31)
+    25.0
+    """
     training, wrong = model.training, 0
     model.eval()
     with no_grad():
@@ -266,6 +311,15 @@ class Trainer:
     ------
     CheckpointError
         If the checkpoint is not of such a run.
+
+    Examples
+    --------
+    >>> images = np.random.default_rng(0).integers(0, 256, (8, 1, 28, 28), np.uint8)
+    >>> noise = Split(images, np.arange(8))
+    >>> data = Dataset("digits", "Noise.", noise, None, noise)
+    >>> trainer = Trainer(Config.recipe("digits", epochs=2, batch_size=4), data)
+    >>> trainer.train_epoch()["architecture"], trainer.step, trainer.steps
+    ('20-50-800-500', 2, 4)
     """
 
     def __init__(self, config: Config, data: Dataset, checkpoint: Checkpoint | None = None) -> None:
@@ -382,7 +436,11 @@ class Trainer:
     def train_step(
         self, images: NDArray[np.float32], labels: NDArray[np.int64]
     ) -> tuple[float, int]:
-        """Take one step; return the data loss and the number of images got wrong before it."""
+        """Take one step; return the data loss and the number of images got wrong before it.
+
+        Images are normalised, of shape (C, H, W, N), and labels (N,). If the loss is not finite it
+        raises NonFiniteLossError, and nothing moves.
+        """
         config = self.config
         for group in self.weights.groups:
             group.lr = self.lr
