@@ -22,6 +22,8 @@ const HERE = new URL("./", import.meta.url);
 /** Layers whose activations are shown; they are outputs of the network, and keys of network.json. */
 const CONVOLUTIONS = ["conv1", "conv2"];
 const HIDDEN = "dense1";
+/** Opacity is activation to this power, below 1 so that weak ones are seen as well. */
+const GAMMA = 0.7;
 /** Milliseconds without a change after which an answer is announced and timed. */
 const SETTLED = 400;
 
@@ -431,7 +433,7 @@ class View {
       paint(canvas, (place) => {
         if (!read(place)) return 0;
         const value = activations ? activations[i * side * side + place] : 0;
-        return 24 + 231 * Math.min(1, value / this.largest[name]);
+        return 24 + 231 * Math.min(1, value / this.largest[name]) ** GAMMA;
       });
     });
   }
@@ -514,7 +516,7 @@ class Page {
     const pixels = this.paper.pixels();
     this.view.showSeen(pixels);
     const answer = pixels && this.network ? await this.network.run(pixels) : null;
-    this.last = { pixels, best: this.view.showAnswer(answer), share: 0 };
+    this.last = { pixels, best: this.view.showAnswer(answer) };
     if (answer === null && !(pixels === null && this.network)) return;
     const detail = { pixels: pixels && [...pixels], logits: answer && [...answer.logits] };
     root.dispatchEvent(new CustomEvent("play:answer", { detail }));
@@ -538,8 +540,8 @@ function showFailure(error, retry) {
   const button = make("button", { type: "button", textContent: "Try again" });
   button.addEventListener("click", retry);
   showStatus(
-    make("b", { textContent: "The network could not be loaded. " }),
-    `${error.message}. Is the site still there? `,
+    make("b", { textContent: "The network could not be loaded" }),
+    ` (${error.message}). Without it the page shows what is drawn, but no answer. `,
     button,
   );
 }
