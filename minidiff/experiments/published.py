@@ -44,13 +44,14 @@ class Published:
         "structured" or "unstructured" LeNet5, or "lenet300", unstructured.
     method, source : str
         What it is called, and where its figures were read.
-    error : float
-        In %; ``read`` says if it was read off a chart, ``spread`` is a standard deviation if one
-        is given.
+    error, spread : float
+        In %; the standard deviation is None where none is given.
     architecture : str
         As in "8-10-112-68", if it is known in whole: then savings follow from it.
     fewer_weights, fewer_macs : float or None
         As reported, where no architecture is known.
+    read : bool
+        Whether the figures were read off a chart.
     note : str
         What makes it hard to compare, beyond best-epoch reporting.
 

@@ -33,13 +33,20 @@ class Experiment:
     ----------
     title, about : str
     setting : str
-        Which published results it stands beside, as in :class:`Published`.
+        Which published results it stands beside, as in
+        :class:`~minidiff.experiments.published.Published`.
     base : dict
         What all its runs change of the recipe.
     variants : tuple of dict
         What each row changes besides.
     labels : tuple of str
         What to call the rows, if not by method and strength.
+
+    Examples
+    --------
+    >>> table = Experiment("Two strengths", "", "", {}, ({"penalty": 1.0}, {"penalty": 2.0}))
+    >>> [(number, config.seed) for number, config in table.configs("mnist", quick=True)]
+    [(0, 0), (0, 1), (1, 0), (1, 1)]
     """
 
     title: str
@@ -79,6 +86,7 @@ CHOICES: dict[str, Mapping[str, Any]] = {  # what each row of the ablation chang
     "stochastic gates, σ = 0.5": {"noise": "normal", "sigma": 0.5},
     "gates move twice as fast": {"gate_lr": 0.01},
 }
+#: Every table of the results by name.
 EXPERIMENTS = {
     "ablation": Experiment(
         "What the recipe is made of",
@@ -120,12 +128,28 @@ EXPERIMENTS = {
         _lambdas(1.0),
     ),
 }
-# Changes that make it a matter of minutes, to see that all of it works.
+#: Changes that make it a matter of minutes, to see that all of it works.
 QUICK = {"epochs": 6}
 
 
 def runs_of(names: Sequence[str], dataset: str, *, quick: bool = False) -> list[Config]:
-    """List the configurations of some experiments; in quick mode short ones, of two seeds."""
+    """List the configurations of some experiments; in quick mode short ones, of two seeds.
+
+    Parameters
+    ----------
+    names
+        Of :data:`EXPERIMENTS`.
+    dataset
+        "mnist" or "digits".
+    quick
+        Whether in quick mode, see :data:`QUICK`.
+
+    Examples
+    --------
+    >>> runs = runs_of(["lenet300"], "digits", quick=True)
+    >>> [(run.model, run.epochs == QUICK["epochs"], run.seed) for run in runs]
+    [('lenet300', True, 0), ('lenet300', True, 1)]
+    """
     return [
         config for name in names for _, config in EXPERIMENTS[name].configs(dataset, quick=quick)
     ]
@@ -133,7 +157,29 @@ def runs_of(names: Sequence[str], dataset: str, *, quick: bool = False) -> list[
 
 @dataclass(frozen=True)
 class Row:
-    """What a variant has come to: figures of each seed, and their mean and standard deviation."""
+    """What a variant has come to: figures of each seed, and their mean and standard deviation.
+
+    Attributes
+    ----------
+    config : Config
+        Of the first seed.
+    name : str
+        Its label, if the experiment has given one.
+    errors, fewer_weights, fewer_macs, architectures : tuple
+        Of each seed: the error in %, how many times fewer, and what is left as in "8-10-112-68".
+    dense : str
+        The architecture that it began with.
+    minutes : float
+        That a run has taken, on average.
+    history : dict of list
+        A few figures of some epochs of the first seed.
+
+    Examples
+    --------
+    >>> sizes = ("5-16-157-61", "7-16-151-63"), "20-50-800-500"
+    >>> Row(Config(), "", (0.70, 0.74), (35.0, 36.0), (10.9, 9.8), *sizes, 2.0, {}).architecture
+    '6-16-154-62'
+    """
 
     config: Config
     name: str
@@ -172,7 +218,22 @@ def spread(values: Sequence[float]) -> tuple[float, float]:
 def rows_of(
     experiment: Experiment, lines: Sequence[Mapping[str, Any]], dataset: str, *, quick: bool = False
 ) -> list[Row]:
-    """Gather the rows of an experiment from lines of results; what has not been run is left out."""
+    """Gather the rows of an experiment from lines of results; what has not been run is left out.
+
+    Parameters
+    ----------
+    experiment
+        The table.
+    lines
+        As :func:`~minidiff.experiments.sweep.read_results` gives them.
+    dataset, quick
+        As of :func:`runs_of`.
+
+    Examples
+    --------
+    >>> rows_of(EXPERIMENTS["structured"], [], "mnist")
+    []
+    """
     results = {line["key"]: line for line in lines if experiment.error in line.get("result", {})}
     found: dict[int, list[tuple[Config, Mapping[str, Any]]]] = {}
     for number, config in experiment.configs(dataset, quick=quick):
@@ -206,7 +267,28 @@ def rows_of(
 
 
 def write_results(directory: Path, names: Sequence[str], dataset: str, *, quick: bool) -> Path:
-    """Write the page and its figures from the lines in ``runs.jsonl``; return the page's path."""
+    """Write the page and its figures from the lines in ``runs.jsonl``; return the page's path.
+
+    Parameters
+    ----------
+    directory
+        Which holds ``runs.jsonl``, and where the page goes.
+    names, dataset, quick
+        As of :func:`runs_of`.
+
+    Raises
+    ------
+    OSError
+        If a file cannot be written.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     page = write_results(Path(directory), ["structured"], "mnist", quick=False)
+    ...     "Not run yet." in page.read_text(encoding="utf-8")
+    True
+    """
     from .plots import architecture_over_time, pareto_figure, save
 
     lines = read_results(directory / "runs.jsonl")
