@@ -30,7 +30,7 @@ def gradcheck(
     inputs
         float64 tensors; those with ``requires_grad`` are checked. Keep them off kinks.
     eps, tolerance
-        The step, and the largest error allowed, relative to 1 + |derivative|.
+        The step, and the largest error allowed, relative to ``1 + |derivative|``.
     directions
         How many random directions to try for each input.
     rng

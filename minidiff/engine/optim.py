@@ -37,7 +37,8 @@ class Group:
     Examples
     --------
     >>> weight, bias = (Tensor(np.ones(n), requires_grad=True) for n in ((2, 3), 2))
-    >>> optimizer = SGD([Group([weight], lr=0.1, weight_decay=5e-4), Group([bias], lr=0.1)])
+    >>> decayed = Group([weight], lr=0.1, weight_decay=5e-4)
+    >>> optimizer = SGD([decayed, Group([bias], lr=0.1)])
     >>> [group.weight_decay for group in optimizer.groups]
     [0.0005, 0.0]
     """

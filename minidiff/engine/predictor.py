@@ -60,8 +60,8 @@ class Predictor:
 
     Examples
     --------
-    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(12, 10, rng=np.random.default_rng(0)))
-    >>> predict = Predictor(model, (3, 2, 2), mean=0.1, std=0.3)
+    >>> dense = nn.Linear(12, 10, rng=np.random.default_rng(0))
+    >>> predict = Predictor(nn.Sequential(nn.Flatten(), dense), (3, 2, 2), mean=0.1, std=0.3)
     >>> predict(np.zeros((5, 3, 2, 2), np.uint8)).shape
     (5, 10)
     """

@@ -110,8 +110,8 @@ def transform(
 
     Examples
     --------
-    >>> image, still = np.float32([[[[1, 2], [3, 4]]]]), np.zeros(1)
-    >>> transform(image, shifts=np.array([[0, 1]]), rotations=still, factors=np.ones(1))[0, 0]
+    >>> image, right = np.float32([[[[1, 2], [3, 4]]]]), np.array([[0, 1]])
+    >>> transform(image, shifts=right, rotations=np.zeros(1), factors=np.ones(1))[0, 0]
     array([[0., 1.],
            [0., 3.]], dtype=float32)
     """

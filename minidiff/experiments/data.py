@@ -119,7 +119,7 @@ def read_idx(path: str | Path, *, rank: int | None = None) -> NDArray[np.uint8]:
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as directory:
     ...     path = Path(directory) / "labels"
-    ...     _ = path.write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 3, 5, 0, 4]))  # one axis of length 3
+    ...     _ = path.write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 3, 5, 0, 4]))  # shape (3,)
     ...     read_idx(path)
     array([5, 0, 4], dtype=uint8)
     """

@@ -205,10 +205,9 @@ def architecture_over_time(records: Records) -> "Figure":
 
     Examples
     --------
-    >>> record = {"epoch": 1, "open": {"conv1.outputs": 8}, "groups": {"conv1.outputs": 20}}
-    >>> figure = architecture_over_time([record | {"frozen": False}])
-    >>> figure.axes[0].texts[0].get_text().splitlines()
-    ['8 of 20', 'conv1 outputs']
+    >>> record = {"epoch": 1, "open": {"conv1": 8}, "groups": {"conv1": 20}, "frozen": False}
+    >>> architecture_over_time([record]).axes[0].texts[0].get_text().splitlines()
+    ['8 of 20', 'conv1']
     """
     check_records(records)
     if not records[-1]["open"]:
@@ -352,9 +351,9 @@ def bench_figure(results: Mapping[str, Any]) -> "Figure":
 
     Examples
     --------
-    >>> results = {"batch": 128, "matmul_gflops": 180.0, "peak_gflops": 450.0, "dense_step": {}}
-    >>> results["kernels"] = [{"name": "conv1 forward", "gflops": 250.0, "times_torch": None}]
-    >>> results["steps"] = [{"architecture": "8-10-112-68", "macs": 213_096, "milliseconds": 3.1}]
+    >>> results = {"batch": 128, "matmul_gflops": 180, "peak_gflops": 450, "dense_step": {}}
+    >>> results["kernels"] = [{"name": "conv1", "gflops": 250, "times_torch": None}]
+    >>> results["steps"] = [{"architecture": "2-2-9-9", "macs": 9000, "milliseconds": 2.0}]
     >>> [axes.get_title(loc="left") for axes in bench_figure(results).axes]
     ['Kernels', 'Training step, batch 128']
     """

@@ -57,7 +57,7 @@ class Published:
 
     Examples
     --------
-    >>> entry = Published("structured", "a method", 0.9, "a table", architecture="20-50-800-500")
+    >>> entry = Published("structured", "none", 0.7, "a table", architecture="20-50-800-500")
     >>> entry.weights, entry.macs
     (1.0, 1.0)
     """

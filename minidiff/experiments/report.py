@@ -58,7 +58,8 @@ class Mistake:
 
     Examples
     --------
-    >>> mistake = Mistake(3, np.zeros((28, 28), np.uint8), 1, np.array([0.25, 0.125, 0.625]))
+    >>> image = np.zeros((28, 28), np.uint8)
+    >>> mistake = Mistake(3, image, 1, np.array([0.25, 0.125, 0.625]))
     >>> mistake.answer, mistake.confidence
     (2, 0.625)
     """
@@ -124,8 +125,8 @@ def report_page(
     >>> record |= {"open": {}, "groups": {}, "frozen": False}
     >>> record |= dict.fromkeys(["weights", "dense_weights", "macs", "dense_macs"], 9)
     >>> page = report_page(
-    ...     title="a run", source="Noise.", config={}, records=[record], result={}, gates={},
-    ...     filters=np.ones((1, 1, 3, 3)), mistakes=[],
+    ...     title="a run", source="Noise.", config={}, records=[record], result={},
+    ...     gates={}, filters=np.ones((1, 1, 3, 3)), mistakes=[],
     ... )
     >>> page.splitlines()[0], "A dense run" in page
     ('<!DOCTYPE html>', True)

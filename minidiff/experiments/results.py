@@ -44,7 +44,7 @@ class Experiment:
 
     Examples
     --------
-    >>> table = Experiment("Two strengths", "", "", {}, ({"penalty": 1.0}, {"penalty": 2.0}))
+    >>> table = Experiment("A table", "", "", {}, ({"penalty": 1.0}, {"penalty": 2.0}))
     >>> [(number, config.seed) for number, config in table.configs("mnist", quick=True)]
     [(0, 0), (0, 1), (1, 0), (1, 1)]
     """
@@ -86,6 +86,7 @@ CHOICES: dict[str, Mapping[str, Any]] = {  # what each row of the ablation chang
     "stochastic gates, σ = 0.5": {"noise": "normal", "sigma": 0.5},
     "gates move twice as fast": {"gate_lr": 0.01},
 }
+#: Every table of the results by name.
 #: Every table of the results by name.
 EXPERIMENTS = {
     "ablation": Experiment(
@@ -176,8 +177,9 @@ class Row:
 
     Examples
     --------
-    >>> sizes = ("5-16-157-61", "7-16-151-63"), "20-50-800-500"
-    >>> Row(Config(), "", (0.70, 0.74), (35.0, 36.0), (10.9, 9.8), *sizes, 2.0, {}).architecture
+    >>> left = ("5-16-157-61", "7-16-151-63")
+    >>> row = Row(Config(), "", (0.7, 0.8), (35, 36), (11, 10), left, "20-50-800-500", 2.0, {})
+    >>> row.architecture
     '6-16-154-62'
     """
 

@@ -180,8 +180,9 @@ def sweep(
     >>> import tempfile
     >>> config = Config.recipe("digits", model="lenet300", sparsity="dense", epochs=1)
     >>> with tempfile.TemporaryDirectory() as directory:
-    ...     failed = sweep([config], Path(directory) / "runs.jsonl", say=lambda line: None)
-    ...     sweep([config, config], Path(directory) / "runs.jsonl")  # goes on where that one ended
+    ...     path = Path(directory) / "runs.jsonl"
+    ...     failed = sweep([config], path, say=lambda line: None)
+    ...     sweep([config, config], path)  # goes on where that one ended
     1 runs, 1 of them done before.
     0
     """

@@ -103,7 +103,7 @@ class Config:
     keep : float
         The share of groups that magnitude pruning leaves.
     cost : str
-        What the surrogate counts, see :func:`~minidiff.pruning.penalty.expected_cost`.
+        What the surrogate counts, see :class:`~minidiff.Surrogate`.
     gate_lr : float
         Step size of Adam on the gates' phi; constant.
     gate_start, gate_stop : float
@@ -280,10 +280,10 @@ def error_rate(model: Module, split: Split, *, mean: float, std: float) -> float
     Examples
     --------
     >>> from minidiff import nn
-    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 10, rng=np.random.default_rng(0)))
-    >>> model.layers[1].weight.data[:] = 0  # so that every answer is 0
+    >>> dense = nn.Linear(4, 10, rng=np.random.default_rng(0))
+    >>> dense.weight.data[:] = 0  # so that every answer is 0
     >>> split = Split(np.zeros((4, 1, 2, 2), np.uint8), np.array([0, 0, 0, 5]))
-    >>> error_rate(model, split, mean=0.13, std=0.31)
+    >>> error_rate(nn.Sequential(nn.Flatten(), dense), split, mean=0.13, std=0.31)
     25.0
     """
     training, wrong = model.training, 0

@@ -188,7 +188,7 @@ def unnested(model: Module) -> list[tuple[str, Module]]:
     Parameters
     ----------
     model
-        As of :func:`compact`.
+        As of :func:`~minidiff.compact`.
 
     Raises
     ------
@@ -197,7 +197,8 @@ def unnested(model: Module) -> list[tuple[str, Module]]:
 
     Examples
     --------
-    >>> [name for name, _ in unnested(Sequential(top=Sequential(a=nn.ReLU(), b=nn.ReLU())))]
+    >>> inner = Sequential(a=nn.ReLU(), b=nn.ReLU())
+    >>> [name for name, _ in unnested(Sequential(top=inner))]
     ['top_a', 'top_b']
     """
     names: set[str] = set()

@@ -129,7 +129,7 @@ class Gate(Module):
 
     @property
     def stochastic(self) -> bool:
-        """Whether values are random now: with noise, in training, and not frozen."""
+        """Whether values are random now, that is with noise, in training, and not frozen."""
         return self.noise is not None and self.training and not self.frozen
 
     def __call__(self, x: Any = None) -> Tensor:
@@ -166,7 +166,7 @@ class Gate(Module):
 
     @property
     def closes_for_good(self) -> bool:
-        """Whether a gate that has closed stays so: what it does not see cannot move it.
+        """Whether a gate that has closed stays so, as what it does not see cannot move it.
 
         The data has no gradient for it, and the surrogate, which counts it as closed, has none
         either. A stochastic gate may be open again in the next step.
@@ -706,7 +706,7 @@ def gate_weights(
     Examples
     --------
     >>> layer = Conv2d(2, 3, 3, rng=np.random.default_rng(0))
-    >>> kernels = Groups.along(layer.weight.shape, (0, 1))  # one kernel, 3x3 weights, a group
+    >>> kernels = Groups.along(layer.weight.shape, (0, 1))  # 3x3 weights a group
     >>> gate_weights(layer, groups=kernels).weights[0].gate.count
     6
     """
@@ -738,8 +738,8 @@ def gate_blocks(
 
     Examples
     --------
-    >>> layer = gate_blocks(Linear(8, 10, rng=np.random.default_rng(0)), (4, 4))  # 3 by 2 of them
-    >>> layer.weights[0].gate.count
+    >>> layer = gate_blocks(Linear(8, 10, rng=np.random.default_rng(0)), (4, 4))
+    >>> layer.weights[0].gate.count  # 3 by 2 blocks
     6
     """
     inner = _inner(layer, (Conv2d, Linear), "gate_blocks")

@@ -402,9 +402,9 @@ class Surrogate:
     --------
     Twelve weights, each there with the probability that normal noise is above -2:
 
-    >>> linear = Gated(nn.Linear(4, 3, rng=np.random.default_rng(0)), outputs=Gate(3, initial=1.5))
-    >>> surrogate = Surrogate(linear, (4,))
-    >>> round(surrogate().item(), 3)
+    >>> gate = Gate(3, initial=1.5, width=1.0, sigma=1.0)
+    >>> linear = Gated(nn.Linear(4, 3, rng=np.random.default_rng(0)), outputs=gate)
+    >>> round(Surrogate(linear, (4,))().item(), 3)
     11.727
     """
 
@@ -549,7 +549,7 @@ def gated_sizes(counts: list[LayerCount]) -> dict[str, tuple[int, int]]:
     Parameters
     ----------
     counts
-        Of all layers, as of :func:`count`.
+        Of all layers, as of :func:`~minidiff.count`.
 
     Examples
     --------
@@ -574,7 +574,7 @@ def architecture(counts: list[LayerCount], *, dense: bool = False) -> str:
     Parameters
     ----------
     counts
-        Of all layers, as of :func:`count`.
+        Of all layers, as of :func:`~minidiff.count`.
     dense
         Whether to write what was at first.
 
