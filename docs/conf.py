@@ -64,9 +64,13 @@ nb_mime_priority_overrides = [("html", "image/png", 0)]
 # -- API
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # signatures have them; docstrings say shapes and units
+autodoc_preserve_defaults = True  # np.float32, not <class ...>
 autosummary_generate = True
 napoleon_google_docstring = False
 napoleon_use_rtype = False
+napoleon_use_param = False  # names that share a description stay together
+napoleon_custom_sections = [("Attributes", "params_style")]
+toc_object_entries_show_parents = "hide"
 
 # -- maths, set while the pages are built
 katex_prerender = True
