@@ -154,6 +154,15 @@ def test_what_needs_no_example_has_none(name: str) -> None:
     assert "no example with a result" in problems(PUBLIC[name])
 
 
+@pytest.mark.parametrize("odd", [None, "a", 1j])
+@pytest.mark.parametrize(
+    "name", ["exp", "log", "sqrt", "tanh", "sigmoid", "erf", "relu", "flatten", "softmax"]
+)
+def test_ops_refuse_what_a_tensor_refuses_as_their_module_says(name: str, odd: Any) -> None:
+    with pytest.raises(TypeError, match="real numbers"):
+        getattr(minidiff.ops, name)(odd)
+
+
 # -- made-up docstrings ----------------------------------------------------------------------------
 
 
