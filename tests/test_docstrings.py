@@ -32,10 +32,6 @@ MACHINERY = {
     "minidiff.experiments.files",
 }
 # Modules that say nowhere which of their names are public.
-LISTED = {
-    "minidiff.engine.gradcheck": ("gradcheck",),
-    "minidiff.engine.tensor": ("Op", "Tensor", "no_grad"),
-}
 NO_EXAMPLE = {
     "minidiff.experiments.bench.TorchProcess": "needs PyTorch",
     "minidiff.experiments.bench.report": "writes what takes minutes to measure",
@@ -49,7 +45,7 @@ def public_names() -> Iterator[tuple[str, Any]]:
         if info.name in MACHINERY or info.name.endswith(("__main__", "torch_worker")):
             continue
         module = importlib.import_module(info.name)
-        for name in getattr(module, "__all__", LISTED.get(info.name, ())):
+        for name in getattr(module, "__all__", ()):
             yield f"{info.name}.{name}", getattr(module, name)
 
 

@@ -751,3 +751,9 @@ def test_parameters_without_elements_take_steps() -> None:
         md.optim.SGD([x], lr=0.25).step()
         md.optim.Adam([x], lr=0.25).step()
         assert x.shape == shape
+
+
+def test_what_meets_a_tensor_is_of_real_numbers() -> None:
+    for other in (None, "a", 1j, [object()]):
+        with pytest.raises(TypeError, match="real numbers"):
+            md.Tensor([1.0]) + other  # type: ignore[operator]

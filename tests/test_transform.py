@@ -280,3 +280,9 @@ def test_a_width_that_the_dtype_of_x_cannot_hold_is_an_error_that_names_it(width
 
 def test_a_nan_stays_a_nan_rather_than_a_closed_gate():
     assert np.isnan(md.binary_gate(np.array([np.nan]))).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.complex128, object])
+def test_other_dtypes_are_refused(dtype: type) -> None:
+    with pytest.raises(TypeError, match=r"expected float32, float64"):
+        md.binary_gate(np.zeros(3, dtype))

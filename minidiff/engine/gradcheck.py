@@ -6,6 +6,8 @@ import numpy as np
 
 from .tensor import Tensor
 
+__all__ = ["gradcheck"]
+
 
 def gradcheck(
     fn: Callable[..., Tensor],

@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from . import kernels
 from ._types import Array, Indices
 
+__all__ = ["Op", "Tensor", "no_grad"]
+
 TensorLike: TypeAlias = Union["Tensor", Array, float, int]
 Axes: TypeAlias = int | tuple[int, ...] | None
 
@@ -114,7 +116,14 @@ def _as_tensors(inputs: tuple[TensorLike, ...]) -> "tuple[Tensor, ...]":
     dtypes = [v.dtype for v in inputs if isinstance(v, Tensor | np.ndarray)]
     floats = [d for d in dtypes if d.kind == "f"]
     dtype = np.result_type(*floats) if floats else np.dtype(np.float32)
-    return tuple(v if isinstance(v, Tensor) else Tensor(np.asarray(v, dtype)) for v in inputs)
+    return tuple(v if isinstance(v, Tensor) else Tensor(_real(v).astype(dtype)) for v in inputs)
+
+
+def _real(array: Any) -> NDArray[Any]:
+    values = np.asarray(array)
+    if values.dtype.kind not in "biuf":
+        raise TypeError(f"array is of {values.dtype}; expected real numbers.")
+    return values
 
 
 class Tensor:
@@ -169,12 +178,8 @@ class Tensor:
     def __init__(self, array: Any, requires_grad: bool = False) -> None:
         if isinstance(array, Tensor):
             raise TypeError("array is a Tensor already; use it as it is, or pass its .data.")
-        values = np.asarray(array)
-        if values.dtype not in _FLOATS:
-            if values.dtype.kind not in "biuf":
-                raise TypeError(f"array is of {values.dtype}; expected real numbers.")
-            values = values.astype(np.float32)
-        elif not isinstance(array, np.ndarray | np.generic):
+        values = _real(array)
+        if values.dtype not in _FLOATS or not isinstance(array, np.ndarray | np.generic):
             values = values.astype(np.float32)
         self._data: Array = values
         self.grad: Array | None = None

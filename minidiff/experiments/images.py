@@ -15,6 +15,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from .extras import extra
+
 __all__ = ["ImageError", "Prepared", "prepare_digit", "prepare_pixels"]
 
 Grey: TypeAlias = NDArray[np.float64]
@@ -69,6 +71,8 @@ def prepare_digit(path: str | Path) -> Prepared:
     ------
     ImageError
         If the file cannot be read as such an image, or there is no ink in it.
+    ImportError
+        If Pillow is not installed.
 
     Examples
     --------
@@ -85,6 +89,7 @@ def prepare_digit(path: str | Path) -> Prepared:
     if not path.is_file():
         found = "is a directory" if path.is_dir() else "there is no such file"
         raise ImageError(f"{path}: {found}; expected an image file. Check the path.")
+    extra("PIL", "pillow")  # what goes wrong below is the file's fault
     try:
         grey, note = _decode(path)
         prepared = prepare_pixels(grey)

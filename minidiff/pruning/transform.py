@@ -107,6 +107,8 @@ def binary_gate(x: Tensor | NDArray[Any], width: float = 1.0) -> Tensor | Array:
     ------
     ValueError
         If ``width`` is not a finite number above 0, or none that the dtype can hold.
+    TypeError
+        If x is of another dtype.
 
     Examples
     --------
@@ -115,6 +117,8 @@ def binary_gate(x: Tensor | NDArray[Any], width: float = 1.0) -> Tensor | Array:
     """
     check_positive("width", width)
     values = x.data if isinstance(x, Tensor) else np.asarray(x)
+    if values.dtype.kind not in "biuf" or values.dtype == np.float16:
+        raise TypeError(f"x is of {values.dtype}; expected float32, float64 or integers.")
     if values.dtype.kind != "f":
         values = values.astype(np.float64)
     limits = np.finfo(values.dtype)
