@@ -49,7 +49,6 @@ exclude_patterns = [
     "README.md",
 ]
 nitpicky = True
-nitpick_ignore_regex = [("py:.*", r".*")]  # types of NumPy's in signatures; links are checked apart
 
 # -- prose and notebooks
 myst_enable_extensions = ["dollarmath", "colon_fence", "deflist", "attrs_inline"]
@@ -81,7 +80,7 @@ html_theme = "furo"
 html_title = "minidiff"
 html_static_path = ["_static"]
 html_css_files = ["minidiff.css"]
-html_extra_path: list[str] = []
+html_favicon = "_static/favicon.svg"
 html_copy_source = False
 html_show_sphinx = False
 html_theme_options = {"navigation_with_keys": True}
