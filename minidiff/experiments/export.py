@@ -42,7 +42,8 @@ def export(
             For onnxruntime and others (extra ``onnx``): input "images", float32 of shape
             (N, C, H, W), any N; output "logits", (N, classes).
         ``.npz``
-            Arrays of NumPy, for code of your own; ``docs/export.md`` has a reader of 30 lines.
+            Arrays of NumPy, for code of your own; ``docs/howto/resume-and-export.md`` has a
+            reader of 30 lines.
         ``.safetensors``
             For :func:`minidiff.load`.
     model
