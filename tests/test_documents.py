@@ -4,6 +4,7 @@ The tutorials are run when the documentation is built, and the examples of the r
 docstrings, which pytest runs; so these pages are left out here.
 """
 
+import doctest
 import re
 import shlex
 from pathlib import Path
@@ -35,7 +36,9 @@ each_document = pytest.mark.parametrize(
 
 def run(path: Path) -> int:
     """Run the blocks of Python of a document, in one namespace; return how many there are."""
-    document = sybil.Sybil([markdown.PythonCodeBlockParser()], pattern="*.md").parse(path)
+    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    parser = markdown.PythonCodeBlockParser(doctest_optionflags=flags)
+    document = sybil.Sybil([parser], pattern="*.md").parse(path)
     document.namespace["__name__"] = "__main__"
     examples = list(document.examples())
     for example in examples:
