@@ -135,6 +135,8 @@ for (name, rows), colour in zip(found.items(), ("#0072b2", "#d55e00"), strict=Tr
     gated = sorted(
         (row for row in rows if row.config.gated), key=lambda row: np.mean(row.fewer_weights)
     )
+    if not gated:
+        continue
     x = [np.mean(row.fewer_weights) for row in gated]
     y, bars = np.array([spread(row.errors) for row in gated]).T
     axes.errorbar(x, y, bars, fmt="o-", capsize=3, color=colour)
@@ -154,8 +156,8 @@ axes.set_ylabel("test error, %")
 plt.show()
 
 # %% [markdown]
-# Augmentation, here shifts of up to two pixels, small turns and changes of size, is worth more than any method
-# of pruning: so a table that mixes both kinds compares data, not methods. Ask first **on what data** a number was reached.
+# Augmentation, here shifts of up to two pixels, small turns and changes of size, is no method of pruning, and moves the
+# whole front. So a table that mixes both kinds compares data, not methods. Ask first **on what data** a number was reached.
 #
 # ## Best epoch, or last?
 #

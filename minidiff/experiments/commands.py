@@ -339,7 +339,9 @@ def reproduce(options: argparse.Namespace) -> int:
     from .sweep import sweep as run_all
 
     names = options.experiments or list(EXPERIMENTS)
-    dataset = load_dataset(options.dataset or "auto").name
+    dataset: str = options.dataset or "auto"
+    if dataset == "auto" or not options.report:  # to write the page again takes no images
+        dataset = load_dataset(dataset).name
     directory: Path = options.out or Path("runs") / ("quick" if options.quick else "results")
     directory.mkdir(parents=True, exist_ok=True)
     failed = 0
