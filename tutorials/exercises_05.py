@@ -1,0 +1,59 @@
+"""Checks of tutorial 5."""
+
+import itertools
+import math
+
+import numpy as np
+from support import exercise
+
+import minidiff as md
+
+
+@exercise(
+    "05.cauchy",
+    hint="F((phi + width / 2) / sigma), with the Cauchy distribution function 1/2 + arctan(t) / pi.",
+)
+def cauchy(answer):
+    for phi, width, sigma in ((0.0, 1.0, 1.0), (-1.5, 1.0, 0.5), (0.7, 0.2, 2.0)):
+        found = answer(phi, width, sigma)
+        assert found is not None, "it returned None."
+        expected = 0.5 + math.atan2(phi + width / 2, sigma) / math.pi
+        assert abs(found - expected) < 1e-6, (
+            f"for phi = {phi}, width = {width}, sigma = {sigma} it is {expected:.4f}, "
+            f"not {float(found):.4f}."
+        )
+
+
+@exercise(
+    "05.square",
+    hint="a weight from i to j needs both gates if i and j differ; from i to i, only one.",
+)
+def square(answer):
+    for pi in ([0.5], [0.2, 0.9], [0.1, 0.5, 0.8, 1.0]):
+        found = answer(np.array(pi))
+        assert found is not None, "it returned None."
+        expected = 0.0
+        for state in itertools.product((0, 1), repeat=len(pi)):
+            chance = math.prod(p if s else 1 - p for p, s in zip(pi, state, strict=True))
+            expected += chance * sum(state) ** 2
+        assert abs(found - expected) < 1e-9, (
+            f"for pi = {pi} all states give {expected:.3f}, not {float(found):.3f}."
+        )
+
+
+@exercise(
+    "05.rests",
+    hint="with the best weight for each z: decay / (2 (z^2 + decay)) + strength * pi(phi), z = g(phi).",
+)
+def rests(answer):
+    phi = np.linspace(-0.4999, 1.5, 40_001)
+    z = md.binary_gate(phi, 1.0)
+    pi = 0.5 + 0.5 * md.ops.erf((phi + 0.5) / math.sqrt(2)).data
+    for strength, decay in ((0.05, 0.01), (0.05, 0.05), (0.02, 0.01)):
+        found = answer(strength, decay)
+        assert found is not None, "it returned None."
+        expected = phi[np.argmin(decay / (2 * (z**2 + decay)) + strength * pi)]
+        assert abs(found - expected) < 0.02, (
+            f"for strength {strength} and decay {decay} it is near {expected:.2f}, "
+            f"not {float(found):.2f}."
+        )
