@@ -294,10 +294,10 @@ axis.spines[["top", "right"]].set_visible(False)
 plt.show()
 
 # %% [markdown]
-# Gates that are fully open cost next to nothing. As they close the step becomes shorter, but not
-# in proportion: Python, the tape and the reading of the images remain. Work falls faster than the
-# share of open filters, since a weight needs the gates of *both* its ends: half of the filters on
-# each side leave a quarter of a layer.
+# Gates that are fully open cost little: their values are computed, but what they gate is passed on
+# as it is. As they close the step becomes shorter, but not in proportion: Python, the tape and the
+# reading of the images remain. Work falls faster than the share of open filters, since a weight
+# needs the gates of *both* its ends: half of the filters on each side leave a quarter of a layer.
 #
 # ## Compaction, step by step
 #
