@@ -61,8 +61,10 @@ def exercise(name: str, hint: str) -> Callable[[Callable[[Any], None]], Callable
     return register
 
 
-def check(name: str, answer: Any) -> bool:
+def check(name: str, answer: Any) -> bool | None:
     """Say whether the answer to an exercise is right, and if not, what is wrong and a hint.
+
+    It returns True if it is right and else None, of which notebooks show nothing.
 
     The checks of tutorial 4 are in ``exercises_04.py``: read them after you have tried.
     """
@@ -73,6 +75,6 @@ def check(name: str, answer: Any) -> bool:
     except Exception as error:  # an answer may go wrong in any way
         wrong = str(error).splitlines()[0] if str(error) else type(error).__name__
         print(f"{name}: not yet. {wrong}\nHint: {exercise.hint}")
-        return False
+        return None
     print(f"{name}: right.")
     return True
