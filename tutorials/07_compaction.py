@@ -458,7 +458,7 @@ assert sizes["compact.npz"] < sizes["dense.npz"] / 2
 # %% [markdown]
 # Five ways to run the network follow: `md.load`, a {py:class}`minidiff.Predictor`, onnxruntime,
 # the gated network itself, and this reader, for which NumPy is enough. It knows the layers that
-# this network has; [Export](../export.md) has one for all.
+# this network has; [Export](../howto/resume-and-export.md) has one for all.
 
 
 # %%
