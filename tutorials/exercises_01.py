@@ -39,7 +39,7 @@ def dual(answer):
             found = answer(f, x)
             assert found is not None, "it returned None."
             assert abs(float(found) - expected(x)) < 1e-9, (
-                f"for f(x) = {name} at {x} it is {float(found):.9g}, not {expected(x):.9g}."
+                f"for f(x) = {name} at {x} it is {float(found):.13g}, not {expected(x):.13g}."
             )
     ladder = answer(_ladder, 1.0)
     assert float(ladder) == 2.0**50, "for x doubled fifty times it is wrong."
