@@ -1,0 +1,73 @@
+"""Checks of tutorial 9."""
+
+import numpy as np
+from support import exercise
+
+import minidiff as md
+from minidiff import nn
+
+
+@exercise(
+    "09.chips",
+    hint="md.Mask(md.Gate(4), md.Groups.by(labels)); labels (8, 1, 1): the chip of each cell.",
+)
+def chips(answer):
+    mask = answer()
+    assert mask is not None, "it returned None."
+    assert isinstance(mask, md.Mask), f"it returned a {type(mask).__name__}, not a Mask."
+    assert mask.gate.count == 4, f"there are {mask.gate.count} gates; four chips need 4."
+    assert mask.groups.cover((8, 1, 8)), (
+        f"groups of shape {mask.groups.labels.shape} do not fit a signal of shape (8, 1, 8)."
+    )
+    mask.gate.set_open(np.array([False, True, True, True]))
+    seen = mask(np.ones((8, 1, 8, 2), np.float32)).data
+    closed = [cell for cell in range(8) if not seen[cell].any()]
+    assert closed == [0, 1], f"with the first chip closed, cells {closed} are, not 0 and 1."
+    model = nn.Sequential(mask, nn.Conv2d(8, 4, (1, 3), rng=np.random.default_rng(0)))
+    (layer,) = md.count(model, (8, 1, 8))
+    assert layer.inputs == (6, 8), f"then {layer.inputs[0]} inputs of a convolution are left."
+
+
+@exercise(
+    "09.price",
+    hint="gate.open_probability() has a gradient even where a gate is fully open; gate() not.",
+)
+def price(answer):
+    gate = md.Gate(3, initial=0.7)
+    gate.phi.data[:] = [0.7, -0.2, -2.0]
+    prices = np.float32([1.0, 10.0, 100.0])
+    found = answer(gate, prices)
+    assert found is not None, "it returned None."
+    assert isinstance(found, md.Tensor), (
+        f"it returned {type(found).__name__}, not a Tensor, so no gradient can flow."
+    )
+    expected = (gate.open_probability().data * prices).sum()
+    assert found.shape == (), f"it is of shape {found.shape}; a price is one number."
+    assert np.isclose(found.item(), expected, rtol=1e-4), (
+        f"it is {found.item():.4g}; expected {expected:.4g} for open probabilities "
+        f"{gate.open_probability().data.round(3)} and prices {prices}."
+    )
+    gate.phi.grad = None
+    found.backward()
+    grad = gate.phi.grad
+    assert grad is not None, "no gradient reaches phi."
+    assert grad[0] > 0, "a fully open gate gets no gradient, so it would never begin to close."
+    assert grad[2] == 0, "a closed gate gets a gradient."
+
+
+@exercise(
+    "09.closed",
+    hint="gate.evaluated() has the values; compare them with 0, not with a threshold.",
+)
+def closed(answer):
+    rng = np.random.default_rng(0)
+    model = nn.Sequential(
+        md.gate_units(nn.Linear(4, 5, rng=rng)), nn.ReLU(), md.gate_inputs(nn.Linear(5, 2, rng=rng))
+    )
+    first, second = model.layers[0].outputs, model.layers[2].inputs
+    first.phi.data[:] = [1.0, -0.499, 0.0, -0.5, -3.0]
+    second.phi.data[:] = [-0.499, 1.0, 1.0, 1.0, -1.0]
+    found = answer(model)
+    assert found is not None, "it returned None."
+    assert found != 5, "gates that are small but not 0 were counted as closed."
+    assert found == 3, f"it returned {found}; three gates are exactly 0."
