@@ -156,7 +156,7 @@ assert np.hypot(*paths["momentum"][-1]) < 0.1 * np.hypot(*paths["SGD"][-1])
 assert np.hypot(*paths["Nesterov"][-1]) < 0.1 * np.hypot(*paths["SGD"][-1])
 assert paths["Nesterov"][:, 0].max() < paths["momentum"][:, 0].max()  # it overshoots less
 
-# %% mystnb={"image": {"alt": "Three panels with the contours of a long narrow valley, and the first steps in each. SGD drops to the floor of the valley and creeps along it, half of the way. Momentum swings wide and overshoots the minimum before it returns. Nesterov's variant swings less and comes straight in.", "width": "100%"}, "figure": {"caption": "The first 25 steps in a valley of condition number 40, all with the same step size. The cross is the minimum."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Three panels with the contours of a long narrow valley, and the first steps in each. SGD drops to the floor of the valley and creeps along it, half of the way. Momentum swings wide and overshoots the minimum before it returns. Nesterov's variant swings less and comes straight in.", "width": "100%"}, "figure": {"caption": "The first 25 steps in a valley of condition number 40, all with the same step size. The cross is the minimum."}}
 figure, panels = plt.subplots(3, 1, figsize=(6.2, 4.8), layout="constrained", sharex=True)
 x, y = np.meshgrid(np.linspace(-11, 5, 200), np.linspace(-1.6, 1.6, 100))
 for axes, (name, path) in zip(panels, paths.items(), strict=True):
@@ -261,7 +261,7 @@ for name, (_, _, scores) in runs.items():
 assert fitted["momentum"] < min(fitted["long steps"], fitted["plain"])
 assert fitted["momentum"] < 0.5 * runs["momentum"][2][-1][0]
 
-# %% mystnb={"image": {"alt": "Left: loss over epochs on a log axis for the network with momentum. The training loss falls throughout; the held-out loss falls at first and then stays well above it. Right: held-out error over epochs of three networks. That of plain SGD is the highest throughout or nearly so; those with momentum and with long steps end close to each other.", "width": "100%"}, "figure": {"caption": "Learning curves. Left: the network with momentum. Right: all three, on held-out images."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Left: loss over epochs on a log axis for the network with momentum. The training loss falls throughout; the held-out loss falls at first and then stays well above it. Right: held-out error over epochs of three networks. That of plain SGD is the highest throughout or nearly so; those with momentum and with long steps end close to each other.", "width": "100%"}, "figure": {"caption": "Learning curves. Left: the network with momentum. Right: all three, on held-out images."}}
 figure, (left, right) = plt.subplots(1, 2, figsize=(7, 3.2), layout="constrained")
 colours = {"plain": "#777777", "momentum": "#0072b2", "long steps": "#d55e00"}
 epochs = np.arange(1, EPOCHS + 1)
@@ -322,7 +322,7 @@ assert rate < 12
 # The first convolution has 20 filters of 5x5. The *feature map* of a filter shows where in the
 # image it finds what it responds to.
 
-# %% mystnb={"image": {"alt": "Twenty small squares, the filters, that look like noise, and below each its feature map of a digit 5. Each map shows other parts of the five: horizontal strokes, the left side, the diagonal in the middle.", "width": "100%"}, "figure": {"caption": "The 20 filters (blue below 0, red above), and below each what it makes of a 5, after the ReLU."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Twenty small squares, the filters, that look like noise, and below each its feature map of a digit 5. Each map shows other parts of the five: horizontal strokes, the left side, the diagonal in the middle.", "width": "100%"}, "figure": {"caption": "The 20 filters (blue below 0, red above), and below each what it makes of a 5, after the ReLU."}}
 weight = model.layers[0].weight.data[:, 0]  # (20, 5, 5)
 five = int(np.flatnonzero(held_out.labels == 5)[0])
 one = Split(held_out.images[five : five + 1], held_out.labels[five : five + 1])
@@ -406,7 +406,7 @@ caught = np.sum(unsure & wrong)
 print(f"{caught} of the errors are in the tenth it is least sure of")
 assert caught >= 0.5 * wrong.sum()
 
-# %% mystnb={"image": {"alt": "Up to sixteen digits that were got wrong, in four rows, each with the right class, an arrow, the class that the network gives and how sure it is. Many have open loops, broken or slanted strokes.", "width": "75%"}, "figure": {"caption": "Held-out digits got wrong, the most confident errors first: right class, answer, and its probability."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Up to sixteen digits that were got wrong, in four rows, each with the right class, an arrow, the class that the network gives and how sure it is. Many have open loops, broken or slanted strokes.", "width": "75%"}, "figure": {"caption": "Held-out digits got wrong, the most confident errors first: right class, answer, and its probability."}}
 worst = np.flatnonzero(wrong)[np.argsort(-sure[wrong])][:16]
 figure, panels = plt.subplots(4, 4, figsize=(6, 6.6), layout="constrained")
 figure.get_layout_engine().set(h_pad=0.12)

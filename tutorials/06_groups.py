@@ -63,7 +63,7 @@ conv_groups = {
 for name, groups in (dense_groups | conv_groups).items():
     print(f"{name:15} {groups.count:3} groups, labels of shape {groups.labels.shape}")
 
-# %% mystnb={"image": {"alt": "Eight coloured grids. A weight of 8 units by 12 inputs is divided into rows, columns, six 4 by 4 blocks, and diagonal stripes. A weight of 4 filters by 3 channels of 3 by 3 kernels is divided into filters, single kernels, the nine places of a kernel, and the middle of each kernel against its rim.", "width": "100%"}, "figure": {"caption": "Eight arrays of labels, a colour for each group. Top: a dense weight, units by inputs. Bottom: a convolution's weight, filters by channels, each cell a kernel of 3x3."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Eight coloured grids. A weight of 8 units by 12 inputs is divided into rows, columns, six 4 by 4 blocks, and diagonal stripes. A weight of 4 filters by 3 channels of 3 by 3 kernels is divided into filters, single kernels, the nine places of a kernel, and the middle of each kernel against its rim.", "width": "100%"}, "figure": {"caption": "Eight arrays of labels, a colour for each group. Top: a dense weight, units by inputs. Bottom: a convolution's weight, filters by channels, each cell a kernel of 3x3."}}
 figure, axes = plt.subplots(2, 4, figsize=(7.2, 4.2), layout="constrained")
 for row, (named, shape) in zip(
     axes, ((dense_groups, (8, 12)), (conv_groups, (4, 3, 3, 3))), strict=True
@@ -387,7 +387,7 @@ assert results["slices"]["macs"] < 0.75 * results["weights"]["macs"]
 for grouping in groupings:  # a compressed file has little use for zeros
     assert results[grouping]["bytes"] < 0.3 * results["dense"]["bytes"]
 
-# %% mystnb={"image": {"alt": "Two rows of three panels. Each panel shows the frame of a dense weight matrix and inside it, at the same scale, the smaller matrix that is left. Under slices the smaller matrix is small and entirely dark. Under blocks it is larger, with white gaps. Under single weights it is the largest, with scattered dark points.", "width": "100%"}, "figure": {"caption": "What is left of two layers, drawn to the scale of the dense ones (frames). The area of a box is work, and its ink is storage: the same ink, in boxes of different size."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Two rows of three panels. Each panel shows the frame of a dense weight matrix and inside it, at the same scale, the smaller matrix that is left. Under slices the smaller matrix is small and entirely dark. Under blocks it is larger, with white gaps. Under single weights it is the largest, with scattered dark points.", "width": "100%"}, "figure": {"caption": "What is left of two layers, drawn to the scale of the dense ones (frames). The area of a box is work, and its ink is storage: the same ink, in boxes of different size."}}
 figure, axes = plt.subplots(2, 3, figsize=(7.5, 4), dpi=200, layout="constrained")
 for row, name in zip(axes, ("conv2", "dense1"), strict=True):
     dense = dict(small["dense"].children())[name].weight.shape
@@ -417,7 +417,7 @@ plt.show()
 # of different shapes do not run at the same rate. Of all these numbers, only the times differ from
 # run to run.
 
-# %% mystnb={"image": {"alt": "Three rows of markers, for slices, blocks and single weights, on an axis of percent of the dense network. The markers for weights that are not zero are at about ten percent in all rows. Those for MACs computed and for time lie further to the right, least so for slices and most for single weights.", "width": "90%"}, "figure": {"caption": "What is left, in percent of the dense network: the same weights, different work."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Three rows of markers, for slices, blocks and single weights, on an axis of percent of the dense network. The markers for weights that are not zero are at about ten percent in all rows. Those for MACs computed and for time lie further to the right, least so for slices and most for single weights.", "width": "90%"}, "figure": {"caption": "What is left, in percent of the dense network: the same weights, different work."}}
 figure, axis = plt.subplots(figsize=(5.8, 2.9), layout="constrained")
 series = (
     ("weights", "weights", "#0072b2", "o"),

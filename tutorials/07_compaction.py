@@ -274,7 +274,7 @@ for key in networks:
     print(f"{name:9} {macs[key]:9,} MACs an image  {median[key]:6.2f} ms a step")
 assert macs[1.0] == macs["dense"] > macs[0.8] > macs[0.1]
 
-# %% mystnb={"image": {"alt": "Time of a training step over multiply-adds, both in percent of the dense network. Points fall from the upper right, where all filters are open, to the lower left. A grey diagonal shows what a time in proportion to the work would be; the points lie close to it, mostly above.", "width": "85%"}, "figure": {"caption": "A training step while filters, inputs and units are closed. 100 % is the network without gates, and the grey line a time in proportion to the work."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Time of a training step over multiply-adds, both in percent of the dense network. Points fall from the upper right, where all filters are open, to the lower left. A grey diagonal shows what a time in proportion to the work would be; the points lie close to it, mostly above.", "width": "85%"}, "figure": {"caption": "A training step while filters, inputs and units are closed. 100 % is the network without gates, and the grey line a time in proportion to the work."}}
 figure, axis = plt.subplots(figsize=(5.8, 3.8), layout="constrained")
 work = [100 * macs[share] / macs["dense"] for share in shares]
 taken = [100 * median[share] / median["dense"] for share in shares]
@@ -361,7 +361,7 @@ assert np.allclose(small_conv2.bias.data, by_hand[kept], rtol=1e-12)
 # more: at the edges some of its weights meet 0 in place of 0.3. What it makes of channel 1 differs
 # from place to place, and no bias can say so.
 
-# %% mystnb={"image": {"alt": "Two grids of numbers, what one filter makes of a constant channel. Without padding all numbers are equal. With padding the four in the middle equal those on the left, and those along the edges differ.", "width": "85%"}, "figure": {"caption": "What filter 1 of conv2 makes of a channel that is 0.3 everywhere. Without padding it is a constant; with it, only inside."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Two grids of numbers, what one filter makes of a constant channel. Without padding all numbers are equal. With padding the four in the middle equal those on the left, and those along the edges differ.", "width": "85%"}, "figure": {"caption": "What filter 1 of conv2 makes of a channel that is 0.3 everywhere. Without padding it is a constant; with it, only inside."}}
 constant = np.full((1, 4, 4, 1), 0.3)
 kernel = conv2.layer.weight.data[1:2, 1:2]
 maps = {

@@ -71,7 +71,7 @@ for _ in range(config.epochs):
 # dotted line they are frozen, made binary, and what is left is trained as a new network would be. The error often
 # jumps there, because the step size does, and then falls.
 
-# %% mystnb={"image": {"alt": "Two panels over epochs. Left: held-out error, which falls, jumps where the gates are frozen, and falls again. Right: the share of weights and of multiply-adds that is left, on a log axis, falling between two moments and constant afterwards.", "width": "100%"}, "figure": {"caption": "The network becomes small while it learns, and is trained on at its final size."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Two panels over epochs. Left: held-out error, which falls, jumps where the gates are frozen, and falls again. Right: the share of weights and of multiply-adds that is left, on a log axis, falling between two moments and constant afterwards.", "width": "100%"}, "figure": {"caption": "The network becomes small while it learns, and is trained on at its final size."}}
 records = trainer.records
 epochs = [record["epoch"] for record in records]
 frozen = config.gate_stop * config.epochs
@@ -126,7 +126,7 @@ for name, rows in found.items():
             f"  {row.label:20} {error:.2f} ± {deviation:.2f} %  {fewer:6.1f}x fewer weights  {row.architecture}"
         )
 
-# %% mystnb={"image": {"alt": "Test error over how many times fewer weights are left, on a log axis. Grey points are published results, between 0.6 and 1.1 percent. Two lines are ours, one without and one with augmentation, with error bars over five seeds.", "width": "90%"}, "figure": {"caption": "Ours: mean and standard deviation over five seeds, last epoch. Grey: published, most of them the best epoch of one run."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Test error over how many times fewer weights are left, on a log axis. Grey points are published results, between 0.6 and 1.1 percent. Two lines are ours, one without and one with augmentation, with error bars over five seeds.", "width": "90%"}, "figure": {"caption": "Ours: mean and standard deviation over five seeds, last epoch. Grey: published, most of them the best epoch of one run."}}
 figure, axes = plt.subplots(figsize=(7.5, 4), layout="constrained")
 for entry in PUBLISHED:
     if entry.setting == "structured" and entry.weights:

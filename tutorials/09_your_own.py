@@ -53,7 +53,7 @@ mean, std = float(raw[train].mean()), float(raw[train].std())
 inputs = np.ascontiguousarray(np.moveaxis((raw - mean) / std, 0, -1))  # (cell, 1, time, N)
 print("inputs", inputs.shape, "split into", len(train), len(held_out), len(test))
 
-# %% mystnb={"image": {"alt": "Three digits, a 5, a 6 and a 9, as grey images of 8 by 8. The horizontal axis is the number of the cell, 0 to 7, the vertical axis is time. In all three, the outermost columns are white or nearly so.", "width": "90%"}, "figure": {"caption": "What the bar sees of three digits: a column is a cell, a row is a moment."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Three digits, a 5, a 6 and a 9, as grey images of 8 by 8. The horizontal axis is the number of the cell, 0 to 7, the vertical axis is time. In all three, the outermost columns are white or nearly so.", "width": "90%"}, "figure": {"caption": "What the bar sees of three digits: a column is a cell, a row is a moment."}}
 figure, axes = plt.subplots(1, 3, figsize=(6.6, 2.4), layout="constrained")
 for axis, n in zip(axes, (5, 6, 9), strict=True):
     axis.imshow(raw[n, :, 0].T, cmap="Greys")
@@ -236,7 +236,7 @@ model, records = prune(seed=0, lam=0.3)
 print(f"{size(model):,} weights of {dense_weights:,}, held-out error {records[-1][0]:.2f} %")
 assert size(model) < dense_weights / 2
 
-# %% mystnb={"image": {"alt": "Two panels over epochs. Above, a row of colour for each of the eight cells, dark where its gate is open. The rows of the outer cells, 0, 1 and 7, turn white one after another; those of the middle cells fade to a medium tone until the gates are frozen and are dark again afterwards. Below, the held-out error, which falls quickly, rises a little while gates close, and is small in the end.", "width": "100%"}, "figure": {"caption": "Above: the gates of the cells; white is exactly 0. Below: held-out error. The dotted line is where gates are made binary."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Two panels over epochs. Above, a row of colour for each of the eight cells, dark where its gate is open. The rows of the outer cells, 0, 1 and 7, turn white one after another; those of the middle cells fade to a medium tone until the gates are frozen and are dark again afterwards. Below, the held-out error, which falls quickly, rises a little while gates close, and is small in the end.", "width": "100%"}, "figure": {"caption": "Above: the gates of the cells; white is exactly 0. Below: held-out error. The dotted line is where gates are made binary."}}
 cells = np.array([gates[0] for _, gates in records]).T  # conv1's inputs: (cell, epoch)
 figure = plt.figure(figsize=(6.6, 4.4), layout="constrained")
 above, below = figure.subplots(2, 1, height_ratios=(2, 1), sharex=True)
@@ -344,7 +344,7 @@ assert all(
 )
 
 
-# %% mystnb={"image": {"alt": "Held-out error over the number of weights left, on a log axis, with a point and an error bar for each lambda and one for the dense network. The error is close to that of the dense network down to a tenth of the weights or so and rises steeply below. A dashed line marks the limit of one point above the dense network.", "width": "90%"}, "figure": {"caption": "Mean and standard deviation over seeds, on held-out digits. At the left end too much is gone."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Held-out error over the number of weights left, on a log axis, with a point and an error bar for each lambda and one for the dense network. The error is close to that of the dense network down to a tenth of the weights or so and rises steeply below. A dashed line marks the limit of one point above the dense network.", "width": "90%"}, "figure": {"caption": "Mean and standard deviation over seeds, on held-out digits. At the left end too much is gone."}}
 def spread(models, chosen=held_out):
     found = [error(model, chosen) for model in models]
     return np.mean(found), np.std(found, ddof=1)
@@ -465,7 +465,7 @@ print(f"2 % of {len(test)} digits: ± {one:.2f} % by the choice of digits alone"
 assert scores["pruned"].mean() < scores["alone, any cells"].mean()
 assert SMALL or scores["pruned"].mean() < scores["alone, same cells"].mean()
 
-# %% mystnb={"image": {"alt": "Test errors as dots, one for each seed, in five rows: the dense network with all cells, the pruned one, networks of its size trained alone behind the same cells for as many and for three times as many epochs, and one behind cells drawn at random. The last row lies far to the right of the others.", "width": "90%"}, "figure": {"caption": "Test error, a dot for each seed and a bar for the mean. All rows but the first are of networks of the same size."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Test errors as dots, one for each seed, in five rows: the dense network with all cells, the pruned one, networks of its size trained alone behind the same cells for as many and for three times as many epochs, and one behind cells drawn at random. The last row lies far to the right of the others.", "width": "90%"}, "figure": {"caption": "Test error, a dot for each seed and a bar for the mean. All rows but the first are of networks of the same size."}}
 figure, axes = plt.subplots(figsize=(6.4, 2.6), layout="constrained")
 colours = ("#777777", "#0072b2", "#009e73", "#009e73", "#d55e00")
 for row, (values, colour) in enumerate(zip(scores.values(), colours, strict=True)):
