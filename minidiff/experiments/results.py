@@ -405,11 +405,13 @@ def _table(rows: Sequence[Row], error_name: str) -> str:
     )
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for row in rows:
+        one = len(row.errors) == 1  # a single run has no deviation
         error, deviation = spread(row.errors)
-        cells = [row.label, f"{error:.2f} ± {deviation:.2f}"]
+        cells = [row.label, f"{error:.2f}" + ("" if one else f" ± {deviation:.2f}")]
         for values in (row.fewer_weights, row.fewer_macs):
             mean, deviation = spread(values)
-            cells.append(f"{mean:.1f}x ± {deviation:.1f}" if row.config.gated else "")
+            said = f"{mean:.1f}x" + ("" if one else f" ± {deviation:.1f}")
+            cells.append(said if row.config.gated else "")
         cells += [row.architecture, str(len(row.errors)), f"{row.minutes:.1f}"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
