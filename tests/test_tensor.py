@@ -756,4 +756,4 @@ def test_parameters_without_elements_take_steps() -> None:
 def test_what_meets_a_tensor_is_of_real_numbers() -> None:
     for other in (None, "a", 1j, [object()]):
         with pytest.raises(TypeError, match="real numbers"):
-            md.Tensor([1.0]) + other  # type: ignore[operator]
+            md.Tensor([1.0]) + other  # type: ignore[operator]  # a wrong type is the point

@@ -123,7 +123,7 @@ def seven_loops(x, weight, out):
                     total = x.dtype.type(0)
                     for c in range(weight.shape[1]):
                         for k in range(weight.shape[2]):
-                            for l in range(weight.shape[3]):  # noqa: E741
+                            for l in range(weight.shape[3]):  # noqa: E741 (l comes after k, as in the formula)
                                 total += weight[o, c, k, l] * x[n, c, i + k, j + l]
                     out[n, o, i, j] = total
 
@@ -303,7 +303,7 @@ def loops_batch_last(x, weight, out):
             for j in range(out.shape[2]):
                 for c in range(weight.shape[1]):
                     for k in range(weight.shape[2]):
-                        for l in range(weight.shape[3]):  # noqa: E741
+                        for l in range(weight.shape[3]):  # noqa: E741 (l comes after k, as in the formula)
                             w = weight[o, c, k, l]
                             for n in range(out.shape[3]):
                                 out[o, i, j, n] += w * x[c, i + k, j + l, n]
@@ -405,7 +405,7 @@ def tiled(in_registers=True, index=np.uint64):
         at, p = np.empty(terms, index), 0
         for c in range(channels):
             for k in range(tall):
-                for l in range(wide):  # noqa: E741
+                for l in range(wide):  # noqa: E741 (l comes after k, as in the formula)
                     at[p] = (c * x.shape[1] + k) * line + l * samples
                     p += 1
         flat_x, flat_weight, flat_out = x.reshape(-1), weight.reshape(-1), out.reshape(-1)
