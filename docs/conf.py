@@ -45,7 +45,6 @@ exclude_patterns = [
     "conf.py",
     "tutorials/support.py",
     "tutorials/exercises_*.py",
-    "README.md",
 ]
 nitpicky = True
 

@@ -342,6 +342,7 @@ def write_results(directory: Path, names: Sequence[str], dataset: str, *, quick:
     parts = [HEAD]
     if quick:
         parts.append("```{warning}\nQuick mode: short runs of two seeds, to try the tools.\n```\n")
+    drawn: set[Config] = set()  # a row that stands in two tables is drawn once
     for name in names:
         experiment = EXPERIMENTS[name]
         rows = rows_of(experiment, lines, dataset, quick=quick)
@@ -358,8 +359,9 @@ def write_results(directory: Path, names: Sequence[str], dataset: str, *, quick:
             save(pareto_figure(gated, published), directory, name)
             parts.append(f"![{_alt(experiment, gated)}]({name}.svg)\n")
         structured = [row for row in gated if row.config.sparsity == "structured"]
-        if structured:
+        if structured and structured[0].config not in drawn:
             row = structured[0]
+            drawn.add(row.config)
             save(architecture_over_time(_records(row)), directory, f"{name}-training")
             said = f"Open filters, inputs and units while {row.label} trains, seed 0"
             parts.append(f"![{said}]({name}-training.svg)\n")
