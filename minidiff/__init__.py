@@ -4,6 +4,8 @@ The engine (:mod:`minidiff.engine`) differentiates; :mod:`minidiff.pruning` gate
 :mod:`minidiff.experiments` trains LeNet5 on MNIST, from Python or from the command line.
 """
 
+import sys
+
 from .engine import nn, ops, optim
 from .engine.gradcheck import gradcheck
 from .engine.predictor import Predictor
@@ -25,10 +27,20 @@ from .pruning.gates import (
     gate_weights,
 )
 from .pruning.groups import Groups
-from .pruning.penalty import LayerCount, Surrogate, architecture, count, expected_cost
+from .pruning.penalty import (
+    LayerCount,
+    Surrogate,
+    architecture,
+    count,
+    expected_cost,
+    gates_of,
+)
 from .pruning.transform import binary_gate
 
 __version__ = "0.1.0"
+
+# So that `from minidiff.optim import SGD` works, too; `os` does it for `os.path`.
+sys.modules |= {"minidiff.nn": nn, "minidiff.ops": ops, "minidiff.optim": optim}
 
 __all__ = [
     "Gate",
@@ -56,6 +68,7 @@ __all__ = [
     "gate_inputs",
     "gate_units",
     "gate_weights",
+    "gates_of",
     "gradcheck",
     "load",
     "nn",

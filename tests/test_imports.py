@@ -1,6 +1,7 @@
 """The layers of the package: engine <- pruning <- experiments, and extras only where needed."""
 
 import ast
+import importlib
 import os
 import subprocess
 import sys
@@ -113,6 +114,11 @@ def test_importing_minidiff_is_light():
 
 def test_everything_that_minidiff_promises_is_there():
     assert [n for n in minidiff.__all__ if not hasattr(minidiff, n)] == []
+
+
+@pytest.mark.parametrize("name", ["nn", "ops", "optim"])
+def test_a_module_of_minidiff_is_imported_by_the_name_that_it_has_there(name):
+    assert importlib.import_module(f"minidiff.{name}") is getattr(minidiff, name)
 
 
 def test_importing_minidiff_compiles_nothing_and_starts_no_threads(tmp_path):

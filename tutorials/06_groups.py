@@ -23,7 +23,6 @@ from minidiff import nn, ops
 from minidiff.engine.optim import SGD, Adam, Group, cosine
 from minidiff.experiments.data import batches
 from minidiff.experiments.training import error_rate
-from minidiff.pruning.penalty import gates_of
 
 rng = np.random.default_rng(0)
 
@@ -292,7 +291,7 @@ steps = epochs * -(-len(dataset.train) // BATCH)
 def train(model, cost="weights", what="weights", most=0):
     """Close groups until at most so many weights, or MACs, are left; then train on."""
     rng = np.random.default_rng(1)
-    gates = list(gates_of(model).values())
+    gates = list(md.gates_of(model).values())
     phis = [gate.phi for gate in gates]
     others = [p for p in model.parameters() if not any(p is phi for phi in phis)]
     weights = SGD([Group(others, 0.05, 5e-4)], momentum=0.9, nesterov=True)

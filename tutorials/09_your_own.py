@@ -152,10 +152,6 @@ GATE_LR = 0.03 if SMALL else 0.01
 START, RAMP, BATCH = 0.15, 0.3, 50
 
 
-def gates_of(model):
-    return [module for module in model.modules() if isinstance(module, md.Gate)]
-
-
 def answers(model, chosen):
     model.eval()
     with md.no_grad():
@@ -175,7 +171,7 @@ def error(model, chosen):
 
 # %%
 def learn(model, rng, epochs, *, price=None, gate_lr=GATE_LR):
-    phis = [gate.phi for gate in gates_of(model)]
+    phis = [gate.phi for gate in md.gates_of(model).values()]
     others = [p for p in model.parameters() if not any(p is phi for phi in phis)]
     weights = Group([p for p in others if p.ndim > 1], lr=0.05, weight_decay=5e-4)
     biases = Group([p for p in others if p.ndim == 1], lr=0.05)
@@ -200,7 +196,7 @@ def learn(model, rng, epochs, *, price=None, gate_lr=GATE_LR):
             for optimizer in optimizers:
                 optimizer.step()
             step += 1
-        values = [gate.evaluated() for gate in gates_of(model)]
+        values = [gate.evaluated() for gate in md.gates_of(model).values()]
         records.append((error(model, held_out), values))
     return records
 
@@ -227,7 +223,7 @@ def prune(seed, lam, *, gate_lr=GATE_LR):
     logits = answers(model, held_out)
     md.binarize(model)
     assert np.allclose(answers(model, held_out), logits, rtol=1e-3, atol=1e-3)
-    for gate in gates_of(model):
+    for gate in md.gates_of(model).values():
         gate.frozen = True
     return model, records + learn(model, rng, SETTLE)
 
@@ -580,7 +576,7 @@ check("09.price", price)
 
 # %%
 def closed(model):
-    return sum(int(np.sum(gate.evaluated() < 0.01)) for gate in gates_of(model))
+    return sum(int(np.sum(gate.evaluated() < 0.01)) for gate in md.gates_of(model).values())
 
 
 check("09.closed", closed)
@@ -606,7 +602,7 @@ def price_solution(gate, prices):
 
 
 def closed_solution(model):
-    return sum(int(np.sum(gate.evaluated() == 0)) for gate in gates_of(model))
+    return sum(int(np.sum(gate.evaluated() == 0)) for gate in md.gates_of(model).values())
 
 
 assert check("09.chips", chips_solution)

@@ -78,18 +78,19 @@ def gradcheck(
         grad = np.zeros(leaf.shape) if leaf.grad is None else leaf.grad
         if grad.shape != leaf.shape:
             raise AssertionError(f"input {i}: gradient of shape {grad.shape}, not {leaf.shape}.")
-        probes = [rng.standard_normal(leaf.shape) for _ in range(directions)]
+        probes = [
+            ("a random direction", rng.standard_normal(leaf.shape)) for _ in range(directions)
+        ]
         if leaf.size <= 64:
-            probes += list(np.eye(leaf.size).reshape(-1, *leaf.shape))
-        for probe in probes:
+            units = np.eye(leaf.size).reshape(-1, *leaf.shape)
+            places = np.ndindex(leaf.shape)
+            probes += [(f"element {at}", unit) for at, unit in zip(places, units, strict=True)]
+        for where, probe in probes:
             step = eps * probe
             numeric = (value(i, leaf.data + step) - value(i, leaf.data - step)) / (2 * eps)
             analytic = float((grad * probe).sum())
             # Written so that NaN fails.
             if not abs(numeric - analytic) <= tolerance * (1 + abs(numeric)):
-                where = "a random direction"
-                if np.count_nonzero(probe) == 1:
-                    where = f"element {tuple(np.argwhere(probe)[0].tolist())}"
                 raise AssertionError(
                     f"input {i}, along {where}: the gradient says {analytic:.8g}, finite "
                     f"differences say {numeric:.8g}."

@@ -607,11 +607,11 @@ class MatMul(Op):
             grad = np.expand_dims(grad, -1)
         if self.a.ndim == 1:
             grad = np.expand_dims(grad, -2)
-        grad_a = grad @ b.swapaxes(-1, -2)
-        grad_b = a.swapaxes(-1, -2) @ grad
-        if self.a.ndim == 1:
+        grad_a = grad @ b.swapaxes(-1, -2) if self.needs[0] else None
+        grad_b = a.swapaxes(-1, -2) @ grad if self.needs[1] else None
+        if grad_a is not None and self.a.ndim == 1:
             grad_a = grad_a[..., 0, :]
-        if self.b.ndim == 1:
+        if grad_b is not None and self.b.ndim == 1:
             grad_b = grad_b[..., 0]
         return grad_a, grad_b
 

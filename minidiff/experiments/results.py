@@ -107,7 +107,6 @@ CHOICES: dict[str, Mapping[str, Any]] = {  # what each row of the ablation chang
     "gates move twice as fast": {"gate_lr": 0.01},
 }
 #: Every table of the results by name.
-#: Every table of the results by name.
 EXPERIMENTS = {
     "ablation": Experiment(
         "What the recipe is made of",

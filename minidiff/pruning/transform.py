@@ -27,7 +27,7 @@ from minidiff.engine import kernels
 from minidiff.engine._types import Array
 from minidiff.engine.tensor import Op, Tensor
 
-__all__ = ["binary_gate"]
+__all__ = ["GateTransform", "binary_gate"]
 
 
 class GateTransform(Op):
@@ -35,6 +35,28 @@ class GateTransform(Op):
 
     Whoever skips what is gated relies on one promise: wherever the value is 0, and wherever it is
     ``fully_open``, the derivative is 0. Of a vector, ``active`` lists what is not closed.
+
+    A subclass has ``compute`` and ``fully_open``, and ``backward`` as any
+    :class:`~minidiff.engine.tensor.Op`.
+
+    Examples
+    --------
+    A step from closed to open, which learns nothing:
+
+    >>> class Step(GateTransform):
+    ...     def compute(self, x):
+    ...         self.x = x
+    ...         return (x > 0).astype(x.dtype)
+    ...
+    ...     @property
+    ...     def fully_open(self):
+    ...         return self.x > 0
+    ...
+    ...     def backward(self, grad):
+    ...         return (np.zeros_like(grad),)
+    >>> step = Step()
+    >>> step.forward(np.array([-0.5, 0.25, 2.0])), step.active
+    (array([0., 1., 1.]), array([1, 2]))
     """
 
     skips = True
