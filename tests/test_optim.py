@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from minidiff import Tensor
-from minidiff.engine.optim import SGD, Adam, Group, Optimizer, cosine
+from minidiff.engine.optim import SGD, Adam, Average, Group, Optimizer, cosine
 from tests.strategies import Shape, arrays, dtypes, shapes
 
 Array = NDArray[Any]
@@ -289,3 +289,37 @@ def test_a_parameter_that_is_read_only_is_an_error_that_says_what_to_do() -> Non
     (x * x).sum().backward()
     with pytest.raises(ValueError, match=r"shape \(3,\) is read-only.*copy"):
         SGD([x], lr=0.1).step()
+
+
+@given(st.data(), dtypes, st.lists(shapes, min_size=1, max_size=3), st.integers(1, 5))
+def test_an_average_is_the_mean_of_every_parameter_over_the_updates(
+    data: st.DataObject, dtype: Any, sizes: list[Shape], updates: int
+) -> None:
+    steps = [[data.draw(arrays(size, dtype=dtype)) for size in sizes] for _ in range(updates)]
+    parameters = [leaf(np.zeros(size, dtype)) for size in sizes]
+    average = Average(parameters)
+    for step, values in enumerate(steps):
+        if step == updates // 2:  # goes on in another process
+            state = average.state_dict()
+            average = Average(parameters)
+            average.load_state_dict(state)
+        for parameter, value in zip(parameters, values, strict=True):
+            parameter.data = value
+        average.update()
+    average.apply()
+    for parameter, values in zip(parameters, zip(*steps, strict=True), strict=True):
+        assert parameter.dtype == dtype
+        close(parameter.data, np.mean(np.array(values, np.float64), axis=0))
+
+
+def test_an_average_of_no_steps_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"of no steps; call update\(\)"):
+        Average([leaf(1.0)]).apply()
+
+
+def test_an_average_of_other_parameters_is_refused_and_changes_nothing() -> None:
+    average = Average([leaf([1.0, 3.0])])
+    average.update()
+    with pytest.raises(ValueError, match="does not fit"):
+        average.load_state_dict(Average([leaf([1.0])]).state_dict())
+    assert average.count == 1

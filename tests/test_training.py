@@ -9,7 +9,7 @@ import pytest
 
 import minidiff as md
 from minidiff import no_grad
-from minidiff.experiments.data import Dataset, Split
+from minidiff.experiments.data import Dataset, Split, batches
 from minidiff.experiments.models import MODELS
 from minidiff.experiments.training import (
     METHODS,
@@ -119,6 +119,28 @@ def test_the_step_size_falls_once_or_starts_anew_when_gates_are_frozen(
         assert rates[50] == pytest.approx(1)
     else:
         assert rises == list(range(1, 20))
+
+
+def test_with_swa_the_run_ends_with_the_mean_of_its_weights_at_a_constant_step_size() -> None:
+    trainer = Trainer(dataclasses.replace(SHORT, swa_lr=0.01), dataset())
+    assert trainer.average is not None
+    rates, weights, apply = [], [], trainer.average.apply
+
+    def state() -> dict[str, np.ndarray]:
+        return {name: value.copy() for name, value in trainer.model.state_dict().items()}
+
+    trainer.average.apply = lambda: (weights.append(state()), apply())  # type: ignore[method-assign]
+    while trainer.step < trainer.steps:
+        rates.append(trainer.lr)
+        images, labels = next(batches(trainer.data.train, 20, mean=0.1, std=0.3, rng=trainer.rng))
+        trainer.train_step(images, labels)
+        weights.append(state())
+    # Gates are frozen after 42 of 60 steps, and 9 of the other 18 are averaged.
+    assert rates[42:] == pytest.approx([0.01 * min(1, i / 9) for i in range(1, 19)])
+    for name, value in state().items():
+        mean = np.mean([w[name] for w in weights[51:60]], axis=0)
+        np.testing.assert_allclose(value, mean, rtol=1e-5, atol=1e-7)
+    assert any(not np.array_equal(weights[-1][name], weights[-2][name]) for name in weights[-1])
 
 
 @pytest.mark.parametrize("sparsity", ["structured", "dense"])

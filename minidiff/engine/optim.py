@@ -1,4 +1,4 @@
-"""Optimisers: SGD and Adam over groups of parameters, and the schedule of their step size."""
+"""Optimisers: SGD and Adam over groups of parameters, their step size, averages of weights."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +12,7 @@ from . import kernels, memory
 from ._types import Array, Indices
 from .tensor import Tensor
 
-__all__ = ["SGD", "Adam", "Group", "Optimizer", "cosine"]
+__all__ = ["SGD", "Adam", "Average", "Group", "Optimizer", "cosine"]
 
 
 @dataclass
@@ -315,6 +315,64 @@ class Adam(Optimizer):
             float(self.eps),
             float(group.weight_decay),
         )
+
+
+class Average:
+    """The mean of parameters over the steps of an optimiser.
+
+    At a constant step size SGD wanders about a minimum, and the mean is nearer to it than any of
+    its steps, where the loss is flat (stochastic weight averaging, SWA: Izmailov et al. 2018,
+    arXiv:1803.05407).
+
+    Parameters
+    ----------
+    parameters
+        Tensors.
+
+    Examples
+    --------
+    >>> w = Tensor([0.0])
+    >>> average = Average([w])
+    >>> for value in (1.0, 2.0, 6.0):
+    ...     w.data[:] = value  # an optimiser's step
+    ...     average.update()
+    >>> average.apply()
+    >>> w.data
+    array([3.], dtype=float32)
+    """
+
+    def __init__(self, parameters: Iterable[Tensor]) -> None:
+        self.parameters = list(parameters)
+        self.count = 0
+        # Of many thousand steps: float32 would lose the last of them.
+        self.sums = [np.zeros(p.shape) for p in self.parameters]
+
+    def update(self) -> None:
+        """Take the parameters as they are now into the mean."""
+        self.count += 1
+        for total, parameter in zip(self.sums, self.parameters, strict=True):
+            total += parameter.data
+
+    def apply(self) -> None:
+        """Set the parameters to their mean; ValueError if there was no update."""
+        if self.count == 0:
+            raise ValueError("the average is of no steps; call update() after each of them first.")
+        for total, parameter in zip(self.sums, self.parameters, strict=True):
+            parameter.data = np.asarray(total / self.count, parameter.dtype)
+
+    def state_dict(self) -> dict[str, Array]:
+        """Return a copy of the sums, by the number of the parameter, and how many they are of."""
+        sums = {str(i): total.copy() for i, total in enumerate(self.sums)}
+        return {"count": np.array([float(self.count)]), **sums}
+
+    def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Set what :meth:`state_dict` has returned; ValueError if it is of other parameters."""
+        expected = {name: array.shape for name, array in self.state_dict().items()}
+        given = {name: np.shape(array) for name, array in state.items()}
+        if given != expected:
+            raise ValueError(f"the average does not fit: shapes {given}; expected {expected}.")
+        self.count = int(state["count"][0])
+        self.sums = [np.array(state[str(i)], np.float64) for i in range(len(self.sums))]
 
 
 def cosine(step: int, steps: int, *, warmup: int = 0) -> float:

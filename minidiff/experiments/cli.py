@@ -303,6 +303,12 @@ def _add_training_options(group: Any) -> None:
         default=None,
         help="whether --lr is reached once more, when gates are frozen (default: yes)",
     )
+    group.add_argument(
+        "--swa-lr",
+        type=float,
+        metavar="X",
+        help="if above 0, the step size once gates are frozen, where weights are averaged",
+    )
 
 
 def _add_gate_options(group: Any, *, several: bool = False) -> None:

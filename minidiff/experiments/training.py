@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from minidiff.engine import ops
 from minidiff.engine._types import Array
 from minidiff.engine.nn import Module
-from minidiff.engine.optim import SGD, Adam, Group, Optimizer, cosine
+from minidiff.engine.optim import SGD, Adam, Average, Group, Optimizer, cosine
 from minidiff.engine.tensor import no_grad
 from minidiff.pruning.baselines import (
     GaussianGate,
@@ -98,6 +98,10 @@ class Config:
         Whether it rises and falls once more after the gates are frozen, so that what is left learns
         as a new network would (learning rate rewinding, Renda et al. 2020, arXiv:2003.02389). A
         dense network has one cosine.
+    swa_lr : float
+        If above 0, the step size after the gates are frozen: it stays there, and the run ends with
+        the mean of the weights over the second half of these steps
+        (:class:`~minidiff.optim.Average`).
     penalty : float
         Lambda, the weight of the L0 surrogate, or of group lasso.
     keep : float
@@ -141,6 +145,7 @@ class Config:
     label_smoothing: float = 0.1
     warmup: int = 250
     restart: bool = True
+    swa_lr: float = 0.0
     penalty: float = 0.45
     keep: float = 0.1
     cost: str = "balanced"
@@ -164,7 +169,7 @@ class Config:
             self._require(name, self._whole(name) and getattr(self, name) >= 0, "an integer >= 0")
         for name in ("lr", "gate_lr", "width", "sigma"):
             self._require(name, 0 < getattr(self, name) < math.inf, "a finite number above 0")
-        for name in ("weight_decay", "penalty"):
+        for name in ("weight_decay", "penalty", "swa_lr"):
             self._require(name, 0 <= getattr(self, name) < math.inf, "a finite number, 0 or more")
         self._require("label_smoothing", 0 <= self.label_smoothing < 1, "a share in [0, 1)")
         self._require("keep", 0 < self.keep <= 1, "a share above 0, at most 1")
@@ -357,6 +362,7 @@ class Trainer:
             self.rule = (
                 GroupLasso(self.model) if lasso else MagnitudePruning(self.model, config.keep)
             )
+        self.average = Average(others) if config.swa_lr else None
         self.affine = Affine() if config.augment else None
         if checkpoint:
             self._resume(checkpoint)
@@ -375,6 +381,8 @@ class Trainer:
         state = {f"weights.{name}": array for name, array in self.weights.state_dict().items()}
         if self.phis is not None:
             state |= {f"phis.{name}": array for name, array in self.phis.state_dict().items()}
+        if self.average and self.average.count:
+            state |= {f"average.{name}": a for name, a in self.average.state_dict().items()}
         return Checkpoint(self.model, info, state)
 
     def _resume(self, checkpoint: Checkpoint) -> None:
@@ -384,13 +392,15 @@ class Trainer:
                 raise ValueError("it is of a run with another configuration")
             if (info["mean"], info["std"]) != (self.data.mean, self.data.std):
                 raise ValueError("the training images are not those of the run")
-            parts: dict[str, dict[str, Array]] = {"weights": {}, "phis": {}}
+            parts: dict[str, dict[str, Array]] = {"weights": {}, "phis": {}, "average": {}}
             for name, array in checkpoint.state.items():
                 part, _, rest = name.partition(".")
                 parts[part][rest] = array
             self.weights.load_state_dict(parts["weights"])
             if self.phis is not None:
                 self.phis.load_state_dict(parts["phis"])
+            if self.average is not None and parts["average"]:
+                self.average.load_state_dict(parts["average"])
             self.step, self.rng = int(info["step"]), restore_generator(info["rng"])
             self.records = list(info["records"])
             if len(self.records) != self.epoch or (self.step > 0 and not parts["weights"]):
@@ -412,6 +422,9 @@ class Trainer:
     def lr(self) -> float:
         """The step size of the weights in the next step."""
         config, step, steps = self.config, self.step, self.steps
+        if config.swa_lr and step >= self.stop:
+            warmup = min(config.warmup, (steps - self.stop) // 2)
+            return config.swa_lr * min(1.0, (step - self.stop + 1) / max(1, warmup))
         if config.restart and self.stop:
             before = step < self.stop
             step, steps = (step, self.stop) if before else (step - self.stop, steps - self.stop)
@@ -478,6 +491,10 @@ class Trainer:
             pace = config.gate_stop - config.gate_start
             self.rule.step((self.step / self.steps - config.gate_start) / max(pace, 1e-9))
         self.step += 1
+        if self.average and self.step > (self.stop + self.steps) // 2:
+            self.average.update()
+            if self.step == self.steps:
+                self.average.apply()
         return value, int((logits.data.argmax(axis=0) != labels).sum())
 
     def train_epoch(self, report: Callable[[float], None] = lambda loss: None) -> dict[str, Any]:
