@@ -323,3 +323,26 @@ def test_an_average_of_other_parameters_is_refused_and_changes_nothing() -> None
     with pytest.raises(ValueError, match="does not fit"):
         average.load_state_dict(Average([leaf([1.0])]).state_dict())
     assert average.count == 1
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("kind", [lambda w: SGD([w], lr=0.1, momentum=0.9), lambda w: Adam([w])])
+def test_what_decays_without_a_gradient_ends_at_zero_not_at_slow_subnormal_numbers(
+    kind: Any, dtype: Any
+) -> None:
+    w = leaf(np.ones(3, dtype))
+    optimizer = kind(w)
+    w.grad = np.ones(3, dtype)
+    optimizer.step()
+    (state,) = optimizer.groups[0].state
+    for name in state.keys() - {"steps"}:
+        state[name][:] = [0.5 * np.finfo(dtype).tiny, 1, np.nan]
+    before = w.data.copy()
+    w.grad = np.zeros(3, dtype)
+    optimizer.step()
+    for name in state.keys() - {"steps"}:
+        assert state[name][0] == 0
+        assert 0 < state[name][1] < 1
+        assert np.isnan(state[name][2])
+    assert w.data[0] == before[0]
+    assert w.data[1] < before[1]

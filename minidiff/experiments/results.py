@@ -143,7 +143,7 @@ EXPERIMENTS = {
         (
             {"sparsity": "dense"},
             *_lambdas(0.8, cost="weights"),
-            *_lambdas(4.6, **SMALL),
+            *_lambdas(6.5, **SMALL),
         ),
     ),
     "baselines": Experiment(
