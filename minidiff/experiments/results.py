@@ -123,8 +123,8 @@ EXPERIMENTS = {
     "structured": Experiment(
         "Structured LeNet5",
         "Gates on filters, on the inputs of the first dense layer and on its units; no "
-        "augmentation. The smaller two are priced by weights alone, and trained for 150 epochs "
-        "without label smoothing.",
+        "augmentation. The smaller two are priced by weights alone, and settle in fewer epochs "
+        "with an average of weights in place of smoothed labels.",
         "structured",
         FINAL,
         (
@@ -136,8 +136,8 @@ EXPERIMENTS = {
     "structured-augmented": Experiment(
         "Structured LeNet5, light augmentation",
         "The same, with shifts of up to 2 pixels, turns of up to 5 degrees and sizes up to 10 % "
-        "off, and without label smoothing; weights are what is counted, the smaller network is "
-        "trained for 150 epochs.",
+        "off, and without smoothed labels; priced by weights alone. The smaller one settles with "
+        "an average of weights.",
         "structured",
         LIGHT,
         (
