@@ -136,12 +136,12 @@ EXPERIMENTS = {
     "structured-augmented": Experiment(
         "Structured LeNet5, light augmentation",
         "The same, with shifts of up to 2 pixels, turns of up to 5 degrees and sizes up to 10 % "
-        "off, and without smoothed labels; priced by weights alone. The smaller one settles with "
-        "an average of weights.",
+        "off, and without smoothed labels. The smaller one settles with an average of weights.",
         "structured",
         LIGHT,
         (
             {"sparsity": "dense"},
+            *_lambdas(0.65),
             *_lambdas(0.8, cost="weights"),
             *_lambdas(6.5, **SMALL),
         ),
@@ -256,7 +256,8 @@ class Row:
             return "dense"
         if config.method == "magnitude":
             return f"{config.method}, keep {config.keep:g}"
-        return f"{config.method}, λ = {config.penalty:g}"
+        cost = "" if config.cost == Config.cost else f" of {config.cost}"
+        return f"{config.method}, λ = {config.penalty:g}{cost}"
 
     @property
     def architecture(self) -> str:
