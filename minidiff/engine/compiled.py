@@ -5,7 +5,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from numba import njit
+import llvmlite.binding as llvm
+from numba import config, njit
+from numba.core.codegen import get_host_cpu_features
 
 __all__ = ["inner", "plain", "threaded"]
 
@@ -14,6 +16,13 @@ __all__ = ["inner", "plain", "threaded"]
 # the first parallel kernel starts.
 SPIN_COUNT_SET_HERE = "GOMP_SPINCOUNT" not in os.environ
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+# On many of Intel's processors LLVM takes but half the width of registers of 512 bits, for fear of
+# a lower clock. Register tiles are made for all of it, and would not fit in: kernels took twice as
+# long. It is a setting of all that Numba compiles in the process.
+settings: Any = config
+if settings.CPU_FEATURES is None and llvm.get_host_cpu_features().get("avx512f", False):
+    settings.CPU_FEATURES = f"{get_host_cpu_features()},-prefer-256-bit"  # type: ignore[no-untyped-call]
 
 # Sums may be reordered; NaN and infinity keep their meaning (unlike under full fastmath).
 FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
