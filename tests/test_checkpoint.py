@@ -436,3 +436,16 @@ def test_a_safetensors_file_of_others_is_refused(tmp_path: Path) -> None:
     assert "was not written by minidiff" in refused(
         tmp_path / "checkpoint", safetensors.save({"x": np.zeros(3, np.float32)})
     )
+
+
+def test_a_frozen_gate_is_frozen_again_after_loading(tmp_path: Path) -> None:
+    gates = [md.Gate(3, noise="normal", rng=np.random.default_rng(0)) for _ in range(2)]
+    gates[1].frozen = True
+    md.save(tmp_path / "gates.safetensors", md.nn.Sequential(*gates))
+    loaded = md.load(tmp_path / "gates.safetensors")
+    assert [gate.frozen for gate in md.gates_of(loaded).values()] == [False, True]
+
+
+def test_arguments_of_save_the_other_way_round_are_told(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"expected save\(path, model\)"):
+        md.save(md.nn.Sequential(md.nn.ReLU()), tmp_path / "model.safetensors")  # type: ignore[arg-type]

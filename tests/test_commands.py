@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import minidiff as md
-from minidiff.experiments import cli
+from minidiff.experiments import cli, commands
 from minidiff.experiments.commands import Trained
 from minidiff.experiments.data import load_dataset
 
@@ -282,3 +282,13 @@ def test_help_of_every_command_is_there() -> None:
     commands = "train evaluate predict inspect report export compare sweep reproduce bench"
     for command in commands.split():
         assert command in done.stdout
+
+
+@pytest.mark.parametrize(("epochs", "warned"), [("1", True), ("120", False)])
+def test_train_says_so_if_gates_cannot_close(
+    epochs: str, warned: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(commands, "_run_epochs", lambda run, trainer: True)  # interrupted at once
+    cli.main(["train", "--dataset", "digits", "--epochs", epochs, "--out", str(tmp_path / "run")])
+    assert ("cannot close in this run" in capsys.readouterr().out) == warned

@@ -413,3 +413,9 @@ def test_a_name_that_is_none_is_an_error(name: str) -> None:
 def test_a_shape_that_does_not_fit_is_an_error(layer: nn.Module, shape: Shape) -> None:
     with pytest.raises(ValueError, match="does not fit an input of shape"):
         layer.output_shape(shape)
+
+
+@pytest.mark.parametrize("bad", [[nn.ReLU()], nn.ReLU, None])
+def test_what_is_no_layer_is_refused_when_a_sequential_is_made(bad: Any) -> None:
+    with pytest.raises(TypeError, match=r"layer 1 is .*expected a module"):
+        nn.Sequential(nn.Flatten(), bad)

@@ -46,6 +46,7 @@ def tile(answer):
         found = answer(registers)
         assert found is not None, "it returned None."
         r, v = found
+        assert min(r, v) >= 1, f"for {registers} registers, {r} x {v} is no tile."
         assert r * v + v + 1 <= registers, (
             f"for {registers} registers, {r} x {v} needs {r * v + v + 1}."
         )

@@ -54,8 +54,8 @@ def confusion(answer):
     assert found is not None, "it returned None."
     assert np.shape(found) == (10, 10), f"the shape is {np.shape(found)}, not (10, 10)."
     found = np.asarray(found)
-    assert found[3, 5] != 1, "3 was taken for 5 twice, but counts once."
     assert (found[3, 5], found[5, 3]) != (1, 2), "rows are right classes, columns are answers."
+    assert found[3, 5] != 1, "3 was taken for 5 twice, but counts once."
     assert (found[3, 5], found[5, 3]) == (2, 1), (
         f"3 was taken for 5 twice and 5 for 3 once, not {found[3, 5]} times and {found[5, 3]}."
     )

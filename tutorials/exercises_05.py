@@ -19,8 +19,8 @@ def cauchy(answer):
         assert found is not None, "it returned None."
         expected = 0.5 + math.atan2(phi + width / 2, sigma) / math.pi
         assert abs(found - expected) < 1e-6, (
-            f"for phi = {phi}, width = {width}, sigma = {sigma} it is {expected:.4f}, "
-            f"not {float(found):.4f}."
+            f"for phi = {phi}, width = {width}, sigma = {sigma} it is "
+            f"{float(found):.4f}, not {expected:.4f}."
         )
 
 
@@ -37,7 +37,7 @@ def square(answer):
             chance = math.prod(p if s else 1 - p for p, s in zip(pi, state, strict=True))
             expected += chance * sum(state) ** 2
         assert abs(found - expected) < 1e-9, (
-            f"for pi = {pi} all states give {expected:.3f}, not {float(found):.3f}."
+            f"for pi = {pi} it is {float(found):.3f}; all states give {expected:.3f}."
         )
 
 
@@ -54,6 +54,6 @@ def rests(answer):
         assert found is not None, "it returned None."
         expected = phi[np.argmin(decay / (2 * (z**2 + decay)) + strength * pi)]
         assert abs(found - expected) < 0.02, (
-            f"for strength {strength} and decay {decay} it is near {expected:.2f}, "
-            f"not {float(found):.2f}."
+            f"for strength {strength} and decay {decay} it is "
+            f"{float(found):.2f}, not near {expected:.2f}."
         )

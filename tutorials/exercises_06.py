@@ -9,7 +9,8 @@ from minidiff import nn
 
 @exercise(
     "06.mirrored",
-    hint="column c and column size - 1 - c must get one number: np.minimum of the two, say.",
+    hint="column c and column size - 1 - c must get one number: np.minimum of the two, say.\n"
+    "md.Groups.by takes any labels, and numbers them from 0 on.",
 )
 def mirrored(answer):
     for size in (3, 4, 5):

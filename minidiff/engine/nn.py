@@ -463,6 +463,8 @@ class Sequential(Module):
 
     Raises
     ------
+    TypeError
+        If a layer is none, such as a list of layers or a class.
     ValueError
         If two layers have one name, or a name is empty or has "." or "/" in it.
 
@@ -475,6 +477,12 @@ class Sequential(Module):
 
     def __init__(self, *layers: Module, **named: Module) -> None:
         self.layers = [*layers, *named.values()]
+        for i, layer in enumerate(self.layers):
+            if not isinstance(layer, Module):
+                kind = f"the class {layer.__name__}" if isinstance(layer, type) else repr(layer)
+                raise TypeError(
+                    f"Sequential: layer {i} is {kind}; expected a module (of a list, *layers)."
+                )
         self.names = [*map(str, range(len(layers))), *named]
         if len(set(self.names)) < len(self.names):
             raise ValueError(f"Sequential: two layers have one name, of {self.names}.")

@@ -166,6 +166,8 @@ def save(path: str | Path, model: Module, **info: Any) -> None:
     >>> bool((same.layers[0].weight.data == model.layers[0].weight.data).all())
     True
     """
+    if isinstance(model, str | Path):
+        raise CheckpointError(f"the model is a {type(model).__name__}; expected save(path, model).")
     Checkpoint(model, info).write(path)
 
 
@@ -310,9 +312,9 @@ LAYERS: dict[type[Module], tuple[tuple[str, ...], tuple[str, ...]]] = {
     nn.Dropout: ((), ("p",)),
     nn.Flatten: ((), ()),
     nn.Select: (("indices",), ("size",)),
-    Gate: (("phi",), ("width", "noise", "sigma", "per_sample")),
-    HardConcrete: (("phi",), ("beta", "gamma", "zeta", "per_sample")),
-    GaussianGate: (("phi",), ("sigma", "per_sample")),
+    Gate: (("phi",), ("width", "noise", "sigma", "per_sample", "frozen")),
+    HardConcrete: (("phi",), ("beta", "gamma", "zeta", "per_sample", "frozen")),
+    GaussianGate: (("phi",), ("sigma", "per_sample", "frozen")),
 }
 
 
@@ -423,6 +425,7 @@ class _Builder:
         number = settings.pop("rng", None)
         if number is not None:
             settings["rng"] = self.generators[number]
+        frozen = settings.pop("frozen", False)
         make: Callable[..., Module] = layer
         if layer is nn.Select:
             return nn.Select(arrays["indices"], **settings)
@@ -445,6 +448,8 @@ class _Builder:
         if wrong:
             raise ValueError(f"arrays do not fit: {'; '.join(wrong)}")
         module.load_state_dict(arrays)
+        if isinstance(module, Gate):
+            module.frozen = bool(frozen)
         return module
 
     @staticmethod

@@ -108,6 +108,15 @@ def _train(run: Run, config: Config, data: Dataset) -> int:
     print(textwrap.fill(f"data     {data.source}", 100, subsequent_indent=indent))
     print(indent + sizes)
     print(f"run      {run.path}" + (f", from epoch {trainer.epoch + 1} on" if checkpoint else ""))
+    reach = (config.gate_stop - config.gate_start) * trainer.steps * config.gate_lr
+    way = config.initial + config.width / 2
+    if config.gated and config.method == "diffprune" and reach < way:
+        said = (
+            f"gates    cannot close in this run: from {config.initial:g} to {-config.width / 2:g} "
+            f"is {way:g}, and they move {reach:.2g} at most. Try more --epochs, or a larger "
+            f"--gate-lr."
+        )
+        print(textwrap.fill(said, 100, subsequent_indent=indent))
     print("kernels  compiled at the first step, once; then cached\n", flush=True)
     interrupted = _run_epochs(run, trainer)
     records = trainer.records

@@ -812,7 +812,8 @@ def _draw_filters(
     for place, index in enumerate(np.argsort(~kept, kind="stable")):
         top, left = place // columns * 1.2 * height, place % columns * 1.2 * width
         x, y = left + np.arange(width + 1), top + np.arange(height + 1)
-        axes.pcolormesh(x, y, (colours if kept[index] else greys).to_rgba(images[index]))
+        image = (colours if kept[index] else greys).to_rgba(images[index])
+        axes.pcolormesh(x, y, image, rasterized=height * width > 100)  # lest files be huge
         ring = ([x[0], x[-1], x[-1], x[0], x[0]], [y[0], y[0], y[-1], y[-1], y[0]])
         axes.plot(*ring, color="#AFB8C1" if kept[index] else FAINT, linewidth=0.8)
         if not kept[index]:
