@@ -419,3 +419,15 @@ def test_a_shape_that_does_not_fit_is_an_error(layer: nn.Module, shape: Shape) -
 def test_what_is_no_layer_is_refused_when_a_sequential_is_made(bad: Any) -> None:
     with pytest.raises(TypeError, match=r"layer 1 is .*expected a module"):
         nn.Sequential(nn.Flatten(), bad)
+
+
+def test_a_network_shows_its_layers_and_their_shapes() -> None:
+    rng = np.random.default_rng(0)
+    model = nn.Sequential(hidden=md.gate_units(nn.Linear(4, 3, rng=rng)), relu=nn.ReLU())
+    assert repr(model).splitlines() == [
+        "Sequential()",
+        "  hidden: Gated()",
+        "    layer: Linear(weight (3, 4), bias (3,))",
+        "    outputs: Gate(phi (3,))",
+        "  relu: ReLU()",
+    ]

@@ -81,6 +81,15 @@ class Module:
         """Compute the output for a Tensor or an array."""
         return self.forward(x if isinstance(x, Tensor) else Tensor(x))
 
+    def __repr__(self) -> str:
+        """Show the class, the shapes of its parameters, and the modules in it, one a line."""
+        members = list(self._members())
+        own = [f"{name} {value.shape}" for name, value in members if isinstance(value, Parameter)]
+        text = f"{type(self).__name__}({', '.join(own)})"
+        for name, child in self.children():
+            text += f"\n  {name}: " + repr(child).replace("\n", "\n  ")
+        return text
+
     def output_shape(self, shape: Shape) -> Shape:
         """Return the shape of the output, without the batch, for an input of ``shape``.
 
