@@ -34,6 +34,7 @@ from .pruning.penalty import (
     count,
     expected_cost,
     gates_of,
+    split_parameters,
 )
 from .pruning.transform import binary_gate
 
@@ -76,4 +77,5 @@ __all__ = [
     "ops",
     "optim",
     "save",
+    "split_parameters",
 ]

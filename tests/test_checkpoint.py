@@ -447,5 +447,18 @@ def test_a_frozen_gate_is_frozen_again_after_loading(tmp_path: Path) -> None:
 
 
 def test_arguments_of_save_the_other_way_round_are_told(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"expected save\(path, model\)"):
+    with pytest.raises(TypeError, match=r"expected save\(path, model\)"):
         md.save(md.nn.Sequential(md.nn.ReLU()), tmp_path / "model.safetensors")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("ending", [".onnx", ".npz"])
+def test_names_of_exported_files_are_neither_saved_to_nor_loaded(
+    tmp_path: Path, ending: str
+) -> None:
+    path, model = tmp_path / f"model{ending}", md.nn.Sequential(md.nn.ReLU())
+    with pytest.raises(CheckpointError, match=r"minidiff\.export\(path, model, shape\)"):
+        md.save(path, model)
+    assert not path.exists()
+    path.write_bytes(b"PK")
+    with pytest.raises(CheckpointError, match="was exported for other software"):
+        md.load(path)

@@ -84,6 +84,18 @@ def test_layers_of_a_sequential_are_numbered_or_named() -> None:
     assert [n for n, _ in nested.named_parameters()] == ["inner.0.weight", "inner.2.weight"]
 
 
+def test_layers_of_a_sequential_are_had_by_place_and_by_name() -> None:
+    first, second = nn.Flatten(), nn.ReLU()
+    model = nn.Sequential(first, end=second)
+    assert list(model) == [first, second]
+    assert len(model) == 2
+    assert (model[0], model["0"], model[-1], model["end"]) == (first, first, second, second)
+    with pytest.raises(KeyError, match="no layer is named 'start'; there are 0, end"):
+        model["start"]
+    with pytest.raises(IndexError):
+        model[2]
+
+
 def test_a_shared_parameter_gets_the_gradients_of_both_places_and_one_step() -> None:
     shared = Leaf(3.0)
     model = nn.Sequential(shared, shared)
@@ -382,6 +394,23 @@ def test_bad_kernels_strides_and_paddings_are_refused_by_name(name: str, value: 
         for pool in (nn.MaxPool2d, nn.AvgPool2d):
             with pytest.raises(ValueError, match=f"{name} is"):
                 pool(**settings)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda rng: nn.Conv2d(1, 2, 3, rng=rng),
+        lambda rng: nn.Linear(1, 2, rng=rng),
+        lambda rng: nn.Dropout(0.5, rng=rng),
+        lambda rng: md.ops.dropout([1.0], 0.5, rng),
+        lambda rng: md.Gate(2, rng=rng),
+        lambda rng: md.HardConcrete(2, rng=rng),
+        lambda rng: md.LeNet5(rng=rng),
+    ],
+)
+def test_a_seed_in_place_of_a_generator_is_refused(make: Any) -> None:
+    with pytest.raises(TypeError, match=r"rng is 7; expected a numpy\.random\.Generator"):
+        make(7)
 
 
 @pytest.mark.parametrize("p", [-0.5, 1.0, np.nan])

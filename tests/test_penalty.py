@@ -531,6 +531,16 @@ def test_a_pruned_lenet5_is_counted_layer_by_layer_and_written_as_in_the_literat
 # -- errors
 
 
+def test_parameters_are_split_into_weights_and_phi_each_once():
+    rng, gate = np.random.default_rng(0), md.Gate(3)
+    first = md.Gated(nn.Linear(4, 3, rng=rng), outputs=gate)
+    model = nn.Sequential(first, gate, nn.Linear(3, 2, rng=rng), md.Gate(2))
+    weights, phis = md.split_parameters(model)
+    assert [w.shape for w in weights] == [(3, 4), (3,), (2, 3), (2,)]
+    assert len(phis) == 2
+    assert phis[0] is gate.phi
+
+
 def test_an_unknown_cost_is_an_error_that_lists_the_known_ones():
     model, shape = build("dense")
     with pytest.raises(

@@ -347,6 +347,14 @@ def test_item_returns_the_only_element_as_a_python_number() -> None:
         Tensor([1.0, 2.0]).item()
 
 
+def test_a_tensor_of_one_element_is_a_number_and_a_truth_value_as_in_numpy() -> None:
+    assert float(Tensor([2.5])) == 2.5
+    assert Tensor(2.5)
+    assert not Tensor([0.0])
+    with pytest.raises(ValueError, match="ambiguous"):
+        bool(Tensor([1.0, 2.0]))
+
+
 def test_repr_shows_values_and_whether_a_gradient_is_required() -> None:
     assert repr(Tensor([1.0, 2.0])) == "Tensor([1., 2.])"
     assert repr(leaf([1.0])) == "Tensor([1.], requires_grad=True)"

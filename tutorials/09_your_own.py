@@ -117,7 +117,7 @@ print(f"in all  {size(whole):7,} weights {size(whole, 'macs'):7,} MACs")
 
 # %%
 dense_weights, dense_macs = size(whole), size(whole, "macs")
-whole.layers[0].inputs.set_open(np.arange(8) != 0)
+whole["conv1"].inputs.set_open(np.arange(8) != 0)
 saved = dense_weights - size(whole)
 print(f"to close a cell saves {saved} of {dense_weights:,} weights")
 assert saved == 32 * 3
@@ -134,7 +134,7 @@ CELL_PRICE = 1_000.0
 
 def price_of(model):
     surrogate = md.Surrogate(model, SHAPE, cost="balanced")
-    cells = model.layers[0].inputs
+    cells = model["conv1"].inputs
     return lambda: surrogate() + CELL_PRICE * cells.open_probability().sum()
 
 
@@ -171,8 +171,7 @@ def error(model, chosen):
 
 # %%
 def learn(model, rng, epochs, *, price=None, gate_lr=GATE_LR):
-    phis = [gate.phi for gate in md.gates_of(model).values()]
-    others = [p for p in model.parameters() if not any(p is phi for phi in phis)]
+    others, phis = md.split_parameters(model)
     weights = Group([p for p in others if p.ndim > 1], lr=0.05, weight_decay=5e-4)
     biases = Group([p for p in others if p.ndim == 1], lr=0.05)
     sgd = SGD([weights, biases], momentum=0.9, nesterov=True)

@@ -8,7 +8,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from . import ops
 from ._types import Array
-from .ops import Pair, pair
+from .ops import Pair, generator, pair
 from .tensor import Tensor
 
 Self = TypeVar("Self", bound="Module")
@@ -178,7 +178,7 @@ class Module:
 def he_normal(shape: Shape, rng: np.random.Generator, dtype: DTypeLike = np.float32) -> Array:
     """Draw weights (out, in, ...) with variance 2 / fan-in (He et al. 2015, arXiv:1502.01852)."""
     fan_in = int(np.prod(shape[1:]))
-    values: Array = rng.standard_normal(shape) * np.sqrt(2 / fan_in)
+    values: Array = generator(rng).standard_normal(shape) * np.sqrt(2 / fan_in)
     return values.astype(dtype)
 
 
@@ -332,7 +332,7 @@ class Dropout(Module):
     def __init__(self, p: float, *, rng: np.random.Generator) -> None:
         if not 0 <= p < 1:
             raise ValueError(f"Dropout: p is {p}; expected a probability in [0, 1).")
-        self.p, self.rng = float(p), rng
+        self.p, self.rng = float(p), generator(rng)
 
     def forward(self, x: Tensor) -> Tensor:
         """Drop elements of x while training."""
@@ -482,6 +482,8 @@ class Sequential(Module):
     >>> model = Sequential(hidden=Linear(3, 2, rng=np.random.default_rng(0)), relu=ReLU())
     >>> [name for name, _ in model.named_parameters()]
     ['hidden.weight', 'hidden.bias']
+    >>> model["hidden"] is model[0], len(model)
+    (True, 2)
     """
 
     def __init__(self, *layers: Module, **named: Module) -> None:
@@ -501,6 +503,20 @@ class Sequential(Module):
 
     def _members(self) -> Iterator[tuple[str, Any]]:
         return zip(self.names, self.layers, strict=True)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __iter__(self) -> Iterator[Module]:
+        return iter(self.layers)
+
+    def __getitem__(self, key: int | str) -> Any:  # each class has attributes of its own
+        """Return a layer by its place or by its name; IndexError or KeyError if there is none."""
+        if isinstance(key, str):
+            if key not in self.names:
+                raise KeyError(f"no layer is named {key!r}; there are {', '.join(self.names)}.")
+            return self.layers[self.names.index(key)]
+        return self.layers[key]
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layers in order."""

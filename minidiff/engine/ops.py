@@ -50,6 +50,16 @@ def pair(value: Pair, name: str, least: int = 1) -> tuple[int, int]:
     return int(both[0]), int(both[1])
 
 
+def generator(rng: Any) -> np.random.Generator:
+    """Return rng; TypeError for a seed, with which every layer would draw the same numbers."""
+    if not isinstance(rng, np.random.Generator):
+        raise TypeError(
+            f"rng is {rng!r}; expected a numpy.random.Generator, such as "
+            f"numpy.random.default_rng(0), one for the whole network."
+        )
+    return rng
+
+
 def _listed(active: Indices | None, count: int) -> Indices:
     return np.arange(count) if active is None else active
 
@@ -513,7 +523,7 @@ class Dropout(Op):
     """x times a mask that is 0 or 1 / (1 - p)."""
 
     def __init__(self, p: float, rng: np.random.Generator) -> None:
-        self.p, self.rng = p, rng
+        self.p, self.rng = p, generator(rng)
 
     def forward(self, x: Array) -> Array:
         keep = self.rng.random(x.shape, dtype=np.float32) >= self.p

@@ -388,6 +388,12 @@ class Tensor:
     def __len__(self) -> int:
         return len(self._data)
 
+    def __float__(self) -> float:
+        return self.item()
+
+    def __bool__(self) -> bool:
+        return bool(self.data)  # ValueError if there are several, as in NumPy
+
     def __repr__(self) -> str:
         suffix = ", requires_grad=True" if self.requires_grad else ""
         return f"Tensor({np.array2string(self.data, separator=', ', prefix='Tensor(')}{suffix})"

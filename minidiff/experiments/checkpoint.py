@@ -46,6 +46,7 @@ __all__ = [
 
 FORMAT = 2
 STATE = "state/"
+EXPORTED = (".onnx", ".npz")  # endings of what is written for other software
 DTYPES = {"F32": np.float32, "F64": np.float64, "I64": np.int64}
 # Others are not restored: NumPy does not check all that a file might say of their states.
 GENERATORS = ("PCG64", "PCG64DXSM", "SFC64")
@@ -151,8 +152,10 @@ def save(path: str | Path, model: Module, **info: Any) -> None:
     Raises
     ------
     CheckpointError
-        If the model holds a module of another class, two layers share a parameter, or ``info`` is
-        not such.
+        If the model holds a module of another class, two layers share a parameter, ``info`` is
+        not such, or the ending is that of another format.
+    TypeError
+        If ``model`` is no module.
     OSError
         If the file cannot be written.
 
@@ -166,8 +169,13 @@ def save(path: str | Path, model: Module, **info: Any) -> None:
     >>> bool((same.layers[0].weight.data == model.layers[0].weight.data).all())
     True
     """
-    if isinstance(model, str | Path):
-        raise CheckpointError(f"the model is a {type(model).__name__}; expected save(path, model).")
+    if not isinstance(model, Module):
+        raise TypeError(f"the model is a {type(model).__name__}; expected save(path, model).")
+    if Path(path).suffix in EXPORTED:
+        raise CheckpointError(
+            f"{path} is the name of another format, which minidiff.export(path, model, shape) "
+            f"writes; expected .safetensors."
+        )
     Checkpoint(model, info).write(path)
 
 
@@ -206,6 +214,11 @@ def _contents(path: Path) -> tuple[str, Arrays]:
     if path.is_dir():
         raise CheckpointError(
             f"{path} is a directory; expected a file, such as checkpoint.safetensors in a run."
+        )
+    if path.suffix in EXPORTED:
+        raise CheckpointError(
+            f"{path} was exported for other software; minidiff reads .safetensors, which "
+            f"minidiff.export writes as well."
         )
     safe_open = extra("safetensors").safe_open
     problem = extra("safetensors").SafetensorError

@@ -61,7 +61,8 @@ def export(
     ImportError
         If the package for the format is not installed.
     TypeError, ValueError
-        As of :func:`minidiff.compact`, and if the network does not fit the shape.
+        As of :func:`minidiff.compact`, if ``model`` is no module, and if the network does not fit
+        the shape.
     OSError
         If the file cannot be written.
 
@@ -75,6 +76,10 @@ def export(
     ...         sorted(arrays)
     ['0.bias', '0.weight', 'layers', 'mean', 'shape', 'std']
     """
+    if not isinstance(model, Module):
+        raise TypeError(
+            f"the model is a {type(model).__name__}; expected export(path, model, shape)."
+        )
     path = Path(path)
     if path.suffix not in FORMATS:
         raise ExportError(

@@ -30,6 +30,7 @@ from minidiff.pruning.penalty import (
     expected_cost,
     gated_sizes,
     gates_of,
+    split_parameters,
 )
 
 from .augment import Affine
@@ -338,8 +339,7 @@ class Trainer:
         self.records: list[dict[str, Any]] = []  # of each epoch
 
         self.gates = gates_of(self.model)
-        phis = {id(gate.phi) for gate in self.gates.values()}
-        others = [p for p in self.model.parameters() if id(p) not in phis]
+        others, phis = split_parameters(self.model)
         # Without decay of the weights a gate could shrink while they grow: the product is the same.
         self.weights = SGD(
             [
@@ -353,7 +353,7 @@ class Trainer:
         self.phis: Optimizer | None = None
         self.rule: GroupLasso | MagnitudePruning | None = None
         if self.gates and config.method not in RULES:
-            self.phis = Adam([gate.phi for gate in self.gates.values()], lr=config.gate_lr)
+            self.phis = Adam(phis, lr=config.gate_lr)
             self.surrogate = Surrogate(self.model, self.shape, cost=config.cost)
         elif self.gates:
             for gate in self.gates.values():

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from minidiff.engine import kernels, memory
 from minidiff.engine._types import Array, Indices
 from minidiff.engine.nn import Conv2d, Linear, Module, Parameter, Shape
+from minidiff.engine.ops import generator
 from minidiff.engine.tensor import Op, Tensor
 
 from .groups import Groups
@@ -117,7 +118,8 @@ class Gate(Module):
             raise ValueError(f"noise {noise!r} needs rng, a numpy.random.Generator.")
         if per_sample and noise is None:
             raise ValueError("per_sample is for stochastic gates; expected a noise with it.")
-        self.width, self.noise, self.sigma, self.rng = float(width), noise, float(sigma), rng
+        self.width, self.noise, self.sigma = float(width), noise, float(sigma)
+        self.rng = None if rng is None else generator(rng)
         self.per_sample, self.frozen = bool(per_sample), False
         self.phi = Parameter(np.full(count, initial, dtype))
         binary_gate(self.phi, width)  # refuses a width that the dtype cannot hold

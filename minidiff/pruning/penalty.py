@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from minidiff.engine import nn
 from minidiff.engine._types import Array, Indices
-from minidiff.engine.nn import Module, Shape
+from minidiff.engine.nn import Module, Parameter, Shape
 from minidiff.engine.tensor import Op, Tensor
 
 from .gates import Gate, Gated, Mask
@@ -41,6 +41,7 @@ __all__ = [
     "expected_cost",
     "gated_sizes",
     "gates_of",
+    "split_parameters",
 ]
 
 #: The price of a weight that is used at so many output places. What a network stores and what it
@@ -335,6 +336,31 @@ def gates_of(model: Module) -> dict[str, Gate]:
         for name, parameter in model.named_parameters()
         if id(parameter) in owners
     }
+
+
+def split_parameters(model: Module) -> tuple[list[Parameter], list[Parameter]]:
+    """Return the weights and biases of a network, and phi of its gates: each for an optimiser.
+
+    Weights are for SGD with weight decay. The slope of a gate that is nearly open or closed is
+    tiny, so phi is for Adam, without decay.
+
+    Parameters
+    ----------
+    model
+        Of any modules.
+
+    Examples
+    --------
+    >>> layer = Gated(nn.Linear(4, 3, rng=np.random.default_rng(0)), outputs=Gate(3))
+    >>> weights, phis = split_parameters(layer)
+    >>> [w.shape for w in weights], phis[0] is layer.outputs.phi
+    ([(3, 4), (3,)], True)
+    """
+    phis = {id(gate.phi) for gate in gates_of(model).values()}
+    parts: tuple[list[Parameter], list[Parameter]] = [], []
+    for parameter in model.parameters():
+        parts[id(parameter) in phis].append(parameter)
+    return parts
 
 
 class ExpectedCost(Op):
