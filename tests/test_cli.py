@@ -11,6 +11,7 @@ import pytest
 import minidiff
 from minidiff.experiments import cli, commands
 from minidiff.experiments.runs import Run
+from minidiff.experiments.training import RECIPES, Config
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
 safetensors = pytest.importorskip("safetensors.numpy", reason="checkpoints need safetensors")
@@ -67,6 +68,16 @@ def test_train_prints_a_closing_table(tmp_path: Path, capsys: pytest.CaptureFixt
         "training step",
     ):
         assert words in out
+
+
+@pytest.mark.parametrize("command", ["train", "sweep"])
+def test_help_ends_with_the_recipes(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    out = " ".join(capsys.readouterr().out.split())
+    assert f"epochs {Config().epochs}, batch-size" in out
+    assert f"lambda {Config().penalty}, " in out
+    assert f"small digits: epochs {RECIPES['digits'].epochs}, lambda" in out
 
 
 def test_evaluate_prints_the_error_that_train_found(

@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from .export import FORMATS, ExportError
 from .models import MODELS, SPARSITIES
 from .results import EXPERIMENTS
 from .runs import RunError
-from .training import METHODS, ConfigError, NonFiniteLossError
+from .training import METHODS, RECIPES, ConfigError, NonFiniteLossError
 
 __all__ = ["main"]
 
@@ -85,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         help="train a gated LeNet5, which prunes itself",
         description="Train LeNet5 with gates on its filters, inputs and units. What is not given "
         "is taken from the recipe for the dataset.",
+        epilog=_recipes(),
     )
     train.set_defaults(run=commands.train)
     _add_run_options(train.add_argument_group("the run"))
@@ -97,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Train every method with every strength and every seed, several runs at a "
         "time, and write a line of JSON for each. A sweep that was stopped goes on where it was. "
         "What is not given is taken from the recipe for the dataset.",
+        epilog=_recipes(),
     )
     sweep.set_defaults(run=commands.sweep)
     _add_run_options(sweep.add_argument_group("the runs"), several=True)
@@ -151,6 +153,22 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--threads", type=int, metavar="K", help="default: one for each core")
     bench.add_argument("--out", metavar="DIR", type=Path, help="for bench.json and bench.png")
     return parser
+
+
+def _recipes() -> str:
+    """Return the settings of the recipes under the names of their options."""
+
+    def said(values: Mapping[str, Any]) -> str:
+        options = {"penalty": "lambda"}
+        return ", ".join(
+            f"{options.get(key, key).replace('_', '-')} {value}"
+            for key, value in values.items()
+            if value is not None and key not in ("dataset", "seed")
+        )
+
+    mnist, digits = (RECIPES[name].to_json() for name in ("mnist", "digits"))
+    others = {key: value for key, value in digits.items() if value != mnist[key]}
+    return f"The recipe for MNIST: {said(mnist)}. For the small digits: {said(others)}."
 
 
 def _add_run_commands(kinds: Any) -> None:
