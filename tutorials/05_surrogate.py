@@ -271,9 +271,9 @@ steps = 200 if SMALL else 1000
 def train(model, cost, strength, *, start=0.1, ramp=0.3, stop=0.8):
     draw = np.random.default_rng(1)
     gates = [module for module in model.modules() if isinstance(module, md.Gate)]
-    others = [p for name, p in model.named_parameters() if not name.endswith("phi")]
-    sgd = md.optim.SGD(others, momentum=0.9, nesterov=True, weight_decay=5e-4)
-    adam = md.optim.Adam([gate.phi for gate in gates], lr=20 / steps)
+    weights, phis = md.split_parameters(model)
+    sgd = md.optim.SGD(weights, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    adam = md.optim.Adam(phis, lr=20 / steps)
     whole, log = cost().item(), []
     for step in range(steps):
         t = step / steps

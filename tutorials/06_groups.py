@@ -292,8 +292,7 @@ def train(model, cost="weights", what="weights", most=0):
     """Close groups until at most so many weights, or MACs, are left; then train on."""
     rng = np.random.default_rng(1)
     gates = list(md.gates_of(model).values())
-    phis = [gate.phi for gate in gates]
-    others = [p for p in model.parameters() if not any(p is phi for phi in phis)]
+    others, phis = md.split_parameters(model)
     weights = SGD([Group(others, 0.05, 5e-4)], momentum=0.9, nesterov=True)
     gating = Adam(phis, lr=0.02 if SMALL else 0.01) if gates else None
     surrogate = md.Surrogate(model, SHAPE, cost=cost)

@@ -80,15 +80,8 @@ left.plot(epochs, [record["held_out_error"] for record in records], color="#0072
 left.set_ylabel("held-out error, %")
 for what, colour in (("weights", "#d55e00"), ("macs", "#009e73")):
     share = [100 * record[what] / record[f"dense_{what}"] for record in records]
-    right.plot(epochs, share, color=colour)
-    right.annotate(
-        what,
-        (epochs[-1], share[-1]),
-        xytext=(-4, 6),
-        textcoords="offset points",
-        color=colour,
-        ha="right",
-    )
+    right.plot(epochs, share, color=colour, label="weights" if what == "weights" else "MACs")
+right.legend(frameon=False)
 right.set_yscale("log")
 right.set_ylabel("left, % of the dense network")
 for axes in (left, right):

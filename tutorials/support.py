@@ -3,6 +3,7 @@
 import importlib
 import os
 import tempfile
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -10,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from minidiff.experiments.data import Dataset, Split, load_dataset
+
+# Without ipywidgets, a progress bar of a download is drawn as text, which needs no warning.
+warnings.filterwarnings("ignore", message="IProgress not found")
 
 # "small" takes fewer images and epochs, so that all tutorials run in minutes: that is for tests.
 SMALL = os.environ.get("MINIDIFF_TUTORIALS", "") == "small"
