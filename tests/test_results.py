@@ -80,6 +80,7 @@ def test_the_page_says_what_the_runs_have_come_to(tmp_path: Path) -> None:
         assert (f"({name}.svg)" in page) == drawn
         if drawn:
             assert imread(tmp_path / f"{name}.png").ndim == 3
+    page = page.replace("\N{NO-BREAK SPACE}", " ")
     assert page.count("0.70 ± 0.16") == sum(len(e.variants) for e in EXPERIMENTS.values())
     assert "43.0x ± 0.0 | 11.5x ± 0.0 | 8-10-112-68 | 5 | 1.5 |" in page
     assert "| 12 | Beta-Bernoulli dropout, 1e-2 | ~0.57 | 24.7x |" in page

@@ -434,7 +434,7 @@ def pareto_figure(rows: "Sequence[Row]", published: "Sequence[Published]") -> "F
     """
     if not rows:
         raise ValueError("there are no rows to draw; expected one or more.")
-    figure = _figure(11, 4.6)
+    figure = _figure(8.2, 3.8)  # a page is no wider, so that letters keep their size
     panels = figure.subplots(1, 2, sharey=True)
     for axes, noun in zip(panels, ("weights", "MACs"), strict=True):
         _draw_pareto(axes, rows, published, noun)

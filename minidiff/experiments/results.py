@@ -409,6 +409,9 @@ SETTINGS = {
 }
 
 
+PLUS_MINUS = "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}"
+
+
 def _table(rows: Sequence[Row], error_name: str) -> str:
     columns = (
         *("", f"{error_name.replace('_', ' ')}, %", "fewer weights", "fewer MACs"),
@@ -418,10 +421,10 @@ def _table(rows: Sequence[Row], error_name: str) -> str:
     for row in rows:
         one = len(row.errors) == 1  # a single run has no deviation
         error, deviation = spread(row.errors)
-        cells = [row.label, f"{error:.2f}" + ("" if one else f" ± {deviation:.2f}")]
+        cells = [row.label, f"{error:.2f}" + ("" if one else f"{PLUS_MINUS}{deviation:.2f}")]
         for values in (row.fewer_weights, row.fewer_macs):
             mean, deviation = spread(values)
-            said = f"{mean:.1f}x" + ("" if one else f" ± {deviation:.1f}")
+            said = f"{mean:.1f}x" + ("" if one else f"{PLUS_MINUS}{deviation:.1f}")
             cells.append(said if row.config.gated else "")
         cells += [row.architecture, str(len(row.errors)), f"{row.minutes:.1f}"]
         lines.append(f"| {' | '.join(cells)} |")
@@ -436,7 +439,7 @@ def _published(published: Sequence[Published]) -> str:
     for number, entry in enumerate(published, 1):
         error = f"{'~' if entry.read else ''}{entry.error:g}"
         if entry.spread is not None:
-            error += f" ± {entry.spread:g}"
+            error += f"{PLUS_MINUS}{entry.spread:g}"
         savings = [f"{x:.1f}x" if x else "" for x in (entry.weights, entry.macs)]
         cells = [str(number), entry.method, error, *savings]
         cells += [entry.architecture, entry.source, entry.note]
