@@ -448,7 +448,7 @@ def test_a_frozen_gate_is_frozen_again_after_loading(tmp_path: Path) -> None:
 
 def test_arguments_of_save_the_other_way_round_are_told(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match=r"expected save\(path, model\)"):
-        md.save(md.nn.Sequential(md.nn.ReLU()), tmp_path / "model.safetensors")  # type: ignore[arg-type]
+        md.save(md.nn.Sequential(md.nn.ReLU()), tmp_path / "model.safetensors")  # type: ignore[arg-type]  # wrong on purpose
 
 
 @pytest.mark.parametrize("ending", [".onnx", ".npz"])

@@ -152,4 +152,4 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_arguments_of_export_the_other_way_round_are_told(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(4, 3, rng=np.random.default_rng(0)))
     with pytest.raises(TypeError, match=r"expected export\(path, model, shape\)"):
-        md.export(model, tmp_path / "model.npz", (4,))  # type: ignore[arg-type]
+        md.export(model, tmp_path / "model.npz", (4,))  # type: ignore[arg-type]  # wrong on purpose

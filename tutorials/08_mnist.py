@@ -78,9 +78,9 @@ frozen = config.gate_stop * config.epochs
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained")
 left.plot(epochs, [record["held_out_error"] for record in records], color="#0072b2")
 left.set_ylabel("held-out error, %")
-for what, colour in (("weights", "#d55e00"), ("macs", "#009e73")):
+for what, noun, colour in (("weights", "weights", "#d55e00"), ("macs", "MACs", "#009e73")):
     share = [100 * record[what] / record[f"dense_{what}"] for record in records]
-    right.plot(epochs, share, color=colour, label="weights" if what == "weights" else "MACs")
+    right.plot(epochs, share, color=colour, label=noun)
 right.legend(frameon=False)
 right.set_yscale("log")
 right.set_ylabel("left, % of the dense network")

@@ -22,7 +22,8 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 # long. It is a setting of all that Numba compiles in the process.
 settings: Any = config
 if settings.CPU_FEATURES is None and llvm.get_host_cpu_features().get("avx512f", False):
-    settings.CPU_FEATURES = f"{get_host_cpu_features()},-prefer-256-bit"  # type: ignore[no-untyped-call]
+    host = get_host_cpu_features()  # type: ignore[no-untyped-call]  # Numba has no types
+    settings.CPU_FEATURES = f"{host},-prefer-256-bit"
 
 # Sums may be reordered; NaN and infinity keep their meaning (unlike under full fastmath).
 FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
