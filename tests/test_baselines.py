@@ -214,3 +214,24 @@ def test_a_share_to_keep_out_of_range_is_an_error(keep):
 def test_a_model_without_gated_layers_is_an_error(rule):
     with pytest.raises(ValueError, match="no Gated layer"):
         rule(nn.Sequential(nn.ReLU()))
+
+
+def test_a_group_that_the_lasso_has_closed_stays_closed_though_momentum_moves_it() -> None:
+    rng = np.random.default_rng(0)
+    model = md.gate_weights(nn.Linear(20, 10, rng=rng))
+    model.weights[0].gate.phi.requires_grad = False
+    weight = model.layer.weight
+    rule = md.GroupLasso(model)
+    sgd = md.optim.SGD([weight, model.layer.bias], lr=0.1, momentum=0.9, nesterov=True)
+    closed = np.zeros(200, np.bool_)
+    for _ in range(60):
+        x = rng.standard_normal((20, 16)).astype(np.float32)
+        loss = md.ops.cross_entropy(model(x), rng.integers(0, 10, 16))
+        sgd.zero_grad()
+        loss.backward()
+        sgd.step()
+        rule.step(0.1, 0.1)
+        is_open = model.weights[0].gate.is_open()
+        assert not (closed & is_open).any()
+        closed |= ~is_open
+    assert 0 < closed.sum() < 200

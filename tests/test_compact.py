@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import math
 import warnings
 
 import numpy as np
@@ -295,3 +296,34 @@ def test_an_unknown_module_is_named() -> None:
     for module in (Strange(), Residual(inner), Leaky()):
         with pytest.raises(TypeError, match=f"odd is a {type(module).__name__}"):
             md.compact(nn.Sequential(odd=module))
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [(8, 6, 6), (8, 6, 1), (8, 1, 6), (1, 6, 1), (1, 6, 6), (1, 1, 6), (8, 1, 1), (1, 1, 1)],
+)
+def test_masks_with_axes_of_one_group_are_folded(shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(0)
+    gate = Gate(math.prod(shape))
+    gate.phi.data[:] = rng.choice([-2, 0.2, 2], gate.count)
+    gate.phi.data[0] = 0.2
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 3, rng=rng),
+        md.Mask(gate, md.Groups(np.arange(gate.count).reshape(shape))),
+        nn.Flatten(),
+        nn.Linear(8 * 36, 3, rng=rng),
+    )
+    x = rng.standard_normal((1, 8, 8, 5)).astype(np.float32)
+    np.testing.assert_allclose(md.compact(model)(x).data, model(x).data, atol=1e-5)
+
+
+def test_a_mask_over_the_inputs_needs_to_tell_their_shape() -> None:
+    rng = np.random.default_rng(0)
+    gate, last = Gate(6), nn.Linear(18, 3, rng=rng)
+    gate.phi.data[:] = [0.1, -2, 2, 0, 1, -1]
+    x = rng.standard_normal((3, 2, 3, 4)).astype(np.float32)
+    model = nn.Sequential(md.Mask(gate, md.Groups.elements((1, 2, 3))), nn.Flatten(), last)
+    np.testing.assert_allclose(md.compact(model)(x).data, model(x).data, atol=1e-5)
+    rows = nn.Sequential(md.Mask(Gate(2), md.Groups([[[0], [1]]])), nn.Flatten(), last)
+    with pytest.raises(ValueError, match="give labels of its whole shape"):
+        md.compact(rows)

@@ -747,3 +747,34 @@ def test_a_change_of_a_frozen_weight_is_noticed_behind_open_gates_too():
     weight.data += 1
     with pytest.raises(RuntimeError, match="changed in place"):
         out.sum().backward()
+
+
+def test_a_frozen_gate_gets_no_gradient_whatever_it_gates() -> None:
+    rng = np.random.default_rng(0)
+    layer = md.gate_weights(md.gate_units(nn.Linear(4, 3, rng=rng), initial=0.2), initial=0.2)
+    for _, gate in layer.gates():
+        gate.frozen = True
+    layer(np.ones((4, 2), np.float32)).sum().backward()
+    assert [gate.phi.grad for _, gate in layer.gates()] == [None, None]
+    assert layer.layer.weight.grad is not None
+
+
+def test_a_layer_in_two_places_takes_up_its_gates_once() -> None:
+    rng = np.random.default_rng(0)
+    layer, gate = nn.Linear(3, 3, rng=rng), md.Gate(3, initial=0.0)
+    model = nn.Sequential(md.Gated(layer, outputs=gate), md.Gated(layer, outputs=gate))
+    x = rng.standard_normal((3, 4)).astype(np.float32)
+    before = model(x).data
+    md.binarize(model)
+    np.testing.assert_allclose(model(x).data, before, rtol=1e-6)
+    other = nn.Sequential(md.gate_units(layer), md.gate_units(layer))
+    with pytest.raises(ValueError, match="two Gated share a layer but not their gates"):
+        md.binarize(other)
+
+
+def test_what_is_no_layer_and_a_gate_in_place_of_a_mask_are_refused() -> None:
+    with pytest.raises(TypeError, match="expected a Conv2d or Linear"):
+        md.Gated(nn.ReLU())  # type: ignore[arg-type]  # that is the mistake
+    dense = nn.Linear(4, 3, rng=np.random.default_rng(0))
+    with pytest.raises(TypeError, match=r"weights is a Gate; expected Mask\(gate, groups\)"):
+        md.Gated(dense, weights=md.Gate(4))  # type: ignore[arg-type]  # that is the mistake

@@ -127,3 +127,18 @@ def test_threads_that_ask_for_ever_new_sizes_do_not_disturb_each_other() -> None
     finally:
         sys.setswitchinterval(interval)
     assert not wrong
+
+
+def test_what_is_in_use_is_used_again_later_however_much_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(memory, "LIMIT", 4 * memory.SMALL)
+    monkeypatch.setattr(memory, "_buffers", type(memory._buffers)(memory._buffers.default_factory))
+    first = [memory.empty((memory.SMALL,), np.uint8) for _ in range(10)]
+    addresses = {array.ctypes.data for array in first}
+    del first
+    again = [memory.empty((memory.SMALL,), np.uint8) for _ in range(10)]
+    assert {array.ctypes.data for array in again} == addresses
+    del again
+    memory.empty((2 * memory.SMALL,), np.uint8)  # now the ten are more than is kept unused
+    assert sum(map(len, memory._buffers.values())) == 1

@@ -460,3 +460,25 @@ def test_a_network_shows_its_layers_and_their_shapes() -> None:
         "    outputs: Gate(phi (3,))",
         "  relu: ReLU()",
     ]
+
+
+def test_a_layer_of_a_sequential_is_replaced_by_its_place_or_name_and_not_lost() -> None:
+    model = nn.Sequential(nn.ReLU(), end=nn.ReLU())
+    first, last = nn.Flatten(), nn.Flatten()
+    model[0], model["end"] = first, last
+    assert [model[0], model["end"]] == [first, last]
+    with pytest.raises(AttributeError, match=r"replaced by model\['end'\] = layer"):
+        model.end = nn.ReLU()
+    with pytest.raises(KeyError, match="no layer is named 'nd'"):
+        model["nd"] = nn.ReLU()
+    with pytest.raises(TypeError, match="expected a module"):
+        model[0] = "relu"  # type: ignore[assignment]  # that is the mistake
+
+
+def test_what_a_kind_of_sequential_has_besides_is_found() -> None:
+    class Scaled(nn.Sequential):
+        def __init__(self) -> None:
+            super().__init__(nn.ReLU())
+            self.scale = nn.Parameter(np.ones(1))
+
+    assert list(Scaled().state_dict()) == ["scale"]

@@ -346,3 +346,24 @@ def test_what_decays_without_a_gradient_ends_at_zero_not_at_slow_subnormal_numbe
         assert np.isnan(state[name][2])
     assert w.data[0] == before[0]
     assert w.data[1] < before[1]
+
+
+@pytest.mark.parametrize("kind", [SGD, Adam])
+def test_what_a_step_could_not_move_is_no_parameter(kind: Any) -> None:
+    w = leaf([1.0, 2.0])
+    with pytest.raises(TypeError, match="one tensor; expected a list"):
+        kind(w, lr=0.1)
+    with pytest.raises(ValueError, match=r"of shape \(2,\) is the result of an op"):
+        kind([w * 2], lr=0.1)
+    with pytest.raises(TypeError, match="one is a tuple; expected tensors"):
+        Group([("w", w)], lr=0.1)  # type: ignore[list-item]  # that is the mistake
+
+
+@pytest.mark.parametrize("kind", [SGD, Adam])
+def test_a_gradient_of_another_shape_moves_nothing(kind: Any) -> None:
+    first, second = leaf([1.0]), leaf(np.ones((4, 3)))
+    optimizer = kind([first, second], lr=0.1)
+    first.grad, second.grad = np.ones(1), np.ones((1, 3))
+    with pytest.raises(ValueError, match=r"shape \(4, 3\) has a gradient of shape \(1, 3\)"):
+        optimizer.step()
+    assert first.data == 1

@@ -620,3 +620,14 @@ def test_a_gate_in_several_layers_gathers_the_gradient_of_all(phi, seed):
     slope = np.exp(-((phi + 0.5) ** 2) / 2) / math.sqrt(2 * math.pi) * (phi > -0.5)
     # Each group has 2 weights of the first layer, 3 of the one between and 3 of the last.
     np.testing.assert_allclose(gate.phi.grad, 8 * slope, rtol=1e-6)
+
+
+def test_a_flatten_of_single_places_changes_nothing_about_what_is_spared() -> None:
+    rng = np.random.default_rng(0)
+    first, last = nn.Conv2d(1, 10, 8, rng=rng), nn.Linear(10, 2, rng=rng)
+    gate = md.Gate(10)
+    gate.phi.data[1:] = -3
+    before = nn.Sequential(first, gate, nn.Flatten(), last)
+    behind = nn.Sequential(first, nn.Flatten(), gate, last)
+    assert md.Surrogate(behind, (1, 8, 8))().item() == md.Surrogate(before, (1, 8, 8))().item()
+    assert [c.weights[0] for c in md.count(behind, (1, 8, 8))] == [64, 2]

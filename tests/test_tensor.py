@@ -765,3 +765,69 @@ def test_what_meets_a_tensor_is_of_real_numbers() -> None:
     for other in (None, "a", 1j, [object()]):
         with pytest.raises(TypeError, match="real numbers"):
             md.Tensor([1.0]) + other  # type: ignore[operator]  # a wrong type is the point
+
+
+class Double(Op):
+    """2 * x, whose backward returns what a test says."""
+
+    def __init__(self, wrong: Any) -> None:
+        self.wrong = wrong
+
+    def forward(self, x: Any) -> Any:
+        return 2 * x
+
+    def backward(self, grad: Any) -> Any:
+        return self.wrong(2 * grad)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "words"),
+    [
+        (lambda g: g, TypeError, "backward of Double returned ndarray; expected a tuple of 1"),
+        (lambda g: (g, g), TypeError, "returned a tuple of 2; expected a tuple of 1"),
+        (lambda g: (g[0],), ValueError, r"of shape \(3,\) for an input of shape \(2, 3\)"),
+        (lambda g: (g[:, :2],), ValueError, r"of shape \(2, 2\) for an input of shape \(2, 3\)"),
+        (lambda g: (g.sum(),), ValueError, r"of shape \(\) for an input of shape \(2, 3\)"),
+    ],
+)
+def test_a_backward_that_returns_something_else_is_refused(
+    wrong: Any, error: type[Exception], words: str
+) -> None:
+    x = leaf(np.ones((2, 3)))
+    with pytest.raises(error, match=words):
+        Double(wrong)(x).sum().backward()
+    assert x.grad is None
+
+
+class Cube(Op):
+    """x^3."""
+
+    def forward(self, x: Any) -> Any:
+        self.x = x
+        return x**3
+
+    def backward(self, grad: Any) -> Any:
+        return (3 * self.x**2 * grad,)
+
+
+def test_an_op_that_is_applied_twice_keeps_apart_what_it_remembers() -> None:
+    a, b, cube = leaf([2.0]), leaf([5.0]), Cube()
+    (cube(a) + cube(b) + cube(a)).sum().backward()
+    assert (a.grad, b.grad) == ([24.0], [75.0])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_tails_of_the_sigmoid_are_right_to_the_last_digits(dtype: Any) -> None:
+    x = leaf(np.array([-80.0, -40.0, -20.0, 0.0, 20.0], dtype))
+    y = x.sigmoid()
+    np.testing.assert_allclose(
+        y.data, [1.8048513e-35, 4.2483543e-18, 2.0611537e-09, 0.5, 1.0], rtol=1e-5
+    )
+    (-y.log()).sum().backward()
+    np.testing.assert_allclose(x.grad, [-1, -1, -1, -0.5, -2.0611537e-09], rtol=1e-5, atol=1e-7)
+
+
+def test_a_tensor_is_walked_along_its_first_axis_and_a_number_not_at_all() -> None:
+    assert [float(part) for part in Tensor([1.0, 2.0])] == [1.0, 2.0]
+    with pytest.raises(TypeError):
+        list(Tensor(3.0))

@@ -654,3 +654,7 @@ assert check("02.tile", best_tile_solution)
 assert check("02.grad_weight", grad_weight_solution)
 for count in (32, 16):
     print(f"{count} registers: a tile of {best_tile_solution(count)}")
+
+# %% [markdown]
+# With AVX-512 `kernels.py` takes 4 vectors where 5 would fit: 4 vectors of 16 are 64 samples, and
+# a batch of 128 is two such tiles with nothing left over.

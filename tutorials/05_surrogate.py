@@ -50,16 +50,16 @@ assert not gates.phi.grad[[0, 3, 4]].any()
 # %% [markdown]
 # ## Expected counts
 #
-# Add noise, and ask how often a gate is open. With $z = g_w(\varphi + s\,\varepsilon)$ and $F$ the
+# Add noise, and ask how often a gate is open. With $z = g_w(\varphi + \sigma\varepsilon)$ and $F$ the
 # distribution function of the (symmetric) noise,
 #
 # $$\begin{aligned}
-# \pi &= P(z \ne 0) = P(\varphi + s\,\varepsilon > -w/2) \\
-# &= F\!\left(\frac{\varphi + w/2}{s}\right).
+# \pi &= P(z \ne 0) = P(\varphi + \sigma\varepsilon > -w/2) \\
+# &= F\!\left(\frac{\varphi + w/2}{\sigma}\right).
 # \end{aligned}$$
 #
 # That is smooth in $\varphi$, and it has a slope at an open gate. Its sum is an *expected* count.
-# For a stochastic gate with $s = \sigma$ it is exact: we draw, and compare.
+# For a stochastic gate it is exact: we draw, and compare.
 
 # %%
 draws = 20_000
@@ -634,7 +634,7 @@ check("05.square", expected_square)
 
 # %% [markdown]
 # **3.** Where does the gate of the scale trap come to rest? Write `rests(strength, decay)`: the
-# $\varphi$ in $-0.5 \dots 1.5$ that minimises data loss, decay and price together, for $w = s = 1$.
+# $\varphi$ in $-0.5 \dots 1.5$ that minimises data loss, decay and price together, for $w = \sigma = 1$.
 # (For a deterministic gate that is open; a search over a fine grid will do.) Compare it with the
 # path above.
 

@@ -1,11 +1,10 @@
 """What all tutorials share: sizes, data, and the checks of exercises."""
 
-import importlib
+import importlib.util
 import os
 import tempfile
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -73,10 +72,12 @@ def check(name: str, answer: Any) -> bool | None:
 
     The checks of tutorial 4 are in ``exercises_04.py``: read them after you have tried.
     """
-    with suppress(ModuleNotFoundError):
-        importlib.import_module(f"exercises_{name.split('.')[0]}")
+    module = f"exercises_{name.split('.')[0]}"
+    if importlib.util.find_spec(module):
+        importlib.import_module(module)
     if name not in EXERCISES:
-        raise ValueError(f"there is no exercise {name!r}; expected one of {', '.join(EXERCISES)}.")
+        known = ", ".join(EXERCISES) or "01.step, 04.quintic and so on"
+        raise ValueError(f"there is no exercise {name!r}; expected one of {known}.")
     exercise = EXERCISES[name]
     try:
         exercise.test(answer)

@@ -22,8 +22,9 @@ def gradcheck(
 
     The output is weighted by random numbers into one; its derivative along a random direction of
     each input must match ``(f(x + eps * d) - f(x - eps * d)) / (2 * eps)``. A few directions say
-    as much as all elements one by one: a wrong gradient passes with probability zero. Each
-    element is also checked by itself while an input has at most 64 of them.
+    as much as all elements one by one: a gradient that is wrong by much more than the tolerance
+    hardly ever passes, and one that is wrong by less is not seen. Each element is also checked by
+    itself while an input has at most 64 of them.
 
     Parameters
     ----------

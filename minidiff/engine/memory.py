@@ -19,7 +19,7 @@ __all__ = ["aligned", "empty", "rows", "zeros"]
 
 ALIGNMENT = 64  # bytes: a vector that crosses this boundary costs two loads
 SMALL = 1 << 16  # bytes, below which all of this matters little
-LIMIT = 1 << 27  # bytes kept beyond which what is unused is given back
+LIMIT = 1 << 27  # unused bytes that are kept at most when more is needed
 
 _lock = threading.Lock()
 _buffers: defaultdict[int, deque[NDArray[np.uint8]]] = defaultdict(deque)
@@ -41,11 +41,25 @@ def empty(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
             buffers.append(buffer)
             if references == ALONE:
                 return _view(buffer, shape, dtype, size)
-        if sum(size * len(buffers) for size, buffers in _buffers.items()) > LIMIT:
-            _buffers.clear()  # what is in use lives on with its users
+        _give_back()
         buffer = np.empty(size + ALIGNMENT, np.uint8)
         _buffers[size].append(buffer)
         return _view(buffer, shape, dtype, size)
+
+
+def _give_back() -> None:
+    """Let go of all that is unused, if that is more than LIMIT."""
+    unused = 0
+    for size, buffers in _buffers.items():
+        for _ in range(len(buffers)):
+            buffer, references = _take(buffers)
+            buffers.append(buffer)
+            unused += size * (references == ALONE)
+    for buffers in _buffers.values() if unused > LIMIT else ():
+        for _ in range(len(buffers)):
+            buffer, references = _take(buffers)
+            if references != ALONE:
+                buffers.append(buffer)
 
 
 def _take(buffers: deque[NDArray[np.uint8]]) -> tuple[NDArray[np.uint8], int]:

@@ -502,7 +502,22 @@ class Sequential(Module):
             raise ValueError(f"Sequential: {odd[0]!r} is no name of a layer; expected no . or /.")
 
     def _members(self) -> Iterator[tuple[str, Any]]:
-        return zip(self.names, self.layers, strict=True)
+        yield from zip(self.names, self.layers, strict=True)
+        for name, value in super()._members():  # what a subclass has besides
+            if name.partition(".")[0] not in ("layers", "names"):
+                yield name, value
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in getattr(self, "names", ()):
+            raise AttributeError(f"a layer is replaced by model[{name!r}] = layer.")
+        super().__setattr__(name, value)
+
+    def __setitem__(self, key: int | str, layer: Module) -> None:
+        """Put another layer in the place of one."""
+        if not isinstance(layer, Module):
+            raise TypeError(f"Sequential: {layer!r} is no layer; expected a module.")
+        self[key]  # which says what is wrong with the key
+        self.layers[self.names.index(key) if isinstance(key, str) else key] = layer
 
     def __len__(self) -> int:
         return len(self.layers)

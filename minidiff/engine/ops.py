@@ -831,7 +831,7 @@ class CrossEntropy(Op):
     """Mean over the batch of -log softmax(logits)[label], and a share of that of all classes."""
 
     def __init__(self, labels: NDArray[np.int64], smoothing: float) -> None:
-        self.labels, self.smoothing = labels, smoothing
+        self.labels, self.smoothing = labels.copy(), smoothing  # which a caller may use again
 
     def forward(self, logits: Array) -> Array:
         # Subtracting the largest logit changes nothing but keeps exp from overflowing.

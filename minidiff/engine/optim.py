@@ -31,8 +31,11 @@ class Group:
 
     Raises
     ------
+    TypeError
+        If a parameter is not a tensor.
     ValueError
-        If ``lr`` or ``weight_decay`` is not a finite number, 0 or more.
+        If ``lr`` or ``weight_decay`` is not a finite number, 0 or more, or a tensor is the result
+        of an op.
 
     Examples
     --------
@@ -52,6 +55,17 @@ class Group:
         _check("lr", self.lr)
         _check("weight_decay", self.weight_decay)
         self.parameters = list(self.parameters)
+        for parameter in self.parameters:
+            if not isinstance(parameter, Tensor):
+                raise TypeError(
+                    f"parameters: one is a {type(parameter).__name__}; expected tensors, such as "
+                    f"list(model.parameters())."
+                )
+            if parameter.creator is not None:
+                raise ValueError(
+                    f"parameters: a tensor of shape {parameter.shape} is the result of an op, so "
+                    f"no step on it would change anything; give the tensors it comes from."
+                )
         self.state = [{} for _ in self.parameters]
 
 
@@ -93,6 +107,8 @@ class Optimizer:
     def __init__(
         self, parameters: Iterable[Tensor] | Iterable[Group], lr: float, weight_decay: float
     ) -> None:
+        if isinstance(parameters, Tensor):
+            raise TypeError("parameters: one tensor; expected a list, [tensor].")
         items = list(parameters)
         if not items:
             raise ValueError("the optimiser was given no parameters.")
@@ -112,17 +128,28 @@ class Optimizer:
                 parameter.grad = None
 
     def step(self) -> None:
-        """Move every parameter that has a gradient, in place; ValueError if one is read-only."""
+        """Move every parameter that has a gradient, in place.
+
+        Raises ValueError if one is read-only, or its gradient has another shape; nothing moves.
+        """
+        for parameter in (p for group in self.groups for p in group.parameters):
+            if parameter.grad is None:
+                continue
+            if not parameter.data.flags.writeable:
+                raise ValueError(
+                    f"a parameter of shape {parameter.shape} is read-only, so no step can change "
+                    f"it; set its .data to a copy first."
+                )
+            if np.shape(parameter.grad) != parameter.shape:
+                raise ValueError(
+                    f"a parameter of shape {parameter.shape} has a gradient of shape "
+                    f"{np.shape(parameter.grad)}."
+                )
         for group in self.groups:
             for parameter, state in zip(group.parameters, group.state, strict=True):
                 if parameter.grad is None:
                     continue
                 weight = parameter.data
-                if not weight.flags.writeable:
-                    raise ValueError(
-                        f"a parameter of shape {weight.shape} is read-only, so no step can change "
-                        f"it; set its .data to a copy first."
-                    )
                 if not state:
                     state.update(self._initial(weight))
                 rows = parameter.live  # nothing depends on other slices, and none of them moves

@@ -12,6 +12,7 @@ The ops behind Python's operators, and those that change or reduce shapes, live 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from copy import copy
 from itertools import compress, count
 from typing import Any, SupportsIndex, TypeAlias, Union
 
@@ -82,7 +83,7 @@ class Op:
     skips = False
     active: Indices | None = None
     live: "tuple[Indices | None, ...]" = ()
-    inputs: "tuple[Tensor, ...]"
+    inputs: "tuple[Tensor, ...]" = ()
     needs: list[bool]
     versions: list[int]
 
@@ -96,6 +97,10 @@ class Op:
 
     def __call__(self, *inputs: TensorLike) -> "Tensor":
         """Apply the op, and record it if an input requires a gradient."""
+        if self.inputs:  # it is on the tape, and stays there with what backward will need
+            again = copy(self)
+            again.inputs = ()
+            return again(*inputs)
         self.inputs = tensors = _as_tensors(inputs)
         self.needs = [t.requires_grad for t in tensors]
         out = Tensor(self.forward(*[t.raw if self.skips else t.whole() for t in tensors]))
@@ -317,12 +322,12 @@ class Tensor:
                 continue
             _check_versions(op)
             owners: dict[int, list[int]] = {}  # of memory, and to whom parts of it go
-            for i, (parent, part) in enumerate(zip(op.inputs, op.backward(grad), strict=True)):
+            for i, (parent, part) in enumerate(zip(op.inputs, _parts(op, grad), strict=True)):
                 if part is None or not op.needs[i]:
                     continue
                 part = np.asarray(part, parent._data.dtype)
                 if part.shape != parent._data.shape:
-                    part = _unbroadcast(part, parent._data.shape)
+                    part = _unbroadcast(part, parent._data.shape, op)
                 key, lives = id(parent), op.live[i] if op.live else None
                 if key not in grads:
                     owners.setdefault(id(_owner(part)), []).append(key)
@@ -387,6 +392,9 @@ class Tensor:
 
     def __len__(self) -> int:
         return len(self._data)
+
+    def __iter__(self) -> "Iterator[Tensor]":
+        return iter([self[i] for i in range(len(self))])  # TypeError if there is no axis
 
     def __float__(self) -> float:
         return self.item()
@@ -509,11 +517,30 @@ def _check_versions(op: Op) -> None:
     )
 
 
-def _unbroadcast(grad: Array, shape: tuple[int, ...]) -> Array:
+def _parts(op: Op, grad: Array) -> tuple[Array | None, ...]:
+    """Return the gradients of an op's inputs."""
+    parts = op.backward(grad)
+    if not isinstance(parts, tuple) or len(parts) != len(op.inputs):
+        given = f"a tuple of {len(parts)}" if isinstance(parts, tuple) else type(parts).__name__
+        raise TypeError(
+            f"backward of {type(op).__name__} returned {given}; expected a tuple of "
+            f"{len(op.inputs)}, one gradient (or None) for each input."
+        )
+    return parts
+
+
+def _unbroadcast(grad: Array, shape: tuple[int, ...], op: Op) -> Array:
     """Sum a gradient over the axes along which its input was broadcast."""
-    grad = np.asarray(grad.sum(axis=tuple(range(grad.ndim - len(shape)))))
-    stretched = tuple(i for i, n in enumerate(shape) if n == 1 and grad.shape[i] != 1)
-    return np.asarray(grad.sum(axis=stretched, keepdims=True)) if stretched else grad
+    part = np.asarray(grad.sum(axis=tuple(range(grad.ndim - len(shape)))))
+    stretched = tuple(i for i, n in enumerate(shape) if n == 1 and part.shape[i : i + 1] != (1,))
+    if part.ndim == len(shape) and stretched:
+        part = np.asarray(part.sum(axis=stretched, keepdims=True))
+    if part.shape != shape:
+        raise ValueError(
+            f"backward of {type(op).__name__} returned a gradient of shape {grad.shape} for an "
+            f"input of shape {shape}."
+        )
+    return part
 
 
 def _plain(number: Any) -> Any:
@@ -754,11 +781,17 @@ class Tanh(Op):
         return (grad * (1 - self.out * self.out),)
 
 
+def logistic(a: NDArray[Any]) -> Array:
+    """Return 1 / (1 + exp(-a)); exp of what is never positive cannot overflow."""
+    small = np.exp(-np.abs(a))
+    return np.asarray(np.where(a >= 0, 1, small) / (1 + small))
+
+
 class Sigmoid(Op):
-    """1 / (1 + exp(-a)), computed through tanh, which cannot overflow."""
+    """1 / (1 + exp(-a))."""
 
     def forward(self, a: Array) -> Array:
-        self.out = np.asarray(0.5 * np.tanh(0.5 * a) + 0.5)
+        self.out = logistic(a)
         return self.out
 
     def backward(self, grad: Array) -> tuple[Array | None, ...]:

@@ -535,7 +535,7 @@ def report(results: Mapping[str, Any]) -> str:
         ratio = dense["torch_milliseconds"] / dense["milliseconds"]
         lines.append(
             f"{'dense, in PyTorch':<24}{'':>10}{dense['torch_milliseconds']:>8.2f}"
-            f"   {ratio:.2f}x the time of ours, which has gates and surrogate"
+            f"   {ratio:.2f}x ours, gates and surrogate included"
         )
     largest = sorted(dense["kernels"].items(), key=lambda item: -item[1])
     lines += [

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from minidiff.engine import nn
 from minidiff.engine._types import Array
 from minidiff.engine.nn import Module
+from minidiff.engine.tensor import logistic
 
 from .gates import Gate, Gated, normal_tail
 from .groups import Groups
@@ -29,8 +30,7 @@ class StretchedSigmoid(GateTransform):
 
     def compute(self, x: Array) -> Array:
         number = x.dtype.type
-        half = number(0.5)
-        self.s = half * np.tanh(half * x / number(self.temperature)) + half  # cannot overflow
+        self.s = logistic(x / number(self.temperature))
         self.stretched = self.s * number(self.zeta - self.gamma) + number(self.gamma)
         return np.minimum(np.maximum(self.stretched, 0), 1)
 
@@ -108,7 +108,7 @@ class HardConcrete(Gate):
         """Return the probability that a gate is not 0 in training, and its derivative."""
         number = phi.dtype.type
         t = phi - number(self.beta * math.log(-self.gamma / self.zeta))
-        p = number(0.5) * np.tanh(number(0.5) * t) + number(0.5)
+        p = logistic(t)
         return p, p * (1 - p)
 
     def set_open(self, is_open: NDArray[np.bool_]) -> None:
@@ -300,6 +300,7 @@ class GroupLasso:
         for part, roots in self.parts:
             norms = part.norms()
             shrunk = np.maximum(0, norms - lr * strength * roots)
+            shrunk[~part.gate.is_open()] = 0  # though momentum moves its weights on
             part.scale(np.divide(shrunk, norms, out=np.zeros_like(norms), where=norms > 0))
             part.gate.set_open(shrunk > 0)
 

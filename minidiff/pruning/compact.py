@@ -16,7 +16,9 @@ compacted as well.
 """
 
 import copy
+import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -47,7 +49,7 @@ class Flow:
         Which of these count * places each input is.
     scale : (inputs,)
         What gates multiply each input by.
-    grid : (inputs, places) or None
+    grid : (inputs, H or 1, W or 1) or None
         What masks multiply the places of each input by, which only a Flatten makes into inputs.
     """
 
@@ -73,9 +75,9 @@ class Flow:
             return replace(self, scale=self.scale * module.evaluated())
         if isinstance(module, Mask):
             values = module.gate.evaluated()[module.groups.labels]
-            if module.of_slices and len(values) == len(self.scale):
+            if module.of_slices and len(values) in (1, len(self.scale)):
                 return replace(self, scale=self.scale * values.ravel())
-            grid = values.reshape(len(values), -1) * np.ones((len(self.scale), 1))
+            grid = values * np.ones((len(self.scale), 1, 1))
             return replace(self, grid=grid if self.grid is None else self.grid * grid)
         if isinstance(module, nn.Select):
             kept = module.indices
@@ -86,7 +88,10 @@ class Flow:
             origin = (self.origin[:, None] * times + np.arange(times)).ravel()
             scale = np.repeat(self.scale, times)
             if self.grid is not None:
-                scale = scale * np.broadcast_to(self.grid, (len(self.scale), times)).ravel()
+                _, height, width = self.grid.shape
+                # All along a row, or along all places, if the width is 1.
+                shape = (height, times // height) if width == 1 else (times // width, width)
+                scale = scale * np.broadcast_to(self.grid, (len(self.scale), *shape)).ravel()
             return Flow(self.count, self.places * times, origin, scale)
         return self
 
@@ -237,6 +242,9 @@ def _fold(model: Module) -> tuple[list[Piece], list[tuple[str, Module]]]:
         if flow is None and size:
             flow = Flow.of(size)
         following = next((size for size in sizes[position + 1 :] if size), None)
+        if flow is None and isinstance(module, Mask) and following:
+            after = layers[position : position + 1 + sizes[position + 1 :].index(following)]
+            flow = Flow.of(_channels(name, module, following, after))
         if flow is not None and not _fits(module, len(flow.origin), size, following):
             raise ValueError(
                 f"{name} does not fit: it is given {len(flow.origin)} channels or features; "
@@ -296,10 +304,25 @@ def _size(module: Module) -> int | None:
     if isinstance(module, Gate):
         return module.count
     if isinstance(module, Mask):
-        return len(module.groups.labels)
+        along = len(module.groups.labels)  # 1 stands for any number
+        return along if along > 1 else None
     if isinstance(module, nn.Select):
         return module.size
     return module.weight.shape[1] if isinstance(module, nn.Conv2d | nn.Linear) else None
+
+
+def _channels(name: str, mask: Mask, following: int, after: Sequence[tuple[str, Module]]) -> int:
+    """Return how many channels an input has that a mask is laid out over, each alike."""
+    if not any(isinstance(module, nn.Flatten) for _, module in after):
+        return following
+    places = mask.groups.labels.shape[1:]
+    if 1 in places:
+        raise ValueError(
+            f"{name} is a Mask over the network's input with labels of shape "
+            f"{mask.groups.labels.shape}, which does not tell how many channels and places the "
+            f"input has; give labels of its whole shape."
+        )
+    return following // math.prod(places)
 
 
 def _fits(module: Module, given: int, size: int | None, following: int | None) -> bool:

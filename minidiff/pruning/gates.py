@@ -23,7 +23,7 @@ from minidiff.engine import kernels, memory
 from minidiff.engine._types import Array, Indices
 from minidiff.engine.nn import Conv2d, Linear, Module, Parameter, Shape
 from minidiff.engine.ops import generator
-from minidiff.engine.tensor import Op, Tensor
+from minidiff.engine.tensor import Op, Tensor, logistic
 
 from .groups import Groups
 from .transform import BinaryGate, GateTransform, binary_gate, check_positive
@@ -79,7 +79,7 @@ class Gate(Module):
     phi : Parameter of shape (count,)
     frozen : bool
         Whether training, too, takes the values of evaluation, without noise, as when the network
-        settles in the end; gates on elements get no gradient then. False at first; set it.
+        settles in the end; phi gets no gradient from it then. False at first; set it.
 
     Raises
     ------
@@ -153,8 +153,11 @@ class Gate(Module):
         return scale_slices(x, self.values())
 
     def values(self, *, samples: int | None = None) -> Tensor:
-        """Return the gates' values, shape (count,), or of each sample, (count, samples)."""
-        phi: Tensor = self.phi
+        """Return the gates' values, shape (count,), or of each sample, (count, samples).
+
+        Where nothing is random they are alike for all samples, (count, 1).
+        """
+        phi = self.phi.detach() if self.frozen else self.phi
         shape = (self.count,) if samples is None else (self.count, samples)
         if samples is not None:
             phi = phi.reshape(self.count, 1)
@@ -241,7 +244,7 @@ class Gate(Module):
             return p, density
         t = (phi + number(self.width / 2)) * number(1 / self.sigma)
         if self.noise == "logistic":
-            p = number(0.5) * np.tanh(number(0.5) * t) + number(0.5)  # which does not overflow
+            p = logistic(t)
             density = p * (1 - p)
         elif self.noise == "uniform":
             p = np.clip(number(0.5) * t + number(0.5), 0, 1)
@@ -431,8 +434,7 @@ class Mask(Module):
 
     def apply(self, parameter: Tensor) -> Tensor:
         """Gate the elements of a parameter."""
-        z = self.gate.values()
-        return ScaleElements(self.groups)(parameter, z.detach() if self.gate.frozen else z)
+        return ScaleElements(self.groups)(parameter, self.gate.values())
 
     def output_shape(self, shape: Shape) -> Shape:
         """Return the shape, which the groups must fit."""
@@ -464,6 +466,8 @@ class Gated(Module):
 
     Raises
     ------
+    TypeError
+        If one of these is something else.
     ValueError
         If a gate's count or a mask's groups do not fit the layer, or a gate draws noise per sample.
 
@@ -484,6 +488,11 @@ class Gated(Module):
         weights: Masks = (),
         biases: Masks = (),
     ) -> None:
+        if not isinstance(layer, Conv2d | Linear):
+            raise TypeError(f"Gated: layer is {layer!r}; expected a Conv2d or Linear.")
+        for name, masks in (("weights", weights), ("biases", biases)):
+            if isinstance(masks, Gate):
+                raise TypeError(f"Gated: {name} is a Gate; expected Mask(gate, groups).")
         shape = layer.weight.shape
         for name, gate, count in (("outputs", outputs, shape[0]), ("inputs", inputs, shape[1])):
             if gate is not None and gate.count != count:
@@ -573,6 +582,11 @@ def binarize(model: Module) -> None:
     model
         With :class:`Gated` layers. Gates take the values of evaluation.
 
+    Raises
+    ------
+    ValueError
+        If a layer is in two Gated with gates of their own, as it has but one weight to multiply.
+
     Examples
     --------
     >>> layer = gate_units(Linear(4, 2, rng=np.random.default_rng(0)), initial=0.0)
@@ -595,8 +609,16 @@ def binarize(model: Module) -> None:
         gate for layer in layers.values() for _, gate in layer.gates() if id(gate) not in alone
     }
     values = {gate: gate.evaluated() for gate in gates}
+    tied: dict[int, Gated] = {}
     for layer in layers.values():
-        layer.fold(values)
+        other = tied.setdefault(id(layer.layer), layer)
+        if other is layer:
+            layer.fold(values)
+        elif list(other.gates()) != list(layer.gates()):
+            raise ValueError(
+                "binarize: two Gated share a layer but not their gates, so its weights cannot take "
+                "up what both multiply by; expected the same gates, or layers of their own."
+            )
     for gate, z in values.items():
         gate.set_open(z > 0)
 

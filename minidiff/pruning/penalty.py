@@ -165,7 +165,9 @@ class Live:
         for factor in self.product.factors:
             labels = channels if factor.labels is None else factor.labels[channels]
             product = product.times(factor.gate, labels)
-        source = channels if self.source is None else self.source[channels]
+        source = self.source
+        if not np.array_equal(channels, np.arange(self.size)):  # as a Flatten of single places
+            source = channels if source is None else source[channels]
         return Live(product, source, tuple((g, labels[channels]) for g, labels in self.places))
 
     def flattened(self, shape: Shape) -> "Live":
@@ -492,7 +494,7 @@ class LayerCount:
     inputs, outputs, weights, macs : (int, int)
         Left, and of how many. MACs are multiply-adds a sample.
     gated : tuple of str
-        Which roles gates play in it: "inputs", "outputs", "weights".
+        Which roles gates play in it: "inputs", "outputs", "weights", "biases".
 
     Examples
     --------
