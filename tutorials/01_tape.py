@@ -296,10 +296,10 @@ plt.show()
 # %% [markdown]
 # The lowest point is where both errors are alike: $h \approx \sqrt{\varepsilon}$ for forward
 # differences and $h \approx \sqrt[3]{\varepsilon}$ for central ones, which are over a hundred times
-# better there. In float32 the best step does worse than either, and one that is a hundred times too
-# small lets an error of some hundredths of a percent pass for rounding; `md.gradcheck` allows a
-# thousandth of a percent. So gradients are checked **in float64, with central differences**, even
-# if training is in float32.
+# better there. In float32 the best step does worse than either. With one that is a hundred times
+# too small, rounding alone makes some hundredths of a percent, and a mistake of that size could not
+# be told from it; `md.gradcheck` allows a thousandth of a percent. So gradients are checked **in
+# float64, with central differences**, even if training is in float32.
 
 
 # %%
@@ -499,7 +499,8 @@ start = [rng.standard_normal((hidden, 784)) / 28, np.zeros((hidden, 1)),
 # %% [markdown]
 # First the check, on a few images, in the way of the section before. To vary every one of the
 # parameters is not needed. The derivative along a *random direction* $d$ must be the gradient times
-# $d$, and a gradient that is wrong anywhere fails this with probability one.
+# $d$. In exact arithmetic a gradient that is wrong anywhere fails this with probability one; with a
+# tolerance, one that is wrong by much more than that is hardly ever missed, and less is not seen.
 
 # %%
 few, answers = images[:, :8], targets[:, :8]
@@ -579,7 +580,7 @@ assert apart < 1e-8
 # returns a gradient for each input, and an op's author need not think of broadcasting, as the tape
 # undoes it. {py:func}`minidiff.gradcheck` is the check from above: float64, central differences,
 # random directions, and single elements where they are few. Here is the activation $x\,\sigma(x)$
-# with a mistake in it, and without.
+# ($\sigma$ the logistic sigmoid) with a mistake in it, and without.
 
 # %%
 from minidiff.engine.tensor import Op

@@ -44,6 +44,10 @@ one_thread = threadpool_limits(1, "blas")
 #
 # $$ y_{n,o,i,j} = \sum_{c} \sum_{k} \sum_{l} w_{o,c,k,l} \; x_{n,c,i+k,j+l} . $$
 #
+# Here $n$ runs over samples and $c$ over *channels*. Each of the 50 *filters* $o$ makes one channel
+# of the output, of 8x8 places (P, Q below). As the kernel is not mirrored, mathematicians call it a
+# correlation; hence the name `correlate` later.
+#
 # Each term is a multiplication and an addition, so the work is twice the number of terms. Divided
 # by the time it gives a *rate*, in GFLOP/s, that can be compared across sizes and with the machine.
 # Other work on the machine must not count, so the clock is that of the process: it stands still
@@ -336,10 +340,10 @@ assert loads / (ROWS * vectors) < 1
 
 # %% [markdown]
 # How does one tell a compiler to use registers? A NumPy array lies in memory that others might see,
-# so what is written there must be written. But a piece of the *stack* that nobody else can see, and
-# that is indexed by constants only once short loops are unrolled, is moved to registers as if it
-# were so many separate variables. Numba has no word for this; an *intrinsic*, a function that emits
-# the compiler's own instructions, supplies it.
+# so what is written there must be written. Take instead a small array on the *stack*, which nobody
+# else can see. Once its short loops are unrolled, every index into it is a constant, and the
+# compiler treats its elements as separate variables and keeps them in registers. Numba has no word
+# for this; an *intrinsic*, a function that emits the compiler's own instructions, supplies it.
 
 
 # %%
@@ -459,10 +463,11 @@ assert seen.runs[:-1, 1].tolist() == [1, 3, 1]
 
 # %% [markdown]
 # One function makes both lists, from both sides. The second describes the *gradient of the input*:
-# each input place collects from the outputs that saw it. A dense layer is an image of one place. So
-# one kernel, `correlate` in `minidiff/engine/kernels.py`, computes all of these. It is the tile
-# from above, with loops over channels and parts, and blocks of 3 or 4 filters where 5 do not divide
-# them. (Its first call may be short: once compiled it is kept on disk.)
+# each input place collects from the outputs that saw it, summed over *filters*, so there the weight
+# is read with its first two axes swapped (the third argument). A dense layer is an image of one
+# place. So one kernel, `correlate` in `minidiff/engine/kernels.py`, computes all of these. It is
+# the tile from above, with loops over channels and parts, and blocks of 3 or 4 filters where 5 do
+# not divide them. (Its first call may be short: once compiled it is kept on disk.)
 
 
 # %%
@@ -489,8 +494,8 @@ assert np.allclose(np.moveaxis(result, -1, 0), right[:, :, ::2, ::2], rtol=0, at
 
 # %% [markdown]
 # The list of channels is data as well. To leave out every other channel is to give a shorter list:
-# the result is what zeros would have given, and half of the terms are not computed. That is all
-# that pruning will need from the engine.
+# the result is what zeros would have given, and half of the terms are not computed. Pruning will
+# use such lists for inputs and for outputs, forward and backward ([tutorial 7](07_compaction.py)).
 
 # %%
 half, zeroed = np.arange(0, 20, 2), x_last.copy()

@@ -105,7 +105,7 @@ def error(logits, labels):
 
 
 rng = np.random.default_rng(0)
-model = md.LeNet5(rng=rng, sparsity="dense")
+model = md.LeNet5(rng=rng, sparsity="dense")  # dense: without gates, which tutorial 4 is about
 optimizer = SGD(model.parameters(), lr=0.05)
 print(f"before: loss {evaluate(model, held_out)[0]:.2f}")
 for images, labels in batches(dataset.train, BATCH, **scale, rng=rng):
@@ -172,10 +172,11 @@ plt.show()
 # %% [markdown]
 # *Momentum* keeps a velocity, a sum of past slopes that fades (Polyak 1964):
 # $v \leftarrow \beta v + g$, $w \leftarrow w - \eta v$. Along the valley slopes agree and add up,
-# to a step $1 / (1 - \beta)$ as long; across it they alternate and cancel. *Nesterov's* variant
-# looks ahead: it moves by $\eta\,(g + \beta v)$, as if the next velocity were known already
-# (Sutskever et al. 2013), and overshoots less. How much it gains is known for quadratics: with
-# the best settings, plain descent needs a number of steps in proportion to $\kappa$, momentum to
+# to a step up to $1 / (1 - \beta)$ times as long; across it they alternate and cancel. *Nesterov's*
+# variant looks ahead (Sutskever et al. 2013): it updates $v$ as above, and then moves by
+# $\eta\,(g + \beta v)$ with the **new** $v$, as if one more gradient like this one had come
+# already. It overshoots less. How much *momentum* gains is known for quadratics: with the best
+# settings, plain descent needs a number of steps in proportion to $\kappa$, momentum to
 # $\sqrt\kappa$.
 
 # %%
@@ -204,8 +205,8 @@ assert needed["momentum", 1_000] / needed["momentum", 100] < 4
 # *cosine* (Loshchilov and Hutter 2017, arXiv:1608.03983).
 #
 # *Weight decay* adds $d\,w$ to the gradient: a weight that no image needs shrinks by a factor
-# $1 - \eta d$ a step. Biases are left alone. It is a mild restraint here; in [tutorial
-# 9](09_your_own.py) gates could not do without.
+# $1 - \eta d$ a step (without momentum; with 0.9, about ten times faster). Biases are left alone.
+# It is a mild restraint here; [tutorial 5](05_surrogate.py) shows why gates could not do without.
 #
 # With all of that the loop has the same five lines, in one function.
 
@@ -289,11 +290,12 @@ right.yaxis.set_minor_formatter("")
 plt.show()
 
 # %% [markdown]
-# The training loss ends far below the held-out loss, which has long stopped falling: the network
-# learns its training images by heart. Only images it has never seen tell what it knows of digits.
+# The training loss ends far below the held-out loss: the network learns its training images by
+# heart. Only images it has never seen tell what it knows of digits.
 #
 # Momentum fits the training images best, as asserted. Long steps without momentum mostly come
-# second: a part of what momentum is praised for is the length of its steps, and the schedule.
+# second: a part of what momentum is praised for is the length of its steps together with the
+# schedule, which these runs do not tell apart.
 # What the order on held-out images says is the question of the next section.
 #
 # ## Held out, and test
@@ -313,9 +315,10 @@ print(f"chosen: {chosen}; test error {rate:.2f} %, give or take {deviation:.2f}"
 assert rate < 12
 
 # %% [markdown]
-# The second number is the standard deviation by the choice of test images alone: $n$ of them with
-# a true error of $p$ scatter by $\sqrt{p (1 - p) / n}$. A difference that is smaller than that
-# says nothing. [Tutorial 8](08_mnist.py) returns to it.
+# The second number is the standard deviation by the choice of test images alone: $n$ of them with a
+# true error of $p$ scatter by $\sqrt{p (1 - p) / n}$. That is for one network. The difference of
+# two networks on *different* images scatters by $\sqrt2$ times as much; on the same images mostly
+# by less, as only those count on which they disagree. [Tutorial 8](08_mnist.py) returns to it.
 #
 # ## What filters see
 #

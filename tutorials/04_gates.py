@@ -304,19 +304,22 @@ for _ in range(5):
 # ## Exact zeros, and no slope where they are
 #
 # Let a gate multiply a unit of a dense layer, its weights and its bias: $y = z\,(v^\top x + b)$
-# with $z = g_w(\varphi)$. The tape needs two derivatives, and both have a factor that the gate
-# decides:
+# with $z = g_w(\varphi)$. The tape needs four derivatives. Three have the factor $z$, and that of
+# $\varphi$ has $g_w'$:
 #
 # $$\begin{aligned}
-# \frac{\partial L}{\partial v} &= z\, \frac{\partial L}{\partial y}\, x, \\
+# \frac{\partial L}{\partial v} &= z\, \frac{\partial L}{\partial y}\, x, \qquad
+# \frac{\partial L}{\partial b} = z\, \frac{\partial L}{\partial y}, \qquad
+# \frac{\partial L}{\partial x} = z\, \frac{\partial L}{\partial y}\, v, \\
 # \frac{\partial L}{\partial \varphi} &= g_w'(\varphi)\, \frac{\partial L}{\partial y}\, (v^\top x + b).
 # \end{aligned}$$
 #
-# Where the gate is closed $z = 0$, and then $g_w' = 0$ too. This is the third fact. So neither
-# $v^\top x$ nor anything that depends on it is needed, forward or backward: to leave it out is
-# **not an approximation**. Conditional computation during training, which the paper's abstract says
-# the method enables in theory, follows from it. Here is a layer of four units, two of them closed,
-# computed once by ordinary products and once by a layer that leaves out what is closed.
+# $\partial L / \partial x$ is what the layers before are given. Where the gate is closed $z = 0$,
+# and then $g_w' = 0$ too. This is the third fact. So neither $v^\top x$ nor anything that depends
+# on it is needed, forward or backward: to leave it out is **not an approximation**. Conditional
+# computation during training, which the paper's abstract says the method enables in theory, follows
+# from it. Here is a layer of four units, two of them closed, computed once by ordinary products and
+# once by a layer that leaves out what is closed.
 
 # %%
 layer = md.gate_units(nn.Linear(6, 4, rng=rng, dtype=np.float64), dtype=np.float64)
@@ -502,8 +505,8 @@ check("04.widest", widest)
 # %% [markdown]
 # **3.** A router sends each sample to exactly one of $k$ experts. Write `one_hot(p, n, rng)`, an
 # array of shape `(n, k)` of real numbers whose signs open exactly one gate in each row, gate $i$
-# with probability `p[i]`. There is a way without a gap about 0: add Gumbel noise to $\log p$; the
-# largest wins.
+# with probability `p[i]`. Only signs count here; one way is to add Gumbel noise to $\log p$, so
+# that the largest wins, and to make of that a score that is above 0 for the winner alone.
 
 
 # %%

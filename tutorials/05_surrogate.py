@@ -50,8 +50,8 @@ assert not gates.phi.grad[[0, 3, 4]].any()
 # %% [markdown]
 # ## Expected counts
 #
-# Add noise, and ask how often a gate is open. With $z = g_w(\varphi + \sigma\varepsilon)$ and $F$ the
-# distribution function of the (symmetric) noise,
+# Add noise, and ask how often a gate is open. With $z = g_w(\varphi + \sigma\varepsilon)$ and $F$
+# the distribution function of the (symmetric) noise,
 #
 # $$\begin{aligned}
 # \pi &= P(z \ne 0) = P(\varphi + \sigma\varepsilon > -w/2) \\
@@ -77,9 +77,10 @@ for noise in ("normal", "logistic", "uniform"):
 # %% [markdown]
 # For each noise the share of draws in which the gate is open, and below it $\pi$. A
 # **deterministic** gate is not open with a probability: it is open or not. We charge it as if it
-# had normal noise as long as it is open, and nothing once it has closed. So for deterministic gates
-# $\pi$ is a *stand-in*. It is below the truth, 1, and what counts is its slope, which does not die
-# where $g_w$ is flat.
+# had normal noise (of $\sigma = 1$, a setting) as long as it is open, and nothing once it has
+# closed. So for deterministic gates $\pi$ is a *stand-in*, between 1/2 and 1 while the gate is
+# open. Where $k$ gates are on a weight's way their product is between $2^{-k}$ and 1 times the true
+# count ([the method](../method.md), Proposition 5), and its slope does not die where $g_w$ is flat.
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Over phi from -2.5 to 2.5: a grey step from 0 to 1 at -0.5, whether the gate is open; a green smooth step between -0.5 and 0.5, the gate's value; an orange S-shaped curve, the open probability, with measured dots on it; and in blue the stand-in for deterministic gates, equal to the orange curve above -0.5, where it jumps from 0.5 to 0.", "width": "90%"}, "figure": {"caption": "The count (grey) and the gate (green) are flat at an open gate. The open probability (orange; dots are measured) is not. What a deterministic gate is charged (blue, dashed) is the same, until it closes."}}
 line = np.linspace(-2.5, 2.5, 1001)
@@ -262,7 +263,14 @@ assert at_first["filter of conv1"] == 25 + 24 * 25
 # $$\text{cross-entropy} \;+\; \lambda\,\frac{C(\varphi)}{C(\varphi_0)},$$
 #
 # with $C$ the expected cost, $\varphi_0$ where gates begin, and $\lambda$ rising from 0 over a
-# *ramp*. Gates learn between `start` and `stop` (shares of all steps), then they are frozen.
+# *ramp*. Gates learn between `start` and `stop` (shares of all steps), then they are frozen. Adam
+# (Kingma and Ba 2015) divides each slope by its usual size, so every $\varphi$ moves by about the
+# step size, however small its slope. {py:class}`minidiff.Surrogate` is `expected_cost` as an
+# object, to be called in each step.
+#
+# This $\lambda$ is the price of the whole network. [Tutorial 6](06_groups.py) keeps it; from
+# [tutorial 7](07_compaction.py) on, and in `minidiff train`, $\lambda$ is the price of *one* weight
+# in the loss summed over the $N$ training images: cross-entropy $+\, (\lambda/N)\, C$.
 
 # %%
 steps = 200 if SMALL else 1000
@@ -351,8 +359,10 @@ plt.show()
 # %% [markdown]
 # By its own 25 weights a filter of the first convolution is hardly worth closing, though nearly all
 # multiply-adds hang on these filters. So the uncoupled sum keeps them, and closes units of the
-# dense layer instead, as their price never falls. (One seed and a short training: errors of such
-# runs differ by chance as much as these do. The shapes of the networks are another matter.)
+# dense layer instead, as their price never falls. It differs in two ways, in fact: it forgets a
+# filter's weights in the next layer, and its prices never fall; this run does not tell the two
+# apart. (One seed and a short training: errors of such runs differ by chance as much as these do.
+# The shapes of the networks are another matter.)
 #
 # ## What a weight costs
 #
@@ -398,8 +408,9 @@ assert by_cost["macs"]["left"][2] > by_cost["weights"]["left"][2]
 # $$\min_v\; \tfrac12 (zv - 1)^2 + \tfrac d2 v^2 \;=\; \frac{d}{2\,(z^2 + d)}.$$
 #
 # Without decay that is 0 for *every* $z > 0$. Nothing holds the gate, so the price alone decides,
-# and it says down: the gate drifts, the weight grows, the charge falls, and nothing is saved. With
-# decay a small gate needs a large weight, which costs.
+# and it says down: the gate drifts, the weight grows, the charge falls, and nothing is saved. Where
+# it ends is worse: a gate that closes, for good, on a weight that is needed. With decay a small
+# gate needs a large weight, which costs.
 
 
 # %%
@@ -430,7 +441,7 @@ for decay, (z, weight, product, charge) in paths.items():
 z, weight, product, charge = paths[0.0]
 assert (np.diff(z[::100]) <= 0).all()  # down,
 assert (np.diff(weight[::100]) >= 0).all()  # up,
-assert abs(product[500:] - 1).max() < 0.02  # and nothing has changed
+assert abs(product[500:] - 1).max() < 0.02  # and what they compute has hardly changed
 assert abs(np.diff(paths[0.01][0][2000:])).max() < 1e-5  # with decay it comes to rest
 assert abs(paths[0.01][2][500:] - 1).max() < 0.02
 
@@ -493,9 +504,10 @@ for name, one in (
     assert (between > 0.6) == (name == "hard concrete")
 
 # %% [markdown]
-# So fact 2 bounds it, too, and fact 3 holds. With the settings of its paper it is less binary than
-# our default, as its transition is wider in units of the noise. The larger difference is that it is
-# stochastic in training by design. What does noise change?
+# So fact 2 bounds it, too, and fact 3 holds. With the settings of its paper ($\beta = 2/3$,
+# $\gamma = -0.1$, $\zeta = 1.1$; in evaluation it leaves $\beta$ out) it is less binary than our
+# gate with normal noise and $w = \sigma = 1$, as its transition is wider in units of the noise. The
+# larger difference is that it is stochastic in training by design. What does noise change?
 #
 # ## Deterministic against stochastic
 #
@@ -634,9 +646,9 @@ check("05.square", expected_square)
 
 # %% [markdown]
 # **3.** Where does the gate of the scale trap come to rest? Write `rests(strength, decay)`: the
-# $\varphi$ in $-0.5 \dots 1.5$ that minimises data loss, decay and price together, for $w = \sigma = 1$.
-# (For a deterministic gate that is open; a search over a fine grid will do.) Compare it with the
-# path above.
+# $\varphi$ in $-0.5 \dots 1.5$ that minimises data loss, decay and price together, for
+# $w = \sigma = 1$. (For a deterministic gate that is open; a search over a fine grid will do.)
+# Compare $g_1$ of it with $z$ of the path above.
 
 
 # %%

@@ -34,8 +34,8 @@ rng = np.random.default_rng(0)
 #
 # $$
 # \begin{aligned}
-# w'_e &= w_e\, z_{\ell(e)} \\
-# \frac{\partial L}{\partial z_g} &= \sum_{e:\, \ell(e) = g} w_e\, \frac{\partial L}{\partial w'_e}
+# \tilde w_e &= w_e\, z_{\ell(e)} \\
+# \frac{\partial L}{\partial z_g} &= \sum_{e:\, \ell(e) = g} w_e\, \frac{\partial L}{\partial \tilde w_e}
 # \end{aligned}
 # $$
 #
@@ -111,7 +111,7 @@ assert np.allclose(gate.phi.grad, grad_phi)
 print("z", z, " dL/dz", grad_z.round(2), " dL/dphi", gate.phi.grad.round(2))
 
 # %% [markdown]
-# The middle is fully open, so its $\phi$ gets no gradient from the data, as [tutorial
+# The middle is fully open, so its $\varphi$ gets no gradient from the data, as [tutorial
 # 4](04_gates.py) showed: only the surrogate of [tutorial 5](05_surrogate.py) moves it back into
 # the transition.
 #
@@ -119,8 +119,8 @@ print("z", z, " dL/dz", grad_z.round(2), " dL/dphi", gate.phi.grad.round(2))
 #
 # Five functions wrap a layer in {py:class}`minidiff.Gated`. Gates on filters and units multiply a
 # whole slice of the weight *and its bias*, so a closed filter is 0 throughout. Gates on inputs
-# multiply the activations rather than the weight, since $(W\,\mathrm{diag}(z))\,x = W\,(z \odot
-# x)$ and $x$ is mostly the smaller array.
+# multiply the activations rather than the weight: as $(W\,\mathrm{diag}(z))\,x = W\,(z \odot x)$
+# both are equal, and a closed channel is then a slice of zeros in $x$, which the layer leaves out.
 
 # %%
 conv, dense = nn.Conv2d(3, 8, 5, rng=rng), nn.Linear(64, 32, rng=rng)
@@ -163,7 +163,8 @@ print("kernels left:", (product != 0).any(axis=(2, 3)).sum())
 # The reverse works too: give one `Gate` to two layers, or put it into two masks. Below, one gate
 # on a hidden unit multiplies both what the unit computes and what the next layer reads of it. Then
 # a weight is there if *one* gate is open, not two, and the surrogate must not multiply the
-# probability with itself. It multiplies over the distinct groups on a weight's way.
+# probability with itself. It multiplies over the distinct groups on a weight's way. (That is for
+# deterministic gates. A stochastic one draws anew in each place, so let it act in one.)
 
 # %%
 first, second = nn.Linear(8, 16, rng=rng), nn.Linear(16, 4, rng=rng)
@@ -212,9 +213,9 @@ assert np.array_equal(per_batch(features).data, per_sample(features).data)
 
 # %% [markdown]
 # Per sample, the noise averages out within the batch, so the gradient has the same mean and a much
-# smaller spread. The price: a channel that is closed for one sample is open for another, so
-# nothing can be skipped in training (`active` is None). Once evaluated or frozen, both kinds are
-# the same deterministic gate.
+# smaller spread. The price: a channel that is closed for one sample is open for another, so nothing
+# can be skipped in training (`active`, the list of channels that are computed, is None: all). Once
+# evaluated or frozen, both kinds are the same deterministic gate.
 #
 # A mask over activations may have groups that spare nothing. Rows of an image are such: in front
 # of a convolution no weight and no multiply-add (MAC) is less when a row is dark. A surrogate that
@@ -409,13 +410,15 @@ plt.show()
 # channel, and to ask of each single weight whether it is zero would take longer than to multiply
 # by it. Compaction can only cut rows and columns, for the same reason. So a grouping saves work to
 # the extent that its groups **are** rows and columns, or empty them: blocks do so sooner than
-# single weights, as four outputs share their fate.
+# single weights, as four outputs share their fate. Whether slices or blocks end with less work
+# depends on the layers in which they have closed, as all were priced by weights; only slices store
+# no zeros.
 #
 # Time follows the work, though not in proportion: pools and copies take theirs besides, and layers
 # of different shapes do not run at the same rate. Of all these numbers, only the times differ from
 # run to run.
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Three rows of markers, for slices, blocks and single weights, on an axis of percent of the dense network. The markers for weights that are not zero are at about ten percent in all rows. Those for MACs computed and for time lie further to the right, least so for slices and most for single weights.", "width": "90%"}, "figure": {"caption": "What is left, in percent of the dense network: the same weights, different work."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Three rows of markers, for slices, blocks and single weights, on an axis of percent of the dense network. The markers for weights that are not zero are at about ten percent in all rows. Those for MACs computed and for time lie further to the right, most for single weights.", "width": "90%"}, "figure": {"caption": "What is left, in percent of the dense network: the same weights, different work."}}
 figure, axis = plt.subplots(figsize=(5.8, 2.9), layout="constrained")
 series = (
     ("weights", "weights", "#0072b2", "o"),
@@ -471,9 +474,10 @@ assert by_macs["weights"] > by_weights["weights"]
 # %% [markdown]
 # ## Exercises
 #
-# **1.** A partition of your own. A kernel that is its own mirror image could be stored by half.
-# Write `mirrored(size)`: the labels (or `md.Groups`) of shape (1, 1, size, size) under which a
-# place of a kernel and its left-right mirror image belong together, and no other places do.
+# **1.** A partition of your own: mirrored places of a kernel shall be kept or dropped together, so
+# that the *pattern* of zeros is symmetric. Write `mirrored(size)`: the labels (or `md.Groups`) of
+# shape (1, 1, size, size) under which a place of a kernel and its left-right mirror image belong
+# together, and no other places do.
 
 
 # %%

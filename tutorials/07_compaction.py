@@ -131,9 +131,9 @@ print("with NaN for all closed filters and units: the same logits")
 # %% [markdown]
 # ### Why no gradient is missing
 #
-# The gradients of the gates remain, $\partial L / \partial \phi = g'(\phi)\, \partial L / \partial
-# z$. To have $\partial L / \partial z$ of a closed filter, one has to compute what the filter
-# *would* have done, so it is exactly what skipping does not know. The dense step knows it:
+# The gradients of the gates remain, $\partial L / \partial \varphi = g'(\varphi)\, \partial L /
+# \partial z$. To have $\partial L / \partial z$ of a closed filter, one has to compute what the
+# filter *would* have done, so it is exactly what skipping does not know. The dense step knows it:
 
 # %%
 for name, gate in gates.items():
@@ -149,11 +149,11 @@ assert z["dense1.inputs"].grad[~dense1.inputs.is_open()].any()
 # For the inputs it is not zero. (For filters and units it is, but only because a ReLU follows,
 # whose derivative at exactly 0 is 0 by convention.) Yet it is always multiplied by $g' = 0$. So
 # two facts together make skipping exact, here for a slice $v$ of weights or inputs, gated to $y =
-# g(\phi)\,v$:
+# g(\varphi)\,v$:
 #
 # - $g = 0$: no output depends on $v$, and $\partial L / \partial v = g\, \partial L / \partial y =
 #   0$.
-# - $g' = 0$: $\partial L / \partial \phi = g' \sum v\, \partial L / \partial y = 0$, whatever
+# - $g' = 0$: $\partial L / \partial \varphi = g' \sum v\, \partial L / \partial y = 0$, whatever
 #   $\partial L / \partial y$ is, so nobody needs it.
 #
 # A gate with exact zeros alone would not do. The straight-through estimator (Bengio et al. 2013,
@@ -189,8 +189,9 @@ for name, parameter in small.named_parameters():
     print(f"{name:14} {parameter.shape}")
 
 # %% [markdown]
-# Again every bit is the same. With partly open gates it would be equal up to rounding, as their
-# factors are multiplied into weights at another place.
+# Again every bit is the same. With partly open gates the logits would be equal up to rounding, but
+# not the gradients: a weight of the compact network is $u = z v$, so $\partial L/\partial v = z\,
+# \partial L/\partial u$. That is why gates were made binary first.
 #
 # ## How the engine skips
 #

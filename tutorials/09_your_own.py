@@ -325,7 +325,8 @@ dense_models = [dense(seed) for seed in SEEDS]
 runs = {lam: [prune(seed, lam)[0] for seed in SEEDS] for lam in LAMBDAS}
 limit = mean_error(dense_models) + 1.0
 allowed = [lam for lam in LAMBDAS if mean_error(runs[lam]) <= limit]
-best = max(allowed, default=LAMBDAS[0])  # the strongest is the smallest
+assert allowed, "no lambda keeps within the limit: try weaker ones, or do not prune"
+best = max(allowed)  # the strongest leaves the smallest network
 for lam, models in runs.items():
     left = [int(m.layers[0].inputs.is_open().sum()) for m in models]
     print(

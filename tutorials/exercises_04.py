@@ -41,7 +41,7 @@ def widest(answer):
             f"with d = {d} and w = {w:.4g} the bound is {bound:.4g}, more than {share}."
         )
         assert bound >= share * (1 - 1e-6), (
-            f"with d = {d} and w = {w:.4g} the bound is {bound:.4g}; it could be as wide as {share}."
+            f"with d = {d} and w = {w:.4g} the bound is {bound:.4g}; it may be as much as {share}."
         )
 
 

@@ -9,7 +9,7 @@ from minidiff import nn
 
 @exercise(
     "06.mirrored",
-    hint="column c and column size - 1 - c must get one number: np.minimum of the two, say.\n"
+    hint="in a row, columns c and size - 1 - c must get one number: row * size + the lower.\n"
     "md.Groups.by takes any labels, and numbers them from 0 on.",
 )
 def mirrored(answer):

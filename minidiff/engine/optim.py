@@ -318,7 +318,8 @@ class Adam(Optimizer):
         super().__init__(parameters, lr, weight_decay)
         for beta in betas:
             _check("beta", beta, below=1)
-        _check("eps", eps)
+        if not 0 < eps < math.inf:  # 0 divides 0 by 0 where a gradient is 0
+            raise ValueError(f"eps is {eps}; expected a finite number above 0.")
         self.betas, self.eps = betas, eps
 
     def _initial(self, weight: Array) -> dict[str, Array]:

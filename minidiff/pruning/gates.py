@@ -115,7 +115,9 @@ class Gate(Module):
         if noise is not None and noise not in NOISES:
             raise ValueError(f"noise is {noise!r}; expected None, {', '.join(map(repr, NOISES))}.")
         if noise is not None and rng is None:
-            raise ValueError(f"noise {noise!r} needs rng, a numpy.random.Generator.")
+            raise ValueError(
+                f"{type(self).__name__} with noise {noise!r} needs rng, a numpy.random.Generator."
+            )
         if per_sample and noise is None:
             raise ValueError("per_sample is for stochastic gates; expected a noise with it.")
         self.width, self.noise, self.sigma = float(width), noise, float(sigma)

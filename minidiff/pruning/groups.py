@@ -80,7 +80,7 @@ class Groups:
         array([[0, 1, 2]])
         """
         shape = tuple(shape)
-        axes = (axes,) if isinstance(axes, int) else axes
+        axes = axes if isinstance(axes, tuple) else (int(axes),)
         kept = [n if i in axes else 1 for i, n in enumerate(shape)]
         if not axes or any(not 0 <= a < len(shape) for a in axes):
             raise ValueError(f"axes {axes} do not fit an array of shape {shape}.")

@@ -516,7 +516,8 @@ def count(model: Module, shape: Shape) -> list[LayerCount]:
     """Count what is left of each layer: inputs, outputs, weights and MACs.
 
     What cannot change the network's output does not count, though its own gate may be open: a
-    channel that no later layer uses, say.
+    channel that no later layer uses, say. (:func:`~minidiff.compact` may leave less: a unit
+    without weights of its own is a constant, which it adds to the next layer's biases.)
 
     Parameters
     ----------
