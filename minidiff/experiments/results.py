@@ -119,23 +119,6 @@ CHOICES_SMALL: dict[str, Mapping[str, Any]] = {
 }
 #: Every table of the results by name.
 EXPERIMENTS = {
-    "ablation": Experiment(
-        "What the recipe is made of",
-        "Each row changes one thing (a cost in other units goes with another λ). These runs hold "
-        "out 5,000 training images, and the error is that on them: choices were made by it.",
-        "",
-        {},
-        tuple(CHOICES.values()),
-        tuple(CHOICES),
-    ),
-    "ablation-small": Experiment(
-        "What the recipe of small networks is made of",
-        "The same for networks of a hundred times fewer weights, which are priced by weights.",
-        "",
-        {**SMALL, "penalty": 3.9},
-        tuple(CHOICES_SMALL.values()),
-        tuple(CHOICES_SMALL),
-    ),
     "structured": Experiment(
         "Structured LeNet5",
         "Gates on filters, on the inputs of the first dense layer and on its units; no "
@@ -196,6 +179,23 @@ EXPERIMENTS = {
         "lenet300",
         {**FINAL, **UNSTRUCTURED, "model": "lenet300"},
         _lambdas(2.8),
+    ),
+    "ablation": Experiment(
+        "What the recipe is made of",
+        "Each row changes one thing (a cost in other units goes with another λ). These runs hold "
+        "out 5,000 training images, and the error is that on them: choices were made by it.",
+        "",
+        {},
+        tuple(CHOICES.values()),
+        tuple(CHOICES),
+    ),
+    "ablation-small": Experiment(
+        "What the recipe of small networks is made of",
+        "The same for networks of a hundred times fewer weights.",
+        "",
+        {**SMALL, "penalty": 3.9},
+        tuple(CHOICES_SMALL.values()),
+        tuple(CHOICES_SMALL),
     ),
 }
 #: Changes that make it a matter of minutes, to see that all of it works.
