@@ -129,7 +129,7 @@ EXPERIMENTS = {
         (
             DENSE_RUN,
             *_lambdas(0.4),
-            *_lambdas(3.9, 17.0, **SMALL),
+            *_lambdas(3.9, 19.0, **SMALL),
         ),
     ),
     "structured-augmented": Experiment(
@@ -168,17 +168,17 @@ EXPERIMENTS = {
     ),
     "unstructured-augmented": Experiment(
         "Unstructured LeNet5, light augmentation",
-        "The same, with light augmentation.",
+        "The same with light augmentation, and with gates on groups as well.",
         "unstructured",
-        {**LIGHT, **UNSTRUCTURED},
-        _lambdas(10.0),
+        {**LIGHT, **UNSTRUCTURED, "sparsity": "combined"},
+        _lambdas(14.0),
     ),
     "lenet300": Experiment(
         "Unstructured LeNet-300-100",
-        "Gates on each weight; no augmentation.",
+        "Gates on each weight, on the pixels and on the units; no augmentation.",
         "lenet300",
-        {**FINAL, **UNSTRUCTURED, "model": "lenet300"},
-        _lambdas(2.8),
+        {**FINAL, **UNSTRUCTURED, "sparsity": "combined", "model": "lenet300"},
+        _lambdas(5.5),
     ),
     "ablation": Experiment(
         "What the recipe is made of",
