@@ -141,7 +141,7 @@ for (name, rows), colour in zip(found.items(), ("#0072b2", "#d55e00"), strict=Tr
     axes.annotate(
         "augmented" if "aug" in name else "not augmented",
         (x[-1], y[-1]),
-        xytext=(8, -3),
+        xytext=(8, -14),  # below the line of the paper
         textcoords="offset points",
         color=colour,
     )
