@@ -767,9 +767,11 @@ def test_a_layer_in_two_places_takes_up_its_gates_once() -> None:
     before = model(x).data
     md.binarize(model)
     np.testing.assert_allclose(model(x).data, before, rtol=1e-6)
-    other = nn.Sequential(md.gate_units(layer), md.gate_units(layer))
+    other = nn.Sequential(md.gate_units(layer, initial=0.0), md.gate_units(layer))
+    before = layer.weight.data.copy()
     with pytest.raises(ValueError, match="two Gated share a layer but not their gates"):
         md.binarize(other)
+    np.testing.assert_array_equal(layer.weight.data, before)  # nothing has changed
 
 
 def test_what_is_no_layer_and_a_gate_in_place_of_a_mask_are_refused() -> None:

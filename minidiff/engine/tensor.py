@@ -394,7 +394,7 @@ class Tensor:
         return len(self._data)
 
     def __iter__(self) -> "Iterator[Tensor]":
-        return iter([self[i] for i in range(len(self))])  # TypeError if there is no axis
+        return (self[i] for i in range(len(self)))  # TypeError if there is no axis
 
     def __float__(self) -> float:
         return self.item()
@@ -532,9 +532,9 @@ def _parts(op: Op, grad: Array) -> tuple[Array | None, ...]:
 def _unbroadcast(grad: Array, shape: tuple[int, ...], op: Op) -> Array:
     """Sum a gradient over the axes along which its input was broadcast."""
     part = np.asarray(grad.sum(axis=tuple(range(grad.ndim - len(shape)))))
-    stretched = tuple(i for i, n in enumerate(shape) if n == 1 and part.shape[i : i + 1] != (1,))
-    if part.ndim == len(shape) and stretched:
-        part = np.asarray(part.sum(axis=stretched, keepdims=True))
+    if part.ndim == len(shape):
+        stretched = tuple(i for i, n in enumerate(shape) if n == 1 and part.shape[i] != 1)
+        part = np.asarray(part.sum(axis=stretched, keepdims=True)) if stretched else part
     if part.shape != shape:
         raise ValueError(
             f"backward of {type(op).__name__} returned a gradient of shape {grad.shape} for an "

@@ -76,30 +76,20 @@ def _lambdas(*values: float, **changes: Any) -> tuple[Mapping[str, Any], ...]:
 def _epochs(gates: int, settle: int, *, ramp: int) -> dict[str, Any]:
     """Let gates learn for so many epochs, lambda rising over the first, and the network settle."""
     epochs = gates + settle
-    times = {"gate_start": 1.17, "gate_stop": gates, "ramp": ramp}
+    times = {"gate_start": 1.17, "gate_stop": gates, "ramp": ramp}  # the start is the recipe's
     return {"epochs": epochs, **{name: round(time / epochs, 4) for name, time in times.items()}}
 
 
 DENSE_RUN = {"sparsity": "dense", "epochs": 40}
 FINAL = {"held_out": 0}  # all has been chosen
 LIGHT = {"held_out": 0, "augment": True, "label_smoothing": 0.0}  # augmentation is enough
-# Where the aim is a hundred times fewer weights, weights are what to count, and gates learn for
-# twice as long. So small a network has no need of smoothed labels, but gains much by an average of
-# its weights, and that takes less long.
-SMALL = {
-    "label_smoothing": 0.0,
-    "cost": "weights",
-    "swa_lr": 0.05,
-    **_epochs(56, 40, ramp=24),
-}
-# Gates on each weight take longer to close than gates on groups.
-UNSTRUCTURED = {
-    "sparsity": "unstructured",
-    "cost": "weights",
-    "label_smoothing": 0.0,
-    "swa_lr": 0.05,
-    **_epochs(36, 44, ramp=18),
-}
+# Where the aim is a hundred times fewer weights, weights are what to count. So small a network has
+# no need of smoothed labels, but gains much by an average of its weights, and that takes less long.
+AVERAGED = {"cost": "weights", "label_smoothing": 0.0, "swa_lr": 0.05}
+# And gates learn for twice as long;
+SMALL = {**AVERAGED, **_epochs(56, 40, ramp=24)}
+# those on each weight take longer to close than gates on groups, too.
+UNSTRUCTURED = {**AVERAGED, "sparsity": "unstructured", **_epochs(36, 44, ramp=18)}
 # What each row of an ablation changes of the recipe.
 CHOICES: dict[str, Mapping[str, Any]] = {
     "recipe": {},

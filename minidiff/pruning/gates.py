@@ -611,16 +611,16 @@ def binarize(model: Module) -> None:
         gate for layer in layers.values() for _, gate in layer.gates() if id(gate) not in alone
     }
     values = {gate: gate.evaluated() for gate in gates}
-    tied: dict[int, Gated] = {}
+    once: dict[int, Gated] = {}  # as one layer may be in several
     for layer in layers.values():
-        other = tied.setdefault(id(layer.layer), layer)
-        if other is layer:
-            layer.fold(values)
-        elif list(other.gates()) != list(layer.gates()):
+        other = once.setdefault(id(layer.layer), layer)
+        if list(other.gates()) != list(layer.gates()):
             raise ValueError(
                 "binarize: two Gated share a layer but not their gates, so its weights cannot take "
                 "up what both multiply by; expected the same gates, or layers of their own."
             )
+    for layer in once.values():
+        layer.fold(values)
     for gate, z in values.items():
         gate.set_open(z > 0)
 
