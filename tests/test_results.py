@@ -14,6 +14,7 @@ from minidiff.experiments.cli import main
 from minidiff.experiments.published import PUBLISHED, Published, lenet5_cost
 from minidiff.experiments.results import (
     EXPERIMENTS,
+    Aim,
     Experiment,
     rows_of,
     runs_of,
@@ -81,10 +82,32 @@ def test_the_page_says_what_the_runs_have_come_to(tmp_path: Path) -> None:
         if drawn:
             assert imread(tmp_path / f"{name}.png").ndim == 3
     page = page.replace("\N{NO-BREAK SPACE}", " ")
-    assert page.count("0.70 ± 0.16") == sum(len(e.variants) for e in EXPERIMENTS.values())
+    written_rows = sum(len(e.variants) + len(e.aims) for e in EXPERIMENTS.values())
+    assert page.count("0.70 ± 0.16") == written_rows
     assert "43.0x ± 0.0 | 11.5x ± 0.0 | 8-10-112-68 | 5 | 1.5 |" in page
     assert "| 12 | Beta-Bernoulli dropout, 1e-2 | ~0.57 | 24.7x |" in page
     assert "L0 constrained, layerwise | 0.91 ± 0.05 | 42.6x | 6.7x" in page
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (Aim(0.7, 43, 11.4), "reached"),
+        (Aim(0.65, 43), "0.05 points over"),
+        (Aim(0.65, 86, 23), "0.05 points over; weights 50.0 % short; MACs 50.0 % short"),
+    ],
+)
+def test_an_aim_is_held_beside_what_was_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: Aim, said: str
+) -> None:
+    short = Experiment("Short", "", "structured", {"held_out": 0}, ({}, {}), aims={1: asked})
+    monkeypatch.setitem(EXPERIMENTS, "short", short)
+    page = written(tmp_path, ["short"], [0.5, 0.7, 0.6, 0.8, 0.9])
+    table = page.split("## Short")[0].replace("\N{NO-BREAK SPACE}", " ").splitlines()
+    rows = [row for row in table if row.startswith("| Short")]
+    assert len(rows) == 1
+    assert rows[0].startswith(f"| Short | ≤ {asked.error:.2f} % at ≥ {asked.weights}x")
+    assert rows[0].endswith(f" | 0.70 ± 0.16 % at 43.0x, 11.5x MACs | 5 | {said} |")
 
 
 def test_what_has_not_been_run_is_said(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ __all__ = ["DENSE", "PUBLISHED", "Published", "lenet5_cost"]
 
 #: Dense LeNet-5-Caffe without augmentation, error in %.
 DENSE = (
-    "0.82 +- 0.05 over five runs (Dynamic Sparse Training), 0.79 to 0.91 elsewhere, 0.66 and about "
+    "0.82 ± 0.05 over five runs (Dynamic Sparse Training), 0.79 to 0.91 elsewhere, 0.66 and about "
     "0.70 the best single reports"
 )
 

@@ -6,9 +6,9 @@ and the lines of the runs, ``runs.jsonl``, from which the page is written again 
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,9 +17,34 @@ from .published import DENSE, PUBLISHED, Published
 from .sweep import key, read_results
 from .training import Config
 
-__all__ = ["EXPERIMENTS", "QUICK", "Experiment", "Row", "rows_of", "runs_of", "write_results"]
+__all__ = [
+    "EXPERIMENTS",
+    "QUICK",
+    "Aim",
+    "Experiment",
+    "Row",
+    "rows_of",
+    "runs_of",
+    "write_results",
+]
 
 SEEDS = (0, 1, 2, 3, 4)
+
+
+class Aim(NamedTuple):
+    """What a row was to reach, said before it was run: at the frontier of what is published.
+
+    Attributes
+    ----------
+    error : float
+        At most, in %, as the mean of all seeds.
+    weights, macs : float
+        How many times fewer, at least; 0 asks for nothing.
+    """
+
+    error: float
+    weights: float
+    macs: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -41,6 +66,8 @@ class Experiment:
         What each row changes besides.
     labels : tuple of str
         What to call the rows, if not by method and strength.
+    aims : dict of Aim
+        Of rows that have one, by number.
 
     Examples
     --------
@@ -55,6 +82,7 @@ class Experiment:
     base: Mapping[str, Any]
     variants: tuple[Mapping[str, Any], ...]
     labels: tuple[str, ...] = ()
+    aims: Mapping[int, Aim] = field(default_factory=dict)
 
     @property
     def error(self) -> str:
@@ -121,6 +149,7 @@ EXPERIMENTS = {
             *_lambdas(0.4),
             *_lambdas(3.9, 19.0, **SMALL),
         ),
+        aims={1: Aim(0.6, 30, 8), 2: Aim(0.8, 100), 3: Aim(1.0, 200)},
     ),
     "structured-augmented": Experiment(
         "Structured LeNet5, light augmentation",
@@ -134,6 +163,7 @@ EXPERIMENTS = {
             *_lambdas(0.65),
             *_lambdas(4.5, **SMALL),
         ),
+        aims={1: Aim(0.45, 30), 2: Aim(0.6, 80)},
     ),
     "baselines": Experiment(
         "Other methods on the same engine",
@@ -155,6 +185,7 @@ EXPERIMENTS = {
         "unstructured",
         {**FINAL, **UNSTRUCTURED},
         _lambdas(7.0),
+        aims={0: Aim(0.75, 300)},
     ),
     "unstructured-augmented": Experiment(
         "Unstructured LeNet5, light augmentation",
@@ -162,6 +193,7 @@ EXPERIMENTS = {
         "unstructured",
         {**LIGHT, **UNSTRUCTURED, "sparsity": "combined"},
         _lambdas(14.0),
+        aims={0: Aim(0.6, 300)},
     ),
     "lenet300": Experiment(
         "Unstructured LeNet-300-100",
@@ -169,6 +201,7 @@ EXPERIMENTS = {
         "lenet300",
         {**FINAL, **UNSTRUCTURED, "sparsity": "combined", "model": "lenet300"},
         _lambdas(5.5),
+        aims={0: Aim(1.6, 60)},
     ),
     "ablation": Experiment(
         "What the recipe is made of",
@@ -225,6 +258,8 @@ class Row:
         Of the first seed.
     name : str
         Its label, if the experiment has given one.
+    aim : Aim or None
+        What it was to reach.
     errors, fewer_weights, fewer_macs, architectures : tuple
         Of each seed: the error in %, how many times fewer, and what is left as in "8-10-112-68".
     dense : str
@@ -237,13 +272,15 @@ class Row:
     Examples
     --------
     >>> left = ("5-16-157-61", "7-16-151-63")
-    >>> row = Row(Config(), "", (0.7, 0.8), (35, 36), (11, 10), left, "20-50-800-500", 2.0, {})
+    >>> dense = "20-50-800-500"
+    >>> row = Row(Config(), "", None, (0.7, 0.8), (35, 36), (11, 10), left, dense, 2.0, {})
     >>> row.architecture
     '6-16-154-62'
     """
 
     config: Config
     name: str
+    aim: Aim | None
     errors: tuple[float, ...]
     fewer_weights: tuple[float, ...]
     fewer_macs: tuple[float, ...]
@@ -313,6 +350,7 @@ def rows_of(
             Row(
                 config=runs[0][0],
                 name=experiment.labels[number] if experiment.labels else "",
+                aim=experiment.aims.get(number),
                 errors=tuple(end[experiment.error] for end in ends),
                 fewer_weights=fewer[0],
                 fewer_macs=fewer[1],
@@ -357,10 +395,12 @@ def write_results(directory: Path, names: Sequence[str], dataset: str, *, quick:
     parts = [HEAD]
     if quick:
         parts.append("```{warning}\nQuick mode: short runs of two seeds, to try the tools.\n```\n")
+    tables = {n: rows_of(EXPERIMENTS[n], lines, dataset, quick=quick) for n in names}
+    if dataset == "mnist" and not quick:
+        parts.append(_aims(tables))
     drawn: set[Config] = set()  # a row that stands in two tables is drawn once
-    for name in names:
+    for name, rows in tables.items():
         experiment = EXPERIMENTS[name]
-        rows = rows_of(experiment, lines, dataset, quick=quick)
         parts.append(f"## {experiment.title}\n\n{experiment.about}\n")
         if not rows:
             parts.append("Not run yet.\n")
@@ -405,6 +445,9 @@ Unstructured zeros save storage, and work only where whole filters, units or inp
 MACs are counted as if each zero were skipped.
 """
 
+AIMS = """Set before any of it was run, at the frontier of what is published. What was tried stands
+in [the design](../design.md#choices-of-training)."""
+
 NOTES = """Savings follow from the architecture where it is given; (~) was read off a chart. Most of
 these report the best test epoch, often of one run; ours report the last epoch of every run."""
 
@@ -418,6 +461,44 @@ SETTINGS = {
 PLUS_MINUS = "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}"
 
 
+def _aims(tables: Mapping[str, Sequence[Row]]) -> str:
+    lines = ["| | aim | measured | seeds | |", "|---" * 5 + "|"]
+    for table, rows in tables.items():
+        for row in rows:
+            if row.aim is None:
+                continue
+            error = round(spread(row.errors)[0], 2)
+            weights, macs = (round(spread(x)[0], 1) for x in (row.fewer_weights, row.fewer_macs))
+            aim = f"≤ {row.aim.error:.2f} % at ≥ {row.aim.weights:g}x"
+            if row.aim.macs:
+                aim += f", ≥ {row.aim.macs:g}x MACs"
+            missed = []
+            if error > row.aim.error:
+                missed.append(f"{error - row.aim.error:.2f} points over")
+            for name, asked, found in (
+                ("weights", row.aim.weights, weights),
+                ("MACs", row.aim.macs, macs),
+            ):
+                if found < asked:
+                    missed.append(f"{name} {100 * (1 - found / asked):.1f} % short")
+            measured = f"{_spread(row.errors, 2)} % at {weights:.1f}x, {macs:.1f}x MACs"
+            cells = (
+                EXPERIMENTS[table].title,
+                aim,
+                measured,
+                str(len(row.errors)),
+                "; ".join(missed) or "reached",
+            )
+            lines.append(f"| {' | '.join(cells)} |")
+    return f"## What was aimed at\n\n{AIMS}\n\n" + "\n".join(lines) + "\n"
+
+
+def _spread(values: Sequence[float], digits: int, unit: str = "") -> str:
+    """Say mean and standard deviation; a single run has none."""
+    mean, deviation = (f"{x:.{digits}f}" for x in spread(values))
+    return mean + unit + (PLUS_MINUS + deviation if len(values) > 1 else "")
+
+
 def _table(rows: Sequence[Row], error_name: str) -> str:
     columns = (
         *("", f"{error_name.replace('_', ' ')}, %", "fewer weights", "fewer MACs"),
@@ -425,13 +506,9 @@ def _table(rows: Sequence[Row], error_name: str) -> str:
     )
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for row in rows:
-        one = len(row.errors) == 1  # a single run has no deviation
-        error, deviation = spread(row.errors)
-        cells = [row.label, f"{error:.2f}" + ("" if one else f"{PLUS_MINUS}{deviation:.2f}")]
-        for values in (row.fewer_weights, row.fewer_macs):
-            mean, deviation = spread(values)
-            said = f"{mean:.1f}x" + ("" if one else f"{PLUS_MINUS}{deviation:.1f}")
-            cells.append(said if row.config.gated else "")
+        cells = [row.label, _spread(row.errors, 2)]
+        savings = (row.fewer_weights, row.fewer_macs)
+        cells += [_spread(values, 1, "x") if row.config.gated else "" for values in savings]
         cells += [row.architecture, str(len(row.errors)), f"{row.minutes:.1f}"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
@@ -474,6 +551,9 @@ def _records(row: Row) -> list[dict[str, Any]]:
 
 
 def _alt(experiment: Experiment, rows: Sequence[Row]) -> str:
+    if len(rows) == 1:
+        error, saving = spread(rows[0].errors)[0], spread(rows[0].fewer_weights)[0]
+        return f"{experiment.title}: test error over savings, {error:.2f} % at {saving:.0f}x"
     least = min(rows, key=lambda row: spread(row.errors)[0])
     most = max(rows, key=lambda row: spread(row.fewer_weights)[0])
     said = [
