@@ -13,7 +13,7 @@ same sum over pairs of an input channel c and a *part* p,
 where a part says through which place of the kernel the output place q sees which input place, and
 s counts the samples. Neighbouring output places that see their inputs alike form a *run*: memory
 that is contiguous in x and in out. Kernel size, stride and padding live in two index arrays
-(:func:`geometry`); a dense layer is a single place that sees a single place.
+(:func:`geometry`); a dense layer is a single place that sees each feature as a place of its own.
 
 **Register tiles.** The sums for 5 channels and 64 numbers of a run stay in registers while the
 loop goes over all channels and parts: 20 vector multiply-adds for 4 loads of x and 5 of weights,
@@ -269,6 +269,8 @@ def correlate(
     for task in prange(blocks * count):
         first, r = task // count * height, task % count
         begin, length = runs[r, 0] * samples, runs[r, 1] * samples
+        rows, begins = carray(_registers(inputs), ROWS), carray(_registers(inputs), ROWS)
+        biases = carray(_registers(x), ROWS)
         p0, p1 = U(runs[r, 2]), U(runs[r + 1, 2])
         if length < TILE:
             for i in range(first, min(first + height, outs.size)):
@@ -278,13 +280,12 @@ def correlate(
                     bias[o], out[o, begin : begin + length],
                 )  # fmt: skip
             continue
-        block, biases = np.empty(ROWS, np.int64), np.empty(ROWS, x.dtype)
         for i in range(ROWS):  # a block that is not full computes its last channel again
-            block[i] = outs[min(first + i, outs.size - 1)]
-            biases[i] = bias[block[i]]
+            o = outs[min(first + i, outs.size - 1)]
+            rows[i], biases[i], begins[i] = o * row, bias[o], o * out.shape[1] + begin
         _correlate_block(
-            height, flat_x, inputs, shifts, flat_weight, _addresses(block, row, 0), columns, places,
-            p0, p1, biases, flat_out, _addresses(block, out.shape[1], begin), U(length),
+            height, flat_x, inputs, shifts, flat_weight, rows, columns, places, p0, p1, biases,
+            flat_out, begins, U(length),
         )  # fmt: skip
 
 

@@ -207,7 +207,7 @@ def conv2d(
 
 
 class Linear(Op):
-    """weight @ x + bias[:, None]: a convolution of a single place that sees a single place."""
+    """weight @ x + bias[:, None]: a single place that sees each feature, as a place of its own."""
 
     skips = True
 
@@ -254,14 +254,23 @@ class Linear(Op):
 
 
 POINT, _ = kernels.geometry((1, 1), (1, 1), (1, 1))
+ONLY = np.zeros(1, np.int64)  # the list of a single channel
 
 
 def _multiply(
     a: Array, swapped: bool, bias: Array, columns: Indices, rows: Indices, b: Array, out: Array
 ) -> None:
-    """Compute ``out = a @ b + bias``, or ``a.T @ b``, of some columns and rows of a (or of a.T)."""
+    """Compute ``out = a @ b + bias``, or ``a.T @ b``, of some columns and rows of a (or of a.T).
+
+    Columns are listed as parts of a single channel, as one loop over many parts is quicker than a
+    loop over many channels of one part.
+    """
+    weight, stride = (a.reshape(1, -1, 1), a.shape[1]) if swapped else (a[:, None, :], 1)
+    parts = np.empty((columns.size, 2), np.int64)
+    parts[:, 0], parts[:, 1] = columns, columns * stride
+    runs = np.array(((0, 1, 0), (1, 0, columns.size)))
     kernels.correlate(
-        b, a[:, :, None], swapped, bias, columns, rows, POINT.runs, POINT.parts, b.shape[1], out
+        b.reshape(1, -1), weight, swapped, bias, ONLY, rows, runs, parts, b.shape[1], out
     )
 
 
