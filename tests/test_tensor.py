@@ -831,3 +831,9 @@ def test_a_tensor_is_walked_along_its_first_axis_and_a_number_not_at_all() -> No
     assert [float(part) for part in Tensor([1.0, 2.0])] == [1.0, 2.0]
     with pytest.raises(TypeError):
         list(Tensor(3.0))
+
+
+@pytest.mark.parametrize("function", [np.asarray, lambda t: np.array([t, t]), np.stack])
+def test_numpy_gets_no_array_of_tensors(function: Callable[[Any], Any]) -> None:
+    with pytest.raises(TypeError, match=r"takes? its \.data"):
+        function(Tensor([1.0, 2.0]))

@@ -223,6 +223,10 @@ class Tensor:
         self._data = np.asarray(values, self.dtype)
         self.active, self._hollow = None, False
 
+    def __array__(self, *args: Any, **kwargs: Any) -> Array:
+        """Refuse: NumPy would put the tensor itself, one object, into an array."""
+        raise TypeError("a Tensor is not an array; NumPy functions take its .data.")
+
     @property
     def raw(self) -> Array:
         """The values, for ops: slices that are not active may hold anything."""

@@ -29,7 +29,7 @@ from minidiff.engine._types import Array, Indices
 from minidiff.engine.nn import Module, Parameter, Sequential
 
 from .gates import Gate, Gated, Mask
-from .penalty import chain
+from .penalty import known_layers
 
 __all__ = ["compact", "unnested"]
 
@@ -208,7 +208,8 @@ def unnested(model: Module) -> list[tuple[str, Module]]:
     """
     names: set[str] = set()
     return [
-        (_free(name.replace(".", "_") or "layer", names), module) for name, module in chain(model)
+        (_free(name.replace(".", "_") or "layer", names), module)
+        for name, module in known_layers(model)
     ]
 
 

@@ -264,7 +264,7 @@ def walk(model: Module, shape: Shape) -> tuple[list[Step], Live]:
     """
     live = Live.of(shape[0] if shape else 0)
     steps: list[Step] = []
-    for name, module in chain(model):
+    for name, module in known_layers(model):
         gated = module if isinstance(module, Gated) else None
         layer = gated.layer if gated else module
         try:
@@ -305,7 +305,7 @@ _LAYERS = (
 )  # fmt: skip
 
 
-def chain(model: Module) -> Iterator[tuple[str, Module]]:
+def known_layers(model: Module) -> Iterator[tuple[str, Module]]:
     """Yield (dotted name, layer) in order; TypeError for what pruning does not know."""
     for name, module in nn.chain(model):
         layer = module.layer if isinstance(module, Gated) else module
