@@ -21,11 +21,11 @@ from minidiff.experiments.runs import Run
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
 pytest.importorskip("safetensors", reason="checkpoints need safetensors")
 
-# Stochastic gates, augmentation, both optimisers, ramp and average: all that has a state.
+# Stochastic gates, dropout, augmentation, both optimisers, ramp and average: all with a state.
 SETTINGS = (
     *("--dataset", "digits", "--epochs", "6", "--batch-size", "100", "--lr", "0.02", "--augment"),
     *("--gate-lr", "0.05", "--gate-start", "0.1", "--initial", "0.5", "--lambda", "0.02"),
-    *("--noise", "normal", "--sigma", "0.3", "--swa-lr", "0.01"),
+    *("--noise", "normal", "--sigma", "0.3", "--swa-lr", "0.01", "--dropout", "0.1"),
 )
 
 

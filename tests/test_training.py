@@ -92,6 +92,20 @@ def test_augmented_and_float_images_train() -> None:
     assert records[-1]["loss"] < records[0]["loss"]
 
 
+@pytest.mark.parametrize("model", ["lenet5", "lenet300"])
+def test_pixels_are_dropped_in_training_alone(model: str) -> None:
+    trainer, records = run(dataclasses.replace(SHORT, epochs=2, model=model, dropout=0.3))
+    assert records[-1]["loss"] < records[0]["loss"]
+    network, images = trainer.model, np.ones((1, 28, 28, 4), np.float32)
+    dropped = network["dropout"](md.Tensor(images)).data
+    assert set(np.unique(dropped)) == {np.float32(0), np.float32(1 / 0.7)}
+    assert 0.2 < (dropped == 0).mean() < 0.4
+    network.eval()
+    before = network(images).data
+    np.testing.assert_array_equal(before[:, :1].repeat(4, axis=1), before)
+    np.testing.assert_allclose(md.compact(network)(images).data, before, atol=1e-5)
+
+
 def test_a_dense_network_has_no_gates_and_stays_whole() -> None:
     trainer, records = run(dataclasses.replace(SHORT, epochs=1, sparsity="dense"))
     assert not trainer.gates
@@ -223,6 +237,9 @@ def test_images_that_are_not_finite_are_refused_before_training() -> None:
         ("lr", float("nan")),
         ("momentum", 1.0),
         ("weight_decay", -1e-3),
+        ("label_smoothing", 1.0),
+        ("dropout", -0.1),
+        ("dropout", 1.0),
         ("warmup", -1),
         ("penalty", -0.1),
         ("penalty", float("inf")),

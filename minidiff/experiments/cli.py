@@ -313,6 +313,9 @@ def _add_training_options(group: Any) -> None:
     group.add_argument(
         "--label-smoothing", type=float, metavar="SHARE", help="of the target, over all classes"
     )
+    group.add_argument(
+        "--dropout", type=float, metavar="SHARE", help="of the pixels, in training (default: none)"
+    )
     group.add_argument("--batch-size", type=int, metavar="N")
     group.add_argument("--warmup", type=int, metavar="N", help="steps until --lr is reached")
     group.add_argument(

@@ -36,6 +36,10 @@ def _gating(sparsity: str, gate: type[Gate], settings: dict[str, Any]) -> Callab
     return gated
 
 
+def _dropout(share: float, rng: np.random.Generator) -> dict[str, Module]:
+    return {"dropout": nn.Dropout(share, rng=rng)} if share else {}
+
+
 class LeNet5(Sequential):
     """LeNet-5-Caffe for 28x28 images, 430,500 weights and 2,293,000 MACs.
 
@@ -52,6 +56,8 @@ class LeNet5(Sequential):
         both; what is of no use as a whole leaves first, and training is quicker. "dense": none.
     gate
         The class of the gates.
+    dropout
+        The share of pixels that are dropped in training, see :class:`~minidiff.nn.Dropout`.
     settings
         Of the gates, such as width, initial, noise, sigma.
 
@@ -75,10 +81,12 @@ class LeNet5(Sequential):
         rng: np.random.Generator,
         sparsity: str = "structured",
         gate: type[Gate] = Gate,
+        dropout: float = 0.0,
         **settings: Any,
     ) -> None:
         gated = _gating(sparsity, gate, {"rng": rng, **settings})
         super().__init__(
+            **_dropout(dropout, rng),
             conv1=gated(nn.Conv2d(1, 20, 5, rng=rng), "outputs"),  # (20, 24, 24, N)
             pool1=nn.MaxPool2d(2, relu=True),  # (20, 12, 12, N)
             conv2=gated(nn.Conv2d(20, 50, 5, rng=rng), "outputs"),  # (50, 8, 8, N)
@@ -97,7 +105,7 @@ class LeNet300(Sequential):
 
     Parameters
     ----------
-    rng, sparsity, gate, settings
+    rng, sparsity, gate, dropout, settings
         As of :class:`LeNet5`.
 
     Raises
@@ -120,10 +128,12 @@ class LeNet300(Sequential):
         rng: np.random.Generator,
         sparsity: str = "structured",
         gate: type[Gate] = Gate,
+        dropout: float = 0.0,
         **settings: Any,
     ) -> None:
         gated = _gating(sparsity, gate, {"rng": rng, **settings})
         super().__init__(
+            **_dropout(dropout, rng),
             flatten=nn.Flatten(),  # (784, N)
             dense1=gated(nn.Linear(784, 300, rng=rng), "inputs", "outputs"),  # (300, N)
             relu1=nn.ReLU(),

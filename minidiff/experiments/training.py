@@ -92,6 +92,9 @@ class Config:
     label_smoothing : float
         The share of the target that is spread over all classes, in [0, 1). While gates learn there
         is none, as the loss has to tell then what each group is worth.
+    dropout : float
+        The share of pixels that are dropped while training
+        (:class:`~minidiff.nn.Dropout`), in [0, 1).
     warmup : int
         The number of steps (at most half of all) over which the step size rises, before it falls
         along a cosine.
@@ -144,6 +147,7 @@ class Config:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     label_smoothing: float = 0.1
+    dropout: float = 0.0
     warmup: int = 250
     restart: bool = True
     swa_lr: float = 0.0
@@ -172,7 +176,8 @@ class Config:
             self._require(name, 0 < getattr(self, name) < math.inf, "a finite number above 0")
         for name in ("weight_decay", "penalty", "swa_lr"):
             self._require(name, 0 <= getattr(self, name) < math.inf, "a finite number, 0 or more")
-        self._require("label_smoothing", 0 <= self.label_smoothing < 1, "a share in [0, 1)")
+        for name in ("label_smoothing", "dropout"):
+            self._require(name, 0 <= getattr(self, name) < 1, "a share in [0, 1)")
         self._require("keep", 0 < self.keep <= 1, "a share above 0, at most 1")
         self._require("momentum", 0 < self.momentum < 1, "a number between 0 and 1")
         self._require("initial", math.isfinite(self.initial), "a finite number")
@@ -265,9 +270,10 @@ def build_model(config: Config, rng: np.random.Generator) -> Module:
     >>> sum(parameter.size for parameter in model.parameters() if parameter.ndim > 1)
     430500
     """
-    gate, settings = METHODS[config.method], {}
+    gate: type[Gate] = METHODS[config.method]
+    settings: dict[str, Any] = {"dropout": config.dropout}
     if gate is Gate:
-        settings = {key: getattr(config, key) for key in ("width", "initial", "noise", "sigma")}
+        settings |= {key: getattr(config, key) for key in ("width", "initial", "noise", "sigma")}
     return MODELS[config.model](rng=rng, sparsity=config.sparsity, gate=gate, **settings)
 
 
