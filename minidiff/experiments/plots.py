@@ -428,7 +428,7 @@ def pareto_figure(rows: "Sequence[Row]", published: "Sequence[Published]") -> "F
     >>> from minidiff.experiments.results import Row
     >>> from minidiff.experiments.training import Config
     >>> sizes = ("5-16-157-61",), "20-50-800-500"
-    >>> row = Row(Config(), "", (0.7,), (35.0,), (10.9,), *sizes, minutes=2.0, history={})
+    >>> row = Row(Config(), "", None, (0.7,), (35.0,), (10.9,), *sizes, minutes=2.0, history={})
     >>> [axes.get_xlabel() for axes in pareto_figure([row], []).axes]
     ['times fewer weights', 'times fewer MACs']
     """
