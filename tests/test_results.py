@@ -110,6 +110,10 @@ def test_an_aim_is_held_beside_what_was_measured(
     assert rows[0].endswith(f" | 0.70 ± 0.16 % at 43.0x, 11.5x MACs | 5 | {said} |")
 
 
+def test_tables_without_aims_have_no_table_of_aims(tmp_path: Path) -> None:
+    assert "aimed at" not in written(tmp_path, ["ablation-small"], [0.5, 0.7, 0.6, 0.8, 0.9])
+
+
 def test_what_has_not_been_run_is_said(tmp_path: Path) -> None:
     page = write_results(tmp_path, ["structured"], "mnist", quick=True).read_text()
     assert "Not run yet." in page

@@ -401,7 +401,8 @@ def write_results(directory: Path, names: Sequence[str], dataset: str, *, quick:
     if quick:
         parts.append("```{warning}\nQuick mode: short runs of two seeds, to try the tools.\n```\n")
     tables = {n: rows_of(EXPERIMENTS[n], lines, dataset, quick=quick) for n in names}
-    if dataset == "mnist" and not quick:
+    aimed = any(row.aim for rows in tables.values() for row in rows)
+    if aimed and dataset == "mnist" and not quick:
         parts.append(_aims(tables))
     drawn: set[Config] = set()  # a row that stands in two tables is drawn once
     for name, rows in tables.items():
@@ -468,34 +469,26 @@ PLUS_MINUS = "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}"
 
 def _aims(tables: Mapping[str, Sequence[Row]]) -> str:
     lines = ["| | aim | measured | seeds | |", "|---" * 5 + "|"]
-    for table, rows in tables.items():
+    for name, rows in tables.items():
         for row in rows:
-            if row.aim is None:
-                continue
-            error = round(spread(row.errors)[0], 2)
-            weights, macs = (round(spread(x)[0], 1) for x in (row.fewer_weights, row.fewer_macs))
-            aim = f"≤ {row.aim.error:.2f} % at ≥ {row.aim.weights:g}x"
-            if row.aim.macs:
-                aim += f", ≥ {row.aim.macs:g}x MACs"
-            missed = []
-            if error > row.aim.error:
-                missed.append(f"{error - row.aim.error:.2f} points over")
-            for name, asked, found in (
-                ("weights", row.aim.weights, weights),
-                ("MACs", row.aim.macs, macs),
-            ):
-                if found < asked:
-                    missed.append(f"{name} {100 * (1 - found / asked):.1f} % short")
-            measured = f"{_spread(row.errors, 2)} % at {weights:.1f}x, {macs:.1f}x MACs"
-            cells = (
-                EXPERIMENTS[table].title,
-                aim,
-                measured,
-                str(len(row.errors)),
-                "; ".join(missed) or "reached",
-            )
-            lines.append(f"| {' | '.join(cells)} |")
+            if row.aim:
+                cells = (EXPERIMENTS[name].title, *_aimed(row, row.aim))
+                lines.append(f"| {' | '.join(cells)} |")
     return f"## What was aimed at\n\n{AIMS}\n\n" + "\n".join(lines) + "\n"
+
+
+def _aimed(row: Row, aim: Aim) -> tuple[str, ...]:
+    """Say the aim, what was measured, of how many seeds, and what is missed, as far as shown."""
+    error = round(spread(row.errors)[0], 2)
+    weights, macs = (round(spread(x)[0], 1) for x in (row.fewer_weights, row.fewer_macs))
+    asked = f"≤ {aim.error:.2f} % at ≥ {aim.weights:g}x"
+    asked += f", ≥ {aim.macs:g}x MACs" if aim.macs else ""
+    missed = [f"{error - aim.error:.2f} points over"] if error > aim.error else []
+    for what, least, found in (("weights", aim.weights, weights), ("MACs", aim.macs, macs)):
+        if found < least:
+            missed.append(f"{what} {100 * (1 - found / least):.1f} % short")
+    measured = f"{_spread(row.errors, 2)} % at {weights:.1f}x, {macs:.1f}x MACs"
+    return asked, measured, str(len(row.errors)), "; ".join(missed) or "reached"
 
 
 def _spread(values: Sequence[float], digits: int, unit: str = "") -> str:
@@ -556,13 +549,10 @@ def _records(row: Row) -> list[dict[str, Any]]:
 
 
 def _alt(experiment: Experiment, rows: Sequence[Row]) -> str:
-    if len(rows) == 1:
-        error, saving = spread(rows[0].errors)[0], spread(rows[0].fewer_weights)[0]
-        return f"{experiment.title}: test error over savings, {error:.2f} % at {saving:.0f}x"
     least = min(rows, key=lambda row: spread(row.errors)[0])
     most = max(rows, key=lambda row: spread(row.fewer_weights)[0])
-    said = [
+    said = dict.fromkeys(
         f"{spread(row.errors)[0]:.2f} % at {spread(row.fewer_weights)[0]:.0f}x"
         for row in (least, most)
-    ]
-    return f"{experiment.title}: test error over savings, from {said[0]} to {said[1]}"
+    )
+    return f"{experiment.title}: test error over savings, {' to '.join(said)}"
