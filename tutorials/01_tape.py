@@ -296,10 +296,10 @@ plt.show()
 # %% [markdown]
 # The lowest point is where both errors are alike: $h \approx \sqrt{\varepsilon}$ for forward
 # differences and $h \approx \sqrt[3]{\varepsilon}$ for central ones, which are over a hundred times
-# better there. In float32 the best step does worse than either. With one that is a hundred times
-# too small, rounding alone makes some hundredths of a percent, and a mistake of that size could not
-# be told from it; `md.gradcheck` allows a thousandth of a percent. So gradients are checked **in
-# float64, with central differences**, even if training is in float32.
+# better there. In float32 even the best step is less accurate than both. With a step a hundred
+# times smaller than the best, rounding alone gives an error of some hundredths of a percent, which
+# would hide a wrong gradient of that size; `md.gradcheck` allows a thousandth of a percent. So
+# gradients are checked **in float64, with central differences**, even if training is in float32.
 
 
 # %%
@@ -320,7 +320,7 @@ assert 1 / 30 < steps[forward.argmin()] / eps ** (1 / 2) < 30
 assert 1 / 30 < steps[central.argmin()] / eps ** (1 / 3) < 30
 
 # %% [markdown]
-# **Exercise 01.step.** A second derivative can be had as $(f(x+h) - 2 f(x) + f(x-h)) / h^2$. Its
+# **Exercise 01.step.** A second derivative can be computed as $(f(x+h) - 2 f(x) + f(x-h)) / h^2$. Its
 # truncation error falls with $h^2$ too, but rounding is divided by $h^2$. Which step is about the
 # best in float64? Think first, then measure if you like.
 

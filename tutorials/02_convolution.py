@@ -464,10 +464,11 @@ assert seen.runs[:-1, 1].tolist() == [1, 3, 1]
 # %% [markdown]
 # One function makes both lists, from both sides. The second describes the *gradient of the input*:
 # each input place collects from the outputs that saw it, summed over *filters*, so there the weight
-# is read with its first two axes swapped (the third argument). A dense layer is an image of one
-# place. So one kernel, `correlate` in `minidiff/engine/kernels.py`, computes all of these. It is
-# the tile from above, with loops over channels and parts, and blocks of 3 or 4 filters where 5 do
-# not divide them. (Its first call may be short: once compiled it is kept on disk.)
+# is read with its first two axes swapped (the third argument). A dense layer has a single output
+# place, which sees each feature as an input place of its own. So one kernel, `correlate` in
+# `minidiff/engine/kernels.py`, computes all of these. It is the tile from above, with loops over
+# channels and parts, and blocks of 3 or 4 filters where 5 do not divide them. (Its first call may
+# be short: once compiled it is kept on disk.)
 
 
 # %%

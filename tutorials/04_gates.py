@@ -32,7 +32,7 @@ BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#666666"
 #
 # Which groups of a network stay is a vector $B \in \{0, 1\}^d$. If the choice is random, $B$ is a
 # *multivariate Bernoulli variable*: a probability for each of $2^d$ states, with any dependence
-# between the elements. Such a $B$ is had from real numbers by a hard step, $B_i = 1$ if $X_i > 0$
+# between the elements. Such a $B$ comes from real numbers by a hard step, $B_i = 1$ if $X_i > 0$
 # and else 0, but the derivative of the step is 0 wherever it exists. Nothing could be learnt
 # through it.
 #
@@ -247,7 +247,7 @@ right.set(xlabel="$g_w(X_1)$", ylabel="$g_w(X_2)$")
 plt.show()
 
 # %% [markdown]
-# ## Any law can be had
+# ## Any law can be reached
 #
 # Conversely, no law is out of reach. Given the probability of each state, draw a state and go out
 # from 0 on the side that it says, by $w/2$ and a bit more. That is a real-valued random vector, and
@@ -319,7 +319,8 @@ for _ in range(5):
 # on it is needed, forward or backward: to leave it out is **not an approximation**. Conditional
 # computation during training, which the paper's abstract says the method enables in theory, follows
 # from it. Here is a layer of four units, two of them closed, computed once by ordinary products and
-# once by a layer that leaves out what is closed.
+# once by a layer that leaves out what is closed. `md.gate_units` wraps a layer: `layer.layer` is
+# the Linear, and `layer.outputs` the gate, with a $\varphi$ for each unit.
 
 # %%
 layer = md.gate_units(nn.Linear(6, 4, rng=rng, dtype=np.float64), dtype=np.float64)

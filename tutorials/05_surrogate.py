@@ -10,7 +10,7 @@
 #   close a network altogether by asking too early.
 # - **You will learn**: what the surrogate computes exactly and where it is a stand-in, why a weight
 #   has two ends, what weight decay and a ramp are for, and what noise changes.
-# - **You need**: [tutorial 4](04_gates.py).
+# - **You need**: [tutorial 3](03_lenet5.py) and [tutorial 4](04_gates.py).
 
 # %%
 import itertools
@@ -79,8 +79,9 @@ for noise in ("normal", "logistic", "uniform"):
 # **deterministic** gate is not open with a probability: it is open or not. We charge it as if it
 # had normal noise (of $\sigma = 1$, a setting) as long as it is open, and nothing once it has
 # closed. So for deterministic gates $\pi$ is a *stand-in*, between 1/2 and 1 while the gate is
-# open. Where $k$ gates are on a weight's way their product is between $2^{-k}$ and 1 times the true
-# count ([the method](../method.md), Proposition 5), and its slope does not die where $g_w$ is flat.
+# open. A weight that is left, with $k$ gates on its way, is charged between $2^{-k}$ and 1, one that
+# is gone nothing; so the sum lies between $2^{-k}$ and 1 times the true count
+# ([the method](../method.md), Proposition 5), and its slope does not die where $g_w$ is flat.
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Over phi from -2.5 to 2.5: a grey step from 0 to 1 at -0.5, whether the gate is open; a green smooth step between -0.5 and 0.5, the gate's value; an orange S-shaped curve, the open probability, with measured dots on it; and in blue the stand-in for deterministic gates, equal to the orange curve above -0.5, where it jumps from 0.5 to 0.", "width": "90%"}, "figure": {"caption": "The count (grey) and the gate (green) are flat at an open gate. The open probability (orange; dots are measured) is not. What a deterministic gate is charged (blue, dashed) is the same, until it closes."}}
 line = np.linspace(-2.5, 2.5, 1001)
@@ -260,17 +261,18 @@ assert at_first["filter of conv1"] == 25 + 24 * 25
 #
 # Here is the training: SGD for the weights, Adam for $\varphi$, and the loss
 #
-# $$\text{cross-entropy} \;+\; \lambda\,\frac{C(\varphi)}{C(\varphi_0)},$$
+# $$\text{cross-entropy} \;+\; \lambda\,\frac{R(\varphi)}{R(\varphi_0)},$$
 #
-# with $C$ the expected cost, $\varphi_0$ where gates begin, and $\lambda$ rising from 0 over a
-# *ramp*. Gates learn between `start` and `stop` (shares of all steps), then they are frozen. Adam
-# (Kingma and Ba 2015) divides each slope by its usual size, so every $\varphi$ moves by about the
-# step size, however small its slope. {py:class}`minidiff.Surrogate` is `expected_cost` as an
-# object, to be called in each step.
+# with $R$ the expected cost, $\varphi_0$ where gates begin, and $\lambda$ rising from 0 over a
+# *ramp*. Gates learn between `start` and `stop` (shares of all steps), then they are *frozen*:
+# $\varphi$ is not moved any more, and a stochastic gate has no noise. Adam (Kingma and Ba 2015)
+# divides each slope by its usual size, so every $\varphi$ moves by about the step size, however
+# small its slope. {py:class}`minidiff.Surrogate` is `expected_cost` as an object, to be called in
+# each step.
 #
 # This $\lambda$ is the price of the whole network. [Tutorial 6](06_groups.py) keeps it; from
 # [tutorial 7](07_compaction.py) on, and in `minidiff train`, $\lambda$ is the price of *one* weight
-# in the loss summed over the $N$ training images: cross-entropy $+\, (\lambda/N)\, C$.
+# in the loss summed over the $N$ training images: cross-entropy $+\, (\lambda/N)\, R$.
 
 # %%
 steps = 200 if SMALL else 1000
@@ -305,7 +307,9 @@ def train(model, cost, strength, *, start=0.1, ramp=0.3, stop=0.8):
 
 
 # %% [markdown]
-# And what is left in the end, with the error on held-out images; then the uncoupled sum.
+# And what is left in the end: open filters of `conv1` and of `conv2`, inputs of `dense1` in use and
+# its units, as in `12-24-384-64`, with how many times fewer weights and multiply-adds (MACs) that
+# is, and the error on held-out images. Below it is the uncoupled sum.
 
 
 # %%
@@ -408,9 +412,9 @@ assert by_cost["macs"]["left"][2] > by_cost["weights"]["left"][2]
 # $$\min_v\; \tfrac12 (zv - 1)^2 + \tfrac d2 v^2 \;=\; \frac{d}{2\,(z^2 + d)}.$$
 #
 # Without decay that is 0 for *every* $z > 0$. Nothing holds the gate, so the price alone decides,
-# and it says down: the gate drifts, the weight grows, the charge falls, and nothing is saved. Where
-# it ends is worse: a gate that closes, for good, on a weight that is needed. With decay a small
-# gate needs a large weight, which costs.
+# and it says down: the gate drifts, ever more slowly, the weight grows, the charge falls, and
+# nothing is saved. The gate then says nothing about whether its weight is needed, and one large
+# step closes it, for good. With decay a small gate needs a large weight, which costs.
 
 
 # %%

@@ -29,13 +29,13 @@ rng = np.random.default_rng(0)
 # %% [markdown]
 # ## A partition is an array of labels
 #
-# Let $w$ be any array, and let $\ell(e)$ say to which group its element $e$ belongs. A gate $z_g$
+# Let $v$ be any array, and let $\ell(e)$ say to which group its element $e$ belongs. A gate $z_g$
 # for each group $g$ multiplies the elements of that group, and the chain rule sums over them:
 #
 # $$
 # \begin{aligned}
-# \tilde w_e &= w_e\, z_{\ell(e)} \\
-# \frac{\partial L}{\partial z_g} &= \sum_{e:\, \ell(e) = g} w_e\, \frac{\partial L}{\partial \tilde w_e}
+# \tilde v_e &= v_e\, z_{\ell(e)} \\
+# \frac{\partial L}{\partial z_g} &= \sum_{e:\, \ell(e) = g} v_e\, \frac{\partial L}{\partial \tilde v_e}
 # \end{aligned}
 # $$
 #
@@ -452,7 +452,7 @@ plt.show()
 #
 # | `cost=` | a weight costs | use it where |
 # |---|---|---|
-# | `"weights"` | 1 | size on disk counts, and for groups that only save storage |
+# | `"weights"` | 1 | size counts, and for groups that only save storage |
 # | `"macs"` | its multiply-adds for an image | time counts, and groups are slices |
 # | `"balanced"` | the cube root of these | both count; the recipe of `minidiff train` has it |
 # | `"groups"` | nothing, but each group costs 1 | groups save nothing that can be counted |

@@ -218,8 +218,9 @@ assert h.active is None
 # them, so a network in which nothing is closed runs the same code. The slices left out are not
 # even filled with zeros, until somebody looks.
 #
-# The optimiser takes part as well: it moves no weight behind a gate that has closed for good, not
-# even by weight decay.
+# The optimiser takes part as well: the weights of a filter or unit that has closed for good stand
+# still, not even weight decay moves them. (Those that read a closed input get no gradient either,
+# but decay, which changes no output.)
 
 # %%
 before = lenet.layers[0].layer.weight.data.copy()
@@ -302,11 +303,13 @@ plt.show()
 #
 # ## Compaction, step by step
 #
-# While training goes on, closed weights keep their memory. `md.compact` ends that in four passes.
-# The first multiplies all gates into weights. From there on **zeros** decide, not gates, so that
-# every combination of gates is one case. A small network shows all four. In `conv1` the weights of
-# filter 1 are closed but its bias is not gated; `conv2` has filter 0 closed; nobody reads filter 3
-# of `conv2`, as all of its places are closed as inputs of `dense`.
+# While training goes on, closed weights keep their memory. `md.compact` ends that in four passes:
+# *fold, settle, keep, cut*. A small network shows all four. In `conv1` the weights of filter 1 are
+# closed but its bias is not gated; `conv2` has filter 0 closed; nobody reads filter 3 of `conv2`,
+# as all of its places are closed as inputs of `dense`.
+#
+# **Fold.** All gates are multiplied into weights. From there on zeros decide, not gates, so that
+# every combination of gates is one case.
 
 
 # %%
@@ -358,9 +361,9 @@ small_conv2 = dict(compact_network.children())["conv2"]
 assert np.allclose(small_conv2.bias.data, by_hand[kept], rtol=1e-12)
 
 # %% [markdown]
-# **Padding is the exception.** With zeros around its input, `conv2` does not see a constant any
-# more: at the edges some of its weights meet 0 in place of 0.3. What it makes of channel 1 differs
-# from place to place, and no bias can say so.
+# Padding is the exception. With zeros around its input, `conv2` does not see a constant any more:
+# at the edges some of its weights meet 0 in place of 0.3. What it makes of channel 1 differs from
+# place to place, and no bias can say so.
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Two grids of numbers, what one filter makes of a constant channel. Without padding all numbers are equal. With padding the four in the middle equal those on the left, and those along the edges differ.", "width": "85%"}, "figure": {"caption": "What filter 1 of conv2 makes of a channel that is 0.3 everywhere. Without padding it is a constant; with it, only inside."}}
 constant = np.full((1, 4, 4, 1), 0.3)

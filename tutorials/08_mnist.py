@@ -1,13 +1,14 @@
 # %% [markdown]
 # # 8. LeNet5 on MNIST
 #
-# Of the experiments of the paper behind this project one number is public: LeNet5 on MNIST, pruned, has
-# 0.6 % test error. Neither its size nor its architecture is. This tutorial runs that experiment, puts it beside what
-# others have published, and shows how little such a table means if one does not ask how its numbers were chosen.
+# We work from the abstract of the paper behind this project and from one number, which Papers with Code
+# lists: LeNet5 on MNIST, pruned, has 0.6 % test error. How small that network is we do not know. This tutorial
+# runs such an experiment, puts it beside what others have published, and shows how little such a table means if one
+# does not ask how its numbers were chosen.
 #
 # - **You will do**: train and prune LeNet5 with the recipe of `minidiff train`, draw the front of error
-#   against size from all runs of [our results](../results/index.md), and measure how much an error gains
-#   when it is picked from the best epoch.
+#   against size from all runs of [our results](../results/index.md), and measure how much too low
+#   an error is when the best epoch is reported.
 # - **You will learn**: what each phase of the recipe does to the network, what a Pareto front says, and
 #   four questions to ask of every table of pruned networks.
 # - **You need**: [tutorial 4](04_gates.py) and [tutorial 5](05_surrogate.py); the tools of this page are the package's own.
@@ -33,7 +34,7 @@ print(len(dataset.train), "images to train on,", len(dataset.held_out), "held ou
 #
 # The network is LeNet-5 as it comes with Caffe: two convolutions with 20 and 50 filters of 5x5, each with a
 # pool, then a dense layer of 500 units and the ten logits. It has 430,500 weights, of which 400,000 are in
-# the first dense layer, and needs 2,293,000 multiply-adds for an image, of which three quarters are in the
+# the first dense layer, and needs 2,293,000 multiply-adds for an image, of which more than four fifths are in the
 # convolutions. So weights and work are in different places, and a number of the one says little about the other.
 #
 # Gates stand on the filters of both convolutions, on the 800 inputs of the first dense layer and on
@@ -162,7 +163,7 @@ axes.set_ylabel("test error, %")
 plt.show()
 
 # %% [markdown]
-# The paper's 0.6 % is a line, as its size is not known: at what saving a network of ours crosses it is all that can be
+# The paper's 0.6 % is a line, as we do not know its size: at what saving a network of ours crosses it is all that can be
 # compared. Augmentation, here shifts of up to two pixels, small turns and changes of size, is no method of pruning, and moves the
 # whole front. So a table that mixes both kinds compares data, not methods. Ask first **on what data** a number was reached.
 #

@@ -10,8 +10,8 @@
 #   loop, choose a strength on held-out data, and ship the smaller network.
 # - **You will learn**: to choose groups and their cost by what should get smaller, to tell a gate
 #   that has closed from one that is small, and to make a comparison that is fair.
-# - **You need**: [tutorial 5](05_surrogate.py) and [tutorial 6](06_groups.py); scikit-learn for
-#   its data, and the extra `onnx`.
+# - **You need**: tutorials [5](05_surrogate.py), [6](06_groups.py) and [7](07_compaction.py);
+#   scikit-learn for its data, and the extra `onnx`.
 
 # %%
 import time
@@ -106,9 +106,9 @@ print(f"in all  {size(whole):7,} weights {size(whole, 'macs'):7,} MACs")
 # | memory | inputs and units of the largest layer | of `dense1` |
 #
 # All of these are slices, which kernels and compaction leave out. Gates on single weights would
-# make the file smaller and nothing faster ([what to gate](../groups.md)). The last layer's
-# outputs have no gates, as all ten classes are wanted. Where several channels can only leave
-# together, a {py:class}`minidiff.Mask` gives them one gate: that is the first exercise.
+# make nothing faster, and no file smaller that is not compressed ([what to gate](../groups.md)).
+# The last layer's outputs have no gates, as all ten classes are wanted. Where several channels can
+# only leave together, a {py:class}`minidiff.Mask` gives them one gate: that is the first exercise.
 #
 # ## 3. What does a group cost?
 #
@@ -272,16 +272,16 @@ assert set(np.unique(z)) == {0.0, 1.0}
 # ## 5. Are weights decayed?
 #
 # Only the product of a gate and its weight matters to the loss. Without weight decay the price
-# can lower z while the weight grows in return: the product stays as it is, the gate goes down all
+# can lower z while the weight v grows in return: the product stays as it is, the gate goes down all
 # the same, and that says nothing about whether the weight is needed. Here is one weight that is
-# needed, with the loss $(z\,w - 1)^2$.
+# needed, with the loss $(z\,v - 1)^2$.
 
 # %%
 for decay in (0.0, 0.02):
-    gate, w = md.Gate(1), nn.Parameter([1.0])
-    sgd, adam = SGD([w], lr=0.1, weight_decay=decay), Adam([gate.phi], lr=0.005)
+    gate, v = md.Gate(1), nn.Parameter([1.0])
+    sgd, adam = SGD([v], lr=0.1, weight_decay=decay), Adam([gate.phi], lr=0.005)
     for step in range(1_200):
-        loss = ((gate() * w - 1.0) ** 2).sum() + 0.02 * gate.open_probability().sum()
+        loss = ((gate() * v - 1.0) ** 2).sum() + 0.02 * gate.open_probability().sum()
         for optimizer in (sgd, adam):
             optimizer.zero_grad()
         loss.backward()
@@ -289,8 +289,8 @@ for decay in (0.0, 0.02):
             optimizer.step()
         if step in (399, 1_199):
             (value,) = gate().data
-            print(f"decay {decay:4}, step {step + 1:4}: z {value:.3f}  w {w.item():.3f}")
-    assert abs(value * w.item() - 1) < 0.02
+            print(f"decay {decay:4}, step {step + 1:4}: z {value:.3f}  v {v.item():.3f}")
+    assert abs(value * v.item() - 1) < 0.02
     assert value < 0.8 if decay == 0 else value > 0.95
 
 # %% [markdown]

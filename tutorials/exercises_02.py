@@ -58,7 +58,7 @@ def tile(answer):
         )
         assert (r + v) / (r * v) <= best + 1e-9, (
             f"for {registers} registers, {r} x {v} has {(r + v) / (r * v):.3f} loads a "
-            f"multiply-add; {best:.3f} can be had."
+            f"multiply-add; {best:.3f} can be reached."
         )
 
 

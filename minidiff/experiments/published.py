@@ -98,7 +98,7 @@ CHART = "read off a chart; best epoch"
 PUBLISHED = (
     Published(
         "structured", "DiffPrune (the paper)", 0.6, "entry of arXiv:2012.03653 on Papers with Code",
-        note="neither architecture nor savings are public",
+        note="architecture and savings are not known to us",
     ),
     Published("structured", "L0 hard concrete, lambda/N", 0.9, TANG, "20-25-45-462"),
     Published("structured", "L0 hard concrete, lambda per layer", 1.0, TANG, "9-18-65-25"),
