@@ -4,7 +4,7 @@ The engine (:mod:`minidiff.engine`) differentiates; :mod:`minidiff.pruning` gate
 :mod:`minidiff.experiments` trains LeNet5 on MNIST, from Python or from the command line.
 """
 
-import sys
+import sys as _sys
 
 from .engine import nn, ops, optim
 from .engine.gradcheck import gradcheck
@@ -41,7 +41,7 @@ from .pruning.transform import binary_gate
 __version__ = "0.1.0"
 
 # So that `from minidiff.optim import SGD` works, too; `os` does it for `os.path`.
-sys.modules |= {"minidiff.nn": nn, "minidiff.ops": ops, "minidiff.optim": optim}
+_sys.modules |= {"minidiff.nn": nn, "minidiff.ops": ops, "minidiff.optim": optim}
 
 __all__ = [
     "Gate",

@@ -112,7 +112,7 @@ def test_in_batches() -> None:
     images = np.random.default_rng(0).integers(256, size=(10, 1, 6, 6), dtype=np.uint8)
     split = Split(images, np.arange(10))
     options: dict[str, Any] = {"mean": 0.5, "std": 0.25, "augment": Affine(0.0, 0.0, 0.0)}
-    plain = batches(split, 4, mean=0.5, std=0.25, rng=np.random.default_rng(0), drop_last=True)
+    plain = batches(split, 4, mean=0.5, std=0.25, rng=np.random.default_rng(0))
     first, labels = next(batches(split, 4, rng=np.random.default_rng(0), **options))
     expected, expected_labels = next(plain)
     np.testing.assert_array_equal(first, expected)

@@ -462,3 +462,15 @@ def test_names_of_exported_files_are_neither_saved_to_nor_loaded(
     path.write_bytes(b"PK")
     with pytest.raises(CheckpointError, match="was exported for other software"):
         md.load(path)
+
+
+def test_a_sequential_that_holds_more_than_layers_is_an_error(tmp_path: Path) -> None:
+    class Scaled(nn.Sequential):
+        def __init__(self, *layers: nn.Module) -> None:
+            super().__init__(*layers)
+            self.scale = nn.Parameter([2.0])
+            self.parts = [nn.ReLU()]
+
+    with pytest.raises(CheckpointError, match=r"a Scaled, holds more than layers: parts.0, scale"):
+        md.save(tmp_path / "x.safetensors", Scaled(nn.ReLU()))
+    assert not list(tmp_path.iterdir())

@@ -327,3 +327,25 @@ def test_a_mask_over_the_inputs_needs_to_tell_their_shape() -> None:
     rows = nn.Sequential(md.Mask(Gate(2), md.Groups([[[0], [1]]])), nn.Flatten(), last)
     with pytest.raises(ValueError, match="give labels of its whole shape"):
         md.compact(rows)
+
+
+class Sideways(nn.Sequential):
+    """A Sequential that holds modules besides its layers, which it does not apply."""
+
+    def __init__(self, *layers: nn.Module, rng: np.random.Generator) -> None:
+        super().__init__(*layers)
+        self.head = nn.Linear(3, 3, rng=rng)
+        self.rectifier = nn.ReLU()
+        self.gates = [layer.outputs for layer in layers if isinstance(layer, md.Gated)]
+
+
+def test_what_a_sequential_holds_besides_its_layers_is_no_layer() -> None:
+    rng = np.random.default_rng(0)
+    layer = md.gate_units(nn.Linear(4, 3, rng=rng), initial=0.2)
+    model = Sideways(layer, rng=rng)
+    x = rng.standard_normal((4, 5)).astype(np.float32)
+    expected = model.eval()(x).data
+    np.testing.assert_allclose(md.compact(model)(x).data, expected, rtol=1e-6)
+    predicted = md.Predictor(md.compact(model), (4,))(np.ascontiguousarray(x.T))
+    np.testing.assert_allclose(predicted.T, expected, rtol=1e-5)
+    assert [c.name for c in md.count(model, (4,))] == ["0"]

@@ -596,25 +596,23 @@ def random_split(count: int, dtype: Any = np.uint8, channels: int = 2) -> Split:
     st.integers(1, 40),
     st.integers(1, 50),
     st.one_of(st.none(), seeds),
-    st.booleans(),
     st.sampled_from([np.uint8, np.float32]),
 )
 def test_batches_cover_the_split_once_in_the_documented_layout(
-    count: int, size: int, seed: int | None, drop_last: bool, dtype: Any
+    count: int, size: int, seed: int | None, dtype: Any
 ) -> None:
     split = random_split(count, dtype)
-    drop_last = drop_last and size <= count
     rng = None if seed is None else np.random.default_rng(seed)
-    found = list(batches(split, size, mean=0.2, std=0.3, rng=rng, drop_last=drop_last))
+    found = list(batches(split, size, mean=0.2, std=0.3, rng=rng))
 
     sizes = [len(labels) for _, labels in found]
-    rest = [count % size] if count % size and not drop_last else []
+    rest = [count % size] if count % size else []
     assert sizes == [size] * (count // size) + rest
     order = np.concatenate([labels for _, labels in found])
     if seed is None:
         np.testing.assert_array_equal(order, np.arange(len(order)))
     else:
-        assert len(np.unique(order)) == len(order)  # so each exactly once, unless dropped
+        assert len(np.unique(order)) == len(order)  # so each exactly once
 
     for images, labels in found:
         assert images.dtype == np.float32
@@ -677,7 +675,6 @@ def test_augmented_images_are_in_the_range_of_the_split(result: Any) -> None:
         ({"size": -3}, "size is -3"),
         ({"size": 2.0}, "size is 2.0"),
         ({"size": True}, "size is True"),
-        ({"size": 11, "drop_last": True}, "split has 10 images and drop_last leaves none"),
         ({"mean": np.nan}, "mean is nan; expected a finite number"),
         ({"std": 0.0}, "std is 0.0; expected a positive finite number"),
         ({"std": -1.0}, "std is -1.0"),

@@ -152,9 +152,7 @@ def test_what_needs_no_example_has_none(name: str) -> None:
 
 
 @pytest.mark.parametrize("odd", [None, "a", 1j])
-@pytest.mark.parametrize(
-    "name", ["exp", "log", "sqrt", "tanh", "sigmoid", "erf", "relu", "flatten", "softmax"]
-)
+@pytest.mark.parametrize("name", ["relu", "flatten", "softmax"])
 def test_ops_refuse_what_a_tensor_refuses_as_their_module_says(name: str, odd: Any) -> None:
     with pytest.raises(TypeError, match="real numbers"):
         getattr(minidiff.ops, name)(odd)

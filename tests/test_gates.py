@@ -183,7 +183,7 @@ def test_a_deterministic_gate_keeps_a_gradient_through_its_open_probability_unti
     gate = gate_at(np.array([-0.5, -1.0, -0.49, 0.0, 3.0]))
     gate.open_probability().sum().backward()
     assert (gate.phi.grad > 0).tolist() == [False, False, True, True, True]
-    assert gate.phi.live.tolist() == [2, 3, 4]
+    assert gate.phi.reached.tolist() == [2, 3, 4]
 
 
 def test_the_optimiser_leaves_gates_alone_that_have_closed_for_good():
@@ -628,7 +628,7 @@ def test_to_leave_closed_weights_alone_changes_neither_the_outputs_nor_what_is_o
             gates.zero_grad()
             cost = md.expected_cost(model, (2, 9, 9))
             (md.ops.cross_entropy(logits, labels) + 0.02 * cost).backward()
-            live = model.layers[0].layer.weight.live
+            live = model.layers[0].layer.weight.reached
             shares.append(len(live))
             assert not np.delete(model.layers[0].layer.weight.grad, live, axis=0).any()
             if not leave:
@@ -650,7 +650,7 @@ def test_to_leave_closed_weights_alone_changes_neither_the_outputs_nor_what_is_o
 def test_weights_of_gates_that_may_open_again_are_not_left_alone():
     model = network(8, noise="normal")
     model(np.ones((2, 9, 9, 2))).sum().backward()
-    assert model.layers[0].layer.weight.live is None
+    assert model.layers[0].layer.weight.reached is None
 
 
 def test_a_layer_with_two_sets_of_gates_is_live_where_either_is_open():
@@ -659,9 +659,9 @@ def test_a_layer_with_two_sets_of_gates_is_live_where_either_is_open():
     second = md.Gated(layer, outputs=gate_at(np.array([-1.0, -1.0, 1.0, 1.0])))
     x = np.ones((2, 3))
     (first(x).sum() + second(x).sum()).backward()
-    np.testing.assert_array_equal(layer.weight.live, [0, 2, 3])
+    np.testing.assert_array_equal(layer.weight.reached, [0, 2, 3])
     layer(x).sum().backward()
-    assert layer.weight.live is None
+    assert layer.weight.reached is None
 
 
 @pytest.mark.parametrize("closed", [0, 2])
@@ -769,7 +769,7 @@ def test_a_layer_in_two_places_takes_up_its_gates_once() -> None:
     np.testing.assert_allclose(model(x).data, before, rtol=1e-6)
     other = nn.Sequential(md.gate_units(layer, initial=0.0), md.gate_units(layer))
     before = layer.weight.data.copy()
-    with pytest.raises(ValueError, match="two Gated share a layer but not their gates"):
+    with pytest.raises(ValueError, match="used in two places that do not gate it alike"):
         md.binarize(other)
     np.testing.assert_array_equal(layer.weight.data, before)  # nothing has changed
 
@@ -778,5 +778,5 @@ def test_what_is_no_layer_and_a_gate_in_place_of_a_mask_are_refused() -> None:
     with pytest.raises(TypeError, match="expected a Conv2d or Linear"):
         md.Gated(nn.ReLU())  # type: ignore[arg-type]  # that is the mistake
     dense = nn.Linear(4, 3, rng=np.random.default_rng(0))
-    with pytest.raises(TypeError, match=r"weights is a Gate; expected Mask\(gate, groups\)"):
+    with pytest.raises(TypeError, match=r"weights has a Gate; expected Mask\(gate, groups\)"):
         md.Gated(dense, weights=md.Gate(4))  # type: ignore[arg-type]  # that is the mistake

@@ -156,8 +156,9 @@ def test_a_gate_opens_and_closes_by_decision_too():
     ):
         gate.set_open(np.array([True, False, True]))
         assert gate.evaluated().tolist() == [1, 0, 1]
-        with pytest.raises(ValueError, match=r"shape \(2,\); expected \(3,\)"):
-            gate.set_open(np.array([True, False]))
+        for wrong in ([True, False], [0, 2, 1]):  # another size, and indices
+            with pytest.raises(ValueError, match="expected a bool for each of 3 groups"):
+                gate.set_open(np.array(wrong))
 
 
 # -- exactly binary
@@ -259,3 +260,73 @@ def test_a_mask_over_places_before_a_convolution_cannot_be_folded():
     model = nn.Sequential(rows=rows, conv=nn.Conv2d(1, 2, 3, rng=rng))
     with pytest.raises(ValueError, match="conv follows a Mask over single places"):
         md.compact(model)
+
+
+@pytest.mark.parametrize("labels", [(1, 1, 1), (3, 1, 1), (3, 4, 4)])
+def test_a_mask_of_whole_channels_counts_however_it_is_laid_out(labels: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(0)
+    groups = md.Groups(np.zeros(labels, np.int64))  # one, of all channels
+    mask = md.Mask(md.Gate(1), groups)
+    model = nn.Sequential(
+        nn.Conv2d(1, 3, 3, rng=rng), mask, nn.MaxPool2d(2), nn.Conv2d(3, 2, 1, rng=rng)
+    )
+    shape = (1, 6, 6)
+    md.Surrogate(model, shape)().backward()
+    assert mask.gate.phi.grad is not None
+    assert mask.gate.phi.grad[0] > 0
+    x = rng.standard_normal((*shape, 2)).astype(np.float32)
+    for is_open in (True, False):
+        mask.gate.set_open(np.array([is_open]))
+        assert [layer.weights[0] > 0 for layer in md.count(model, shape)] == [is_open] * 2
+        if is_open:
+            np.testing.assert_allclose(md.compact(model)(x).data, model(x).data, rtol=1e-5)
+        else:
+            with pytest.warns(UserWarning, match="nothing is left"):
+                small = md.compact(model)
+            np.testing.assert_allclose(small(x).data, model(x).data, rtol=1e-5)
+
+
+def test_a_parameter_that_is_not_gated_alike_wherever_it_is_used_is_not_binarised() -> None:
+    rng = np.random.default_rng(0)
+    plain, first, second = (nn.Linear(3, 3, rng=rng) for _ in range(3))
+    second.weight = first.weight  # tied
+    gate = md.Gate(3, initial=0.1)
+    rows, columns = (md.Groups.along((3, 3), axis) for axis in (0, 1))
+    tied = nn.Sequential(md.Gated(first, outputs=gate), md.Gated(second, outputs=gate))
+    for model in (
+        nn.Sequential(md.gate_units(plain, initial=0.1), plain),
+        nn.Sequential(
+            md.Gated(plain, weights=md.Mask(gate, rows)),
+            md.Gated(plain, weights=md.Mask(gate, columns)),
+        ),
+    ):
+        before = plain.weight.data.copy()
+        with pytest.raises(ValueError, match=r"shape \(3, 3\) is used in two places"):
+            md.binarize(model)
+        np.testing.assert_array_equal(plain.weight.data, before)
+    x = rng.standard_normal((3, 4)).astype(np.float32)
+    expected = tied(x).data
+    md.binarize(tied)  # gated alike, so the one weight takes it up once
+    np.testing.assert_allclose(tied(x).data, expected, rtol=1e-5)
+
+
+def test_what_is_no_gate_and_no_groups_is_refused() -> None:
+    dense: Any = nn.Linear(3, 2, rng=np.random.default_rng(0))
+    mask = md.Mask(md.Gate(2), md.Groups.along((2, 3), 0))
+    wrong: Any
+    for wrong in (mask, "x", 2):
+        with pytest.raises(TypeError, match=r"Gated: outputs is a \w+; expected a Gate"):
+            md.Gated(dense, outputs=wrong)
+    for wrong in ([md.Gate(6)], "x", md.Gate(6)):
+        with pytest.raises(TypeError, match=r"Gated: weights has a \w+; expected Mask"):
+            md.Gated(dense, weights=wrong)
+    for wrong in ((md.Gate(2), np.array([0, 1])), (np.ones(2), mask.groups)):
+        with pytest.raises(TypeError, match=r"expected a Gate and Groups"):
+            md.Mask(*wrong)
+
+
+def test_scales_that_the_dtype_cannot_hold_are_refused() -> None:
+    for name in ("width", "sigma"):
+        with pytest.raises(ValueError, match=f"{name} is 1e-40, which float32 cannot hold"):
+            md.Gate(2, **{name: 1e-40})  # type: ignore[arg-type]  # of a name that varies
+        md.Gate(2, **{name: 1e-40}, dtype=np.float64)  # type: ignore[arg-type]  # likewise

@@ -142,3 +142,15 @@ def test_what_is_in_use_is_used_again_later_however_much_it_is(
     del again
     memory.empty((2 * memory.SMALL,), np.uint8)  # now the ten are more than is kept unused
     assert sum(map(len, memory._buffers.values())) == 1
+
+
+def test_what_is_read_only_or_strided_is_copied_and_all_else_taken_as_it_is() -> None:
+    x = np.arange(12.0).reshape(3, 4)
+    assert memory.plain(x) is x
+    frozen = x.copy()
+    frozen.flags.writeable = False
+    for odd in (frozen, x.T, x[:, ::2]):
+        taken = memory.plain(odd)
+        assert taken.flags.c_contiguous
+        assert taken.flags.writeable
+        np.testing.assert_array_equal(taken, odd)

@@ -482,3 +482,21 @@ def test_what_a_kind_of_sequential_has_besides_is_found() -> None:
             self.scale = nn.Parameter(np.ones(1))
 
     assert list(Scaled().state_dict()) == ["scale"]
+
+
+@pytest.mark.parametrize("dtype", [int, bool, np.float16, np.longdouble, "complex64"])
+def test_dtypes_but_float32_and_float64_are_refused(dtype: Any) -> None:
+    for make in (
+        lambda: nn.Linear(3, 2, rng=generator(), dtype=dtype),
+        lambda: nn.Conv2d(1, 2, 3, rng=generator(), dtype=dtype),
+        lambda: md.Gate(3, dtype=dtype),
+        lambda: md.HardConcrete(3, rng=generator(), dtype=dtype),
+    ):
+        with pytest.raises(TypeError, match=r"dtype is \w+; expected float32 or float64"):
+            make()
+
+
+@pytest.mark.parametrize("name", ["training", "forward", "items", "layers", "names"])
+def test_a_layer_cannot_take_the_name_of_an_attribute(name: str) -> None:
+    with pytest.raises(ValueError, match=f"no layer can have the name '{name}', which an attribute has"):
+        nn.Sequential(**{name: nn.ReLU()})

@@ -631,3 +631,14 @@ def test_a_flatten_of_single_places_changes_nothing_about_what_is_spared() -> No
     behind = nn.Sequential(first, nn.Flatten(), gate, last)
     assert md.Surrogate(behind, (1, 8, 8))().item() == md.Surrogate(before, (1, 8, 8))().item()
     assert [c.weights[0] for c in md.count(behind, (1, 8, 8))] == [64, 2]
+
+
+def test_a_convolution_with_one_output_place_is_no_dense_layer() -> None:
+    rng = np.random.default_rng(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 5, rng=rng), nn.Flatten(), nn.Linear(8, 4, rng=rng))
+    assert md.architecture(md.count(model, (3, 5, 5))) == "8"
+
+
+def test_a_shape_may_be_a_list() -> None:
+    layer: Any = nn.Linear(4, 2, rng=np.random.default_rng(0))
+    assert md.count(layer, [4])[0].weights == (8, 8)  # type: ignore[arg-type]  # that is the test

@@ -171,3 +171,8 @@ def test_a_run_reports_what_went_wrong_whatever_it_is(monkeypatch: pytest.Monkey
     monkeypatch.setattr(sweeps, "Trainer", broken)
     line = run_once(SHORT.to_json(), test=False, threads=1)
     assert line["error"] == "RuntimeError: out of luck"
+
+
+def test_settings_that_are_equal_have_one_name() -> None:
+    assert Config(penalty=1) == Config(penalty=1.0)
+    assert key(Config(penalty=1, swa_lr=0)) == key(Config(penalty=1.0, swa_lr=0.0))

@@ -730,10 +730,10 @@ def test_what_is_known_of_a_gradient_is_forgotten_with_it() -> None:
     gate.phi.data = np.array([1, -1, 1], np.float32)
     layer = nn.Linear(2, 3, rng=np.random.default_rng(0))
     md.Gated(layer, outputs=gate)(np.ones((2, 4), np.float32)).sum().backward()
-    np.testing.assert_array_equal(layer.weight.live, [0, 2])
+    np.testing.assert_array_equal(layer.weight.reached, [0, 2])
     before = layer.weight.data.copy()
     layer.weight.grad = np.ones((3, 2), np.float32)
-    assert layer.weight.live is None
+    assert layer.weight.reached is None
     md.optim.SGD([layer.weight], lr=1.0).step()
     np.testing.assert_array_equal(layer.weight.data, before - 1)
 
@@ -837,3 +837,28 @@ def test_a_tensor_is_walked_along_its_first_axis_and_a_number_not_at_all() -> No
 def test_numpy_gets_no_array_of_tensors(function: Callable[[Any], Any]) -> None:
     with pytest.raises(TypeError, match=r"takes? its \.data"):
         function(Tensor([1.0, 2.0]))
+
+
+def test_an_index_is_that_of_the_forward_pass() -> None:
+    x, index = Tensor(np.arange(4.0), requires_grad=True), np.array([0, 0])
+    picked = x[index].sum()
+    index[:] = 2, 3
+    picked.backward()
+    np.testing.assert_array_equal(x.grad, [2, 0, 0, 0])
+
+
+@pytest.mark.parametrize("index", [1, -1, slice(1, 3), (slice(None, None, -2), None, 1), ..., True])
+def test_any_index_sends_each_gradient_back_to_its_element(index: Any) -> None:
+    values = np.random.default_rng(0).standard_normal((3, 4))
+    md.gradcheck(lambda x: x[index] * 2.0, [Tensor(values, requires_grad=True)])
+
+
+def test_an_exponent_that_is_no_number_is_refused() -> None:
+    x: Any = Tensor([1.0, 2.0])
+    for exponent in (np.array([1.0, 2.0]), x, "2", None):
+        with pytest.raises(TypeError, match=r"the exponent is a \w+; expected a number"):
+            x**exponent
+
+
+def test_the_mean_of_nothing_is_not_a_number() -> None:
+    assert np.isnan(Tensor(np.zeros((0, 3), np.float32)).mean().item())

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import minidiff as md
-from minidiff import no_grad
+from minidiff import nn, no_grad
 from minidiff.experiments.data import Dataset, Split, batches
 from minidiff.experiments.models import MODELS
 from minidiff.experiments.training import (
@@ -264,3 +264,12 @@ def test_a_configuration_survives_json_and_names_what_does_not_fit() -> None:
         assert Config.from_json(json.loads(json.dumps(config.to_json()))) == config
     with pytest.raises(ConfigError, match=r"unknown settings \['depth'\] and lacks \['lr'\]"):
         Config.from_json({"depth": 3} | {k: v for k, v in Config().to_json().items() if k != "lr"})
+
+
+def test_an_evaluation_leaves_each_modules_mode_as_it_was() -> None:
+    rng = np.random.default_rng(0)
+    model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5, rng=rng), nn.Linear(4, 10, rng=rng))
+    model[1].eval()
+    split = Split(np.zeros((3, 1, 2, 2), np.uint8), np.zeros(3, np.int64))
+    error_rate(model, split, mean=0.0, std=1.0)
+    assert [module.training for module in model] == [True, False, True]

@@ -112,7 +112,7 @@ plt.show()
 
 # %%
 def below(x):  # the normal distribution function
-    return 0.5 + 0.5 * md.ops.erf(x / math.sqrt(2)).data
+    return 0.5 + 0.5 * md.Tensor(x / math.sqrt(2)).erf().data
 
 
 def normal(n):

@@ -683,7 +683,7 @@ def square_solution(pi):
 
 def rests_solution(strength, decay):
     phi = np.linspace(-0.499, 1.5, 20_000)
-    pi = 0.5 + 0.5 * md.ops.erf((phi + 0.5) / math.sqrt(2)).data
+    pi = 0.5 + 0.5 * md.Tensor((phi + 0.5) / math.sqrt(2)).erf().data
     z = md.binary_gate(phi, 1.0)
     return phi[np.argmin(decay / (2 * (z**2 + decay)) + strength * pi)]
 

@@ -48,7 +48,7 @@ def square(answer):
 def rests(answer):
     phi = np.linspace(-0.4999, 1.5, 40_001)
     z = md.binary_gate(phi, 1.0)
-    pi = 0.5 + 0.5 * md.ops.erf((phi + 0.5) / math.sqrt(2)).data
+    pi = 0.5 + 0.5 * md.Tensor((phi + 0.5) / math.sqrt(2)).erf().data
     for strength, decay in ((0.05, 0.01), (0.05, 0.05), (0.02, 0.01)):
         found = answer(strength, decay)
         assert found is not None, "it returned None."

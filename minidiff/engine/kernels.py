@@ -29,7 +29,6 @@ The programs near the end are for prediction alone; :mod:`minidiff.engine.predic
 
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
 from math import erf as _erf
 from typing import Any
 
@@ -99,6 +98,11 @@ class Geometry:
     parts: Indices
 
 
+def windows(size: int, kernel: int, stride: int, padding: int = 0) -> int:
+    """Return how many windows fit along an axis; none, or fewer, if it is too short."""
+    return (size + 2 * padding - kernel) // stride + 1
+
+
 @lru_cache(maxsize=256)
 def geometry(
     size: tuple[int, int],
@@ -111,8 +115,7 @@ def geometry(
     The second is the first seen from the other side, as gradients need it.
     """
     (height, width), (tall, wide) = size, kernel
-    rows = (height + 2 * padding[0] - tall) // stride[0] + 1
-    columns = (width + 2 * padding[1] - wide) // stride[1] + 1
+    rows, columns = map(windows, size, kernel, stride, padding)
     i, j, k, n = np.ix_(*map(np.arange, (rows, columns, tall, wide)))
     y, x = i * stride[0] + k - padding[0], j * stride[1] + n - padding[1]
     inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
@@ -129,20 +132,16 @@ def _runs(shape: tuple[int, int], to: Indices, of: Indices, places: Indices) -> 
     """Group who sees whom by ``to``, and neighbours in a row that see alike into runs."""
     order = np.lexsort((places, to))
     to, of, places = to[order], of[order], places[order]
-    bounds = np.searchsorted(to, np.arange(shape[0] * shape[1] + 1))
-    runs: list[list[int]] = []
-    parts = []
-    count, before = 0, None
-    for q, (first, last) in enumerate(pairwise(bounds)):
-        view = np.stack([of[first:last] - q, places[first:last]], axis=1)
-        if before is not None and q % shape[1] and np.array_equal(view, before):
-            runs[-1][1] += 1
-            continue
-        runs.append([q, 1, count])
-        parts.append(view + np.array([q, 0]))
-        count, before = count + len(view), view
-    runs.append([shape[0] * shape[1], 0, count])
-    return Geometry(shape, np.array(runs), np.concatenate(parts))
+    size = shape[0] * shape[1]
+    seen = np.bincount(to, minlength=size)  # how many places each sees
+    before = np.arange(len(to)) - seen[to]  # what its neighbour sees, if that sees as many
+    differs = (of - of[before] != 1) | (places != places[before])
+    alike = np.arange(size) % shape[1] != 0
+    alike[1:] &= (seen[1:] == seen[:-1]) & (np.bincount(to[differs], minlength=size)[1:] == 0)
+    first = (~alike).nonzero()[0]
+    runs = [first, np.diff(first, append=size), np.cumsum(seen[first]) - seen[first]]
+    parts = np.stack([of, places], axis=1)[~alike[to]]
+    return Geometry(shape, np.array([*zip(*runs, strict=True), (size, 0, len(parts))]), parts)
 
 
 @inner

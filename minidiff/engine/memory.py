@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ._types import Array
 
-__all__ = ["aligned", "empty", "rows", "zeros"]
+__all__ = ["aligned", "empty", "plain", "rows", "zeros"]
 
 ALIGNMENT = 64  # bytes: a vector that crosses this boundary costs two loads
 SMALL = 1 << 16  # bytes, below which all of this matters little
@@ -84,13 +84,25 @@ def zeros(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
     return out
 
 
+def plain(x: Array) -> Array:
+    """Return ``x`` itself if it is contiguous and writeable; else a copy, which kernels can take.
+
+    (For read-only arrays each kernel would be compiled once more.)
+    """
+    return x if _is_plain(x) else np.array(x, order="C")
+
+
 def aligned(x: Array) -> Array:
-    """Return ``x`` itself if it is contiguous and, unless small, aligned; else a copy that is."""
-    if x.flags.c_contiguous and (x.nbytes < SMALL or _address(x) % ALIGNMENT == 0):
+    """Return ``x`` itself if it is as of :func:`plain` and, unless small, aligned; else a copy."""
+    if _is_plain(x) and (x.nbytes < SMALL or _address(x) % ALIGNMENT == 0):
         return x
     out = empty(x.shape, x.dtype)
     out[...] = x
     return out
+
+
+def _is_plain(x: Array) -> bool:
+    return x.flags.c_contiguous and x.flags.writeable
 
 
 def rows(x: Array) -> Array:

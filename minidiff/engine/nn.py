@@ -8,8 +8,9 @@ from numpy.typing import DTypeLike, NDArray
 
 from . import ops
 from ._types import Array
+from .kernels import windows
 from .ops import Pair, generator, pair
-from .tensor import Tensor
+from .tensor import Tensor, float_dtype
 
 Self = TypeVar("Self", bound="Module")
 Shape = tuple[int, ...]
@@ -83,7 +84,7 @@ class Module:
 
     def __repr__(self) -> str:
         """Show the class, the shapes of its parameters, and the modules in it, one a line."""
-        members = list(self._members())
+        members = list(self.members())
         own = [f"{name} {value.shape}" for name, value in members if isinstance(value, Parameter)]
         text = f"{type(self).__name__}({', '.join(own)})"
         for name, child in self.children():
@@ -99,7 +100,7 @@ class Module:
 
     def children(self) -> Iterator[tuple[str, "Module"]]:
         """Yield (name, module) for the modules directly below this one."""
-        for name, value in self._members():
+        for name, value in self.members():
             if isinstance(value, Module):
                 yield name, value
 
@@ -126,7 +127,8 @@ class Module:
         """List the parameters, each once, in order."""
         return [parameter for _, parameter in self.named_parameters()]
 
-    def _members(self) -> Iterator[tuple[str, Any]]:
+    def members(self) -> Iterator[tuple[str, Any]]:
+        """Yield (name, attribute); those in a list or tuple one by one, as in "weights.0"."""
         for name, value in vars(self).items():
             if isinstance(value, list | tuple):
                 yield from ((f"{name}.{i}", item) for i, item in enumerate(value))
@@ -134,7 +136,7 @@ class Module:
                 yield name, value
 
     def _walk(self, prefix: str) -> Iterator[tuple[str, Parameter]]:
-        for name, value in self._members():
+        for name, value in self.members():
             if isinstance(value, Parameter):
                 yield prefix + name, value
             elif isinstance(value, Module):
@@ -179,7 +181,7 @@ def he_normal(shape: Shape, rng: np.random.Generator, dtype: DTypeLike = np.floa
     """Draw weights (out, in, ...) with variance 2 / fan-in (He et al. 2015, arXiv:1502.01852)."""
     fan_in = int(np.prod(shape[1:]))
     values: Array = generator(rng).standard_normal(shape) * np.sqrt(2 / fan_in)
-    return values.astype(dtype)
+    return values.astype(float_dtype(dtype))
 
 
 class Conv2d(Module):
@@ -201,6 +203,8 @@ class Conv2d(Module):
 
     Raises
     ------
+    TypeError
+        If ``dtype`` is another.
     ValueError
         If a size is not an integer >= 1 (for padding, >= 0). When called, as of
         :func:`~minidiff.ops.conv2d`.
@@ -241,8 +245,7 @@ class Conv2d(Module):
         """Return (O, H', W') for (C, H, W)."""
         outputs, inputs = self.weight.shape[:2]
         _check_input(self, shape, len(shape) == 3 and shape[0] == inputs, f"({inputs}, H, W)")
-        moved = zip(shape[1:], self.kernel, self.stride, self.padding, strict=True)
-        out = (outputs, *((n + 2 * p - k) // s + 1 for n, k, s, p in moved))
+        out = (outputs, *map(windows, shape[1:], self.kernel, self.stride, self.padding))
         _check_input(self, shape, min(out) > 0, f"room for a kernel {self.kernel}")
         return out
 
@@ -259,6 +262,8 @@ class Linear(Module):
 
     Raises
     ------
+    TypeError
+        If ``dtype`` is another.
     ValueError
         If a size is not an integer >= 1. When called, as of :func:`~minidiff.ops.linear`.
 
@@ -347,8 +352,7 @@ class _Pool2d(Module):
     def output_shape(self, shape: Shape) -> Shape:
         """Return (C, H', W') for (C, H, W)."""
         _check_input(self, shape, len(shape) == 3, "(C, H, W)")
-        moved = zip(shape[1:], self.kernel, self.stride, strict=True)
-        out = (shape[0], *((n - k) // s + 1 for n, k, s in moved))
+        out = (shape[0], *map(windows, shape[1:], self.kernel, self.stride))
         _check_input(self, shape, min(out) > 0, f"room for a window {self.kernel}")
         return out
 
@@ -475,7 +479,8 @@ class Sequential(Module):
     TypeError
         If a layer is none, such as a list of layers or a class.
     ValueError
-        If two layers have one name, or a name is empty or has "." or "/" in it.
+        If two layers have one name, or a name is empty, has "." or "/" in it, or is that of an
+        attribute of every Sequential.
 
     Examples
     --------
@@ -500,10 +505,21 @@ class Sequential(Module):
         odd = [name for name in self.names if not name or set(name) & set("./")]
         if odd:
             raise ValueError(f"Sequential: {odd[0]!r} is no name of a layer; expected no . or /.")
+        own = {*dir(type(self)), "layers", "names"}
+        taken = [name for name in self.names if name in own]
+        if taken:
+            raise ValueError(
+                f"Sequential: no layer can have the name {taken[0]!r}, which an attribute has."
+            )
 
-    def _members(self) -> Iterator[tuple[str, Any]]:
-        yield from zip(self.names, self.layers, strict=True)
-        for name, value in super()._members():  # what a subclass has besides
+    def items(self) -> Iterator[tuple[str, Module]]:
+        """Yield (name, layer) in order, and nothing that a subclass holds besides."""
+        return zip(self.names, self.layers, strict=True)
+
+    def members(self) -> Iterator[tuple[str, Any]]:
+        """Yield (name, attribute): the layers, then what a subclass has besides."""
+        yield from self.items()
+        for name, value in super().members():
             if name.partition(".")[0] not in ("layers", "names"):
                 yield name, value
 
@@ -549,7 +565,7 @@ class Sequential(Module):
 def chain(model: Module, prefix: str = "") -> Iterator[tuple[str, Module]]:
     """Yield (dotted name, layer) in order, with the layers of Sequentials in their place."""
     if isinstance(model, Sequential) and type(model).forward is Sequential.forward:
-        for name, layer in model.children():
+        for name, layer in model.items():
             yield from chain(layer, f"{prefix}.{name}" if prefix else name)
     else:
         yield prefix, model

@@ -22,23 +22,15 @@ Pair: TypeAlias = int | tuple[int, int]
 
 __all__ = [
     "avg_pool2d",
-    "clip",
     "conv2d",
     "cross_entropy",
     "dropout",
-    "erf",
-    "exp",
     "flatten",
     "linear",
-    "log",
     "max_pool2d",
-    "maximum",
     "relu",
     "select",
-    "sigmoid",
     "softmax",
-    "sqrt",
-    "tanh",
 ]
 
 
@@ -88,7 +80,7 @@ class Conv2d(Op):
     def forward(self, x: Array, weight: Array, bias: Array) -> Array:
         x_active = self.inputs[0].active
         self.active, weight, bias = _computed(*self.inputs[1:])
-        self.x, self.weight = memory.aligned(x), np.ascontiguousarray(weight)
+        self.x, self.weight = memory.aligned(x), memory.plain(weight)
         self.ins, self.outs = _listed(x_active, len(x)), _listed(self.active, len(weight))
         self.seen, self.seeing = kernels.geometry(
             x.shape[1:3], weight.shape[2:], self.stride, self.padding
@@ -214,7 +206,7 @@ class Linear(Op):
     def forward(self, x: Array, weight: Array, bias: Array) -> Array:
         x_active = self.inputs[0].active
         self.active, weight, bias = _computed(*self.inputs[1:])
-        self.x, self.weight = memory.aligned(x), np.ascontiguousarray(weight)
+        self.x, self.weight = memory.aligned(x), memory.plain(weight)
         self.ins, self.outs = _listed(x_active, len(x)), _listed(self.active, len(weight))
         out = memory.empty((len(weight), x.shape[1]), x.dtype)
         if x.shape[1] < kernels.LANES and len(self.ins) == len(x):
@@ -337,153 +329,6 @@ def _same_dtype(name: str, **tensors: Tensor) -> None:
         raise ValueError(f"{name}: dtypes differ ({given}); expected all float32 or all float64.")
 
 
-# -- functions of one element ----------------------------------------------------------------
-
-
-def exp(x: TensorLike) -> Tensor:
-    """Exponential, element by element.
-
-    Parameters
-    ----------
-    x
-        Any shape.
-
-    Examples
-    --------
-    >>> exp([0.0, 1.0]).data.round(3)
-    array([1.   , 2.718], dtype=float32)
-    """
-    return _tensor(x).exp()
-
-
-def log(x: TensorLike) -> Tensor:
-    """Natural logarithm, element by element.
-
-    Parameters
-    ----------
-    x
-        Any shape.
-
-    Examples
-    --------
-    >>> log([1.0, 10.0]).data.round(3)
-    array([0.   , 2.303], dtype=float32)
-    """
-    return _tensor(x).log()
-
-
-def sqrt(x: TensorLike) -> Tensor:
-    """Square root, element by element.
-
-    Parameters
-    ----------
-    x
-        Any shape.
-
-    Examples
-    --------
-    >>> sqrt([4.0, 9.0]).data
-    array([2., 3.], dtype=float32)
-    """
-    return _tensor(x).sqrt()
-
-
-def tanh(x: TensorLike) -> Tensor:
-    """Hyperbolic tangent, element by element.
-
-    Parameters
-    ----------
-    x
-        Any shape.
-
-    Examples
-    --------
-    >>> tanh([0.0, 1.0]).data.round(3)
-    array([0.   , 0.762], dtype=float32)
-    """
-    return _tensor(x).tanh()
-
-
-def sigmoid(x: TensorLike) -> Tensor:
-    """Logistic function 1 / (1 + exp(-x)), element by element, computed without overflow.
-
-    Parameters
-    ----------
-    x
-        Any shape.
-
-    Examples
-    --------
-    >>> sigmoid([-1000.0, 0.0, 1.0]).data.round(3)
-    array([0.   , 0.5  , 0.731], dtype=float32)
-    """
-    return _tensor(x).sigmoid()
-
-
-def erf(x: TensorLike) -> Tensor:
-    """Error function, element by element.
-
-    Parameters
-    ----------
-    x
-        Any shape.
-
-    Examples
-    --------
-    >>> erf([0.0, 1.0]).data.round(3)
-    array([0.   , 0.843], dtype=float32)
-    """
-    return _tensor(x).erf()
-
-
-def maximum(x: TensorLike, y: TensorLike) -> Tensor:
-    """Larger of two, element by element; where equal, each gets half the gradient.
-
-    Parameters
-    ----------
-    x, y
-        Shapes that broadcast.
-
-    Raises
-    ------
-    ValueError
-        If the shapes do not broadcast.
-
-    Examples
-    --------
-    >>> x = Tensor([1.0, 2.0, 3.0], requires_grad=True)
-    >>> maximum(x, 2.0).sum().backward()
-    >>> x.grad
-    array([0. , 0.5, 1. ], dtype=float32)
-    """
-    return _tensor(x).maximum(y)
-
-
-def clip(x: TensorLike, low: float | None, high: float | None) -> Tensor:
-    """Limit to [low, high]; no gradient flows where the value is outside.
-
-    Parameters
-    ----------
-    x
-        Any shape.
-    low, high
-        Numbers; None for no limit.
-
-    Raises
-    ------
-    ValueError
-        If ``low`` is above ``high``.
-
-    Examples
-    --------
-    >>> x = Tensor([-1.0, 0.5, 2.0], requires_grad=True)
-    >>> clip(x, 0, 1).sum().backward()
-    >>> x.grad
-    array([0., 1., 0.], dtype=float32)
-    """
-    return _tensor(x).clip(low, high)
-
-
 # -- activations -----------------------------------------------------------------------------
 
 
@@ -493,7 +338,7 @@ class ReLU(Op):
     skips = True
 
     def forward(self, x: Array) -> Array:
-        self.active, rows = self.inputs[0].active, memory.rows(np.ascontiguousarray(x))
+        self.active, rows = self.inputs[0].active, memory.rows(memory.plain(x))
         self.rows = _listed(self.active, len(rows))
         self.out = memory.empty(x.shape, x.dtype)
         kernels.relu(rows, self.rows, memory.rows(self.out))
@@ -502,7 +347,7 @@ class ReLU(Op):
     def backward(self, grad: Array) -> tuple[Array | None, ...]:
         out = memory.empty(grad.shape, grad.dtype)
         kernels.grad_relu(
-            memory.rows(np.ascontiguousarray(grad)),
+            memory.rows(memory.plain(grad)),
             memory.rows(self.out),
             self.rows,
             memory.rows(out),
@@ -597,7 +442,7 @@ class MaxPool2d(Op):
         out = memory.empty((len(x), *seen.shape, x.shape[3]), x.dtype)
         self.winner = memory.empty((len(x), out[0].size), np.uint8)
         kernels.max_pool(
-            memory.rows(np.ascontiguousarray(x)),
+            memory.rows(memory.plain(x)),
             self.channels,
             seen.runs,
             seen.parts,
@@ -611,7 +456,7 @@ class MaxPool2d(Op):
     def backward(self, grad: Array) -> tuple[Array | None, ...]:
         out = memory.empty(self.shape, grad.dtype)
         kernels.grad_max_pool(
-            memory.rows(np.ascontiguousarray(grad)),
+            memory.rows(memory.plain(grad)),
             self.winner,
             self.channels,
             self.seeing.runs,
@@ -631,8 +476,7 @@ class AvgPool2d(Op):
     def forward(self, x: Array) -> Array:
         self.shape = x.shape
         (tall, wide), (down, right) = self.kernel, self.stride
-        rows = (x.shape[1] - tall) // down + 1
-        columns = (x.shape[2] - wide) // right + 1
+        rows, columns = map(kernels.windows, x.shape[1:3], self.kernel, self.stride)
         self.places = [
             (
                 slice(i, i + down * (rows - 1) + 1, down),
@@ -740,7 +584,7 @@ class Flatten(Op):
         active = self.inputs[0].active
         if active is not None:
             self.active = (active[:, None] * places + np.arange(places)).ravel()
-        return x.reshape(-1, x.shape[-1])
+        return x.reshape(places * len(x), x.shape[-1])
 
     def backward(self, grad: Array) -> tuple[Array | None, ...]:
         return (grad.reshape(self.shape),)

@@ -49,7 +49,7 @@ class Group:
     parameters: Sequence[Tensor]
     lr: float
     weight_decay: float = 0.0
-    state: list[dict[str, Array]] = field(default_factory=list, repr=False)
+    state: list[dict[str, Array]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         _check("lr", self.lr)
@@ -128,8 +128,9 @@ class Optimizer:
                 parameter.grad = None
 
     def step(self) -> None:
-        """Move every parameter that has a gradient, in place.
+        """Move every parameter that has a gradient, in place, where a gradient can reach it.
 
+        Slices that it never will reach (:attr:`Tensor.reached <minidiff.Tensor.reached>`) stay.
         Raises ValueError if one is read-only, or its gradient has another shape; nothing moves.
         """
         for parameter in (p for group in self.groups for p in group.parameters):
@@ -152,11 +153,11 @@ class Optimizer:
                 weight = parameter.data
                 if not state:
                     state.update(self._initial(weight))
-                rows = parameter.live  # nothing depends on other slices, and none of them moves
+                rows = parameter.reached  # nothing depends on other slices, and none of them moves
                 if rows is None:
                     rows = np.arange(len(weight) if weight.ndim else 1)
                 flat = np.ascontiguousarray(weight)  # itself, unless set from a transposed array
-                grad = np.ascontiguousarray(parameter.grad)
+                grad = memory.plain(parameter.grad)
                 self._update(memory.rows(flat), memory.rows(grad), rows, state, group)
                 if flat is not weight:
                     weight[...] = flat
@@ -318,8 +319,9 @@ class Adam(Optimizer):
         super().__init__(parameters, lr, weight_decay)
         for beta in betas:
             _check("beta", beta, below=1)
-        if not 0 < eps < math.inf:  # 0 divides 0 by 0 where a gradient is 0
-            raise ValueError(f"eps is {eps}; expected a finite number above 0.")
+        least = float(np.finfo(np.float32).tiny)  # 0 divides 0 by 0 where a gradient is 0
+        if not least <= eps < math.inf:
+            raise ValueError(f"eps is {eps}; expected a finite number, at least {least:.2g}.")
         self.betas, self.eps = betas, eps
 
     def _initial(self, weight: Array) -> dict[str, Array]:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from . import kernels, memory, nn
 from ._types import Array, Indices
-from .kernels import CONV, GATHER, LANES, POOL, SPARE, STEP, TILE
+from .kernels import CONV, GATHER, LANES, POOL, SPARE, STEP, TILE, windows
 from .nn import Module, Shape
 
 __all__ = ["Predictor"]
@@ -210,8 +210,7 @@ class _Program:
         shape = self.at.shape
         at = self.at.reshape(*shape, *[1] * (3 - len(shape)))
         channels, height, width = at.shape
-        rows = (height - kernel[0]) // stride[0] + 1
-        columns = (width - kernel[1]) // stride[1] + 1
+        rows, columns = map(windows, (height, width), kernel, stride)
         source, outputs = self._packed(at), outputs or channels
         target = self._room(rows * columns * outputs)
         (tall, wide), (down, right) = kernel, stride

@@ -9,15 +9,16 @@ The ops behind Python's operators, and those that change or reduce shapes, live 
 ``a + b`` must find them; ops of neural networks are in :mod:`minidiff.engine.ops`.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from copy import copy
+from copy import copy, deepcopy
 from itertools import compress, count
 from typing import Any, SupportsIndex, TypeAlias, Union
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from . import kernels
 from ._types import Array, Indices
@@ -64,7 +65,7 @@ class Op:
     gradients. All other ops are given zeros there.
 
     An op may know that only some slices of an input will ever get a gradient, now and later. It
-    then lists them in ``live``, one entry an input, with None for all slices.
+    then lists them in ``reached``, one entry an input, with None for all slices.
 
     Examples
     --------
@@ -82,7 +83,7 @@ class Op:
 
     skips = False
     active: Indices | None = None
-    live: "tuple[Indices | None, ...]" = ()
+    reached: "tuple[Indices | None, ...]" = ()
     inputs: "tuple[Tensor, ...]" = ()
     needs: list[bool]
     versions: list[int]
@@ -124,6 +125,13 @@ def _as_tensors(inputs: tuple[TensorLike, ...]) -> "tuple[Tensor, ...]":
     return tuple(v if isinstance(v, Tensor) else Tensor(_real(v).astype(dtype)) for v in inputs)
 
 
+def float_dtype(dtype: DTypeLike) -> np.dtype[Any]:
+    """Return the dtype, which must be float32 or float64; else TypeError."""
+    if np.dtype(dtype) not in _FLOATS:
+        raise TypeError(f"dtype is {np.dtype(dtype)}; expected float32 or float64.")
+    return np.dtype(dtype)
+
+
 def _real(array: Any) -> NDArray[Any]:
     values = np.asarray(array)
     if values.dtype.kind not in "biuf":
@@ -147,11 +155,12 @@ class Tensor:
     data : ndarray
         The values. Read-only in a result that is on the tape.
     grad : ndarray or None
-        What ``backward`` has added up so far, of the same shape and dtype.
+        What ``backward`` has added up so far, of the same shape and dtype. An optimiser moves no
+        slice that is closed for good (:attr:`reached`), unless another array is put here.
     requires_grad : bool
     active : ndarray of int64, or None
-        If not None: only these slices along axis 0 are live. All others are constant zeros, and no
-        gradient is owed to them, so an op may leave them out.
+        If not None: all slices along axis 0 but these are constant zeros, and no gradient is owed
+        to them, so an op may leave them out.
 
     Raises
     ------
@@ -170,7 +179,7 @@ class Tensor:
         "__weakref__",
         "_data",
         "_hollow",
-        "_live",
+        "_reached",
         "active",
         "creator",
         "grad",
@@ -188,7 +197,7 @@ class Tensor:
             values = values.astype(np.float32)
         self._data: Array = values
         self.grad: Array | None = None
-        self._live: tuple[Array | None, Indices | None] = (None, None)  # which grad it is about
+        self._reached: tuple[Array | None, Indices | None] = (None, None)  # which grad it is about
         self.requires_grad = requires_grad
         self.active: Indices | None = None
         self._hollow = False  # whether slices that are not active hold anything instead of zeros
@@ -239,10 +248,10 @@ class Tensor:
         return self._data
 
     @property
-    def live(self) -> Indices | None:
+    def reached(self) -> Indices | None:
         """Slices outside of which ``grad`` is zero and will always be; None for none such."""
-        grad, live = self._live
-        return live if grad is self.grad else None  # not, if a user has put another in its place
+        grad, reached = self._reached
+        return reached if grad is self.grad else None  # not, if a user has put another in its place
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -288,7 +297,8 @@ class Tensor:
         Raises
         ------
         RuntimeError
-            If this tensor requires no gradient, or an input of an op was changed in place since.
+            If this tensor requires no gradient, or an input of an op has changed since: by an
+            optimiser, or ``t.data -= ...``. To write into elements, ``t.data[:] = 0``, goes unseen.
         ValueError
             If ``grad`` has the wrong shape, or is left out where it cannot be.
         """
@@ -309,20 +319,20 @@ class Tensor:
 
         grads = {id(self): np.asarray(grad, self.dtype)}
         shared = {id(self)}  # whose gradient is an array that others may hold too
-        live: dict[int, Indices | None] = {}
+        reached: dict[int, Indices | None] = {}
         for tensor in _backward_order(self):
             grad, op = grads.pop(id(tensor)), tensor.creator
             if tensor.active is not None and not (op and op.skips):
                 grad = _with_zeros(grad, tensor.active)
             if op is None:
-                lives = live.get(id(tensor))
+                rows = reached.get(id(tensor))
                 if tensor.grad is not None:
-                    lives = _union(tensor.live, lives)
+                    rows = _union(tensor.reached, rows)
                     tensor.grad = np.asarray(tensor.grad + grad)
                 else:
                     own = grad.flags.writeable and id(tensor) not in shared
                     tensor.grad = grad if own else grad.copy()
-                tensor._live = tensor.grad, lives
+                tensor._reached = tensor.grad, rows
                 continue
             _check_versions(op)
             owners: dict[int, list[int]] = {}  # of memory, and to whom parts of it go
@@ -332,7 +342,7 @@ class Tensor:
                 part = np.asarray(part, parent._data.dtype)
                 if part.shape != parent._data.shape:
                     part = _unbroadcast(part, parent._data.shape, op)
-                key, lives = id(parent), op.live[i] if op.live else None
+                key, rows = id(parent), op.reached[i] if op.reached else None
                 if key not in grads:
                     owners.setdefault(id(_owner(part)), []).append(key)
                 else:
@@ -341,8 +351,8 @@ class Tensor:
                         grads[key] = _with_zeros(grads[key], parent.active)
                         part = _with_zeros(part, parent.active)
                     part = np.asarray(grads[key] + part)
-                    lives = _union(live[key], lives)
-                grads[key], live[key] = part, lives
+                    rows = _union(reached[key], rows)
+                grads[key], reached[key] = part, rows
             for owner, keys in owners.items():
                 if len(keys) > 1 or (owner == id(_owner(grad)) and id(tensor) in shared):
                     shared.update(keys)
@@ -417,7 +427,7 @@ class Tensor:
     def mean(self, axis: Axes = None, keepdims: bool = False) -> "Tensor":
         """Average over ``axis`` (an int, a tuple, or None for all)."""
         total = Sum(axis, keepdims)(self)
-        return total * (max(total.size, 1) / max(self.size, 1))
+        return total * (total.size / self.size if self.size else math.nan)
 
     def max(self, axis: Axes = None, keepdims: bool = False) -> "Tensor":
         """Largest over ``axis``; equal largest elements share the gradient."""
@@ -615,8 +625,11 @@ class Power(Op):
     """a ** exponent, for a fixed exponent."""
 
     def __init__(self, exponent: float) -> None:
-        if isinstance(exponent, Tensor):
-            raise TypeError("the exponent is a Tensor; expected a number. Use exp and log instead.")
+        if not isinstance(exponent, int | float | np.number):
+            raise TypeError(
+                f"the exponent is a {type(exponent).__name__}; expected a number. For another, "
+                f"there is (exponent * x.log()).exp()."
+            )
         self.exponent = _plain(exponent)
 
     def forward(self, a: Array) -> Array:
@@ -689,7 +702,15 @@ class Index(Op):
     """a[index], for any index NumPy takes."""
 
     def __init__(self, index: Any) -> None:
-        self.index = index
+        parts = index if isinstance(index, tuple) else (index,)
+        self.basic = all(
+            part is None or part is Ellipsis or isinstance(part, slice)
+            or (isinstance(part, int | np.integer) and not isinstance(part, bool))
+            for part in parts
+        )  # fmt: skip
+        self.index = (
+            index if self.basic else deepcopy(index)
+        )  # arrays, which their owner may change
 
     def forward(self, a: Array) -> Array:
         self.shape = a.shape
@@ -697,7 +718,10 @@ class Index(Op):
 
     def backward(self, grad: Array) -> tuple[Array | None, ...]:
         out = np.zeros(self.shape, grad.dtype)
-        np.add.at(out, self.index, grad)  # an element picked twice receives both
+        if self.basic:
+            out[self.index] = grad
+        else:
+            np.add.at(out, self.index, grad)  # an element picked twice receives both
         return (out,)
 
 

@@ -124,7 +124,7 @@ class Checkpoint:
             if content["format"] != FORMAT:
                 raise ValueError(
                     f"it is of format {content['format']}, and this version of minidiff reads "
-                    f"format {FORMAT}; a newer one has written it, so pip install -U minidiff"
+                    f"format {FORMAT}; read it with the version that has written it"
                 )
             generators = [restore_generator(state) for state in content["generators"]]
             state = {name: arrays.pop(name) for name in list(arrays) if name.startswith(STATE)}
@@ -352,7 +352,15 @@ class _Description:
         self._names[id(module)] = name
         prefix = f"{name}." if name else ""
         if isinstance(module, Sequential) and type(module).forward is Sequential.forward:
-            layers = {key: self.of(layer, prefix + key) for key, layer in module.children()}
+            layers = {key: self.of(layer, prefix + key) for key, layer in module.items()}
+            held = (*module.children(), *module.named_parameters())
+            more = [key for key, _ in held if key.partition(".")[0] not in layers]
+            if more:
+                raise CheckpointError(
+                    f"{name or 'the model'}, a {type(module).__name__}, holds more than layers: "
+                    f"{', '.join(more)}. That a checkpoint cannot "
+                    f"describe; save model.state_dict() instead."
+                )
             return {"type": "Sequential", "layers": layers}
         if type(module) is Gated:
             parts = {key: self.of(part, prefix + key) for key, part in module.children()}

@@ -25,6 +25,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from minidiff.engine.ops import generator
+
 from .extras import extra
 
 __all__ = [
@@ -558,7 +560,6 @@ def batches(
     std: float,
     rng: np.random.Generator | None = None,
     augment: Augment | None = None,
-    drop_last: bool = False,
 ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
     """Run once over a split in batches of normalised images, batch last.
 
@@ -577,8 +578,6 @@ def batches(
     augment
         Called with the images of each batch, shape (B, C, H, W) in the dtype of the split, and
         ``rng``; gives images of the same shape and the same range of values, uint8 or float32.
-    drop_last
-        Leave out the last batch if it is smaller than ``size``.
 
     Yields
     ------
@@ -588,10 +587,12 @@ def batches(
 
     Raises
     ------
+    TypeError
+        If ``rng`` is no generator.
     ValueError
         If ``size`` is not an integer of 1 or more, ``mean`` or ``std`` is not finite, ``std`` is
-        not positive, ``augment`` comes without ``rng``, ``drop_last`` would leave no batch at
-        all, or ``augment`` breaks its promise (during the pass).
+        not positive, ``augment`` comes without ``rng``, or ``augment`` breaks its promise (during
+        the pass).
 
     Examples
     --------
@@ -601,18 +602,13 @@ def batches(
     """
     if not _is_integer(size) or size < 1:
         raise ValueError(f"size is {size!r}; expected an integer of 1 or more.")
-    if drop_last and size > len(split):
-        raise ValueError(
-            f"size is {size}, but the split has {len(split)} images and drop_last leaves none; "
-            f"give a smaller size or drop_last=False."
-        )
     if not math.isfinite(mean):
         raise ValueError(f"mean is {mean}; expected a finite number.")
     if not (math.isfinite(std) and std > 0):
         raise ValueError(f"std is {std}; expected a positive finite number.")
     if augment is not None and rng is None:
         raise ValueError("augment is given without rng; expected a numpy.random.Generator.")
-    return _run(split, size, mean, std, rng, augment, drop_last)
+    return _run(split, size, mean, std, None if rng is None else generator(rng), augment)
 
 
 def _run(
@@ -622,11 +618,8 @@ def _run(
     std: float,
     rng: np.random.Generator | None,
     augment: Augment | None,
-    drop_last: bool,
 ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
     order = np.arange(len(split)) if rng is None else rng.permutation(len(split))
-    if drop_last:
-        order = order[: len(order) // size * size]
     # An augmented image keeps the range of the split, whatever its dtype, hence one scale.
     scale = np.float32(1 / (_full_scale(split.images) * std))
     offset = np.float32(mean / std)

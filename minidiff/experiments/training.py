@@ -165,6 +165,9 @@ class Config:
     augment: bool = False
 
     def __post_init__(self) -> None:
+        for field in fields(self):  # 1 and 1.0 are one setting
+            if type(field.default) is float and self._whole(field.name):
+                object.__setattr__(self, field.name, float(getattr(self, field.name)))
         self._require("dataset", self.dataset in DATASETS[1:], " or ".join(DATASETS[1:]))
         for name, known in (("model", MODELS), ("sparsity", SPARSITIES), ("method", METHODS)):
             self._require(name, getattr(self, name) in known, f"one of {', '.join(known)}")
@@ -298,12 +301,13 @@ def error_rate(model: Module, split: Split, *, mean: float, std: float) -> float
     >>> error_rate(nn.Sequential(nn.Flatten(), dense), split, mean=0.13, std=0.31)
     25.0
     """
-    training, wrong = model.training, 0
+    modes, wrong = [(module, module.training) for module in model.modules()], 0
     model.eval()
     with no_grad():
         for images, labels in batches(split, 500, mean=mean, std=std):
             wrong += int((model(images).data.argmax(axis=0) != labels).sum())
-    model.train(training)
+    for module, mode in modes:
+        module.training = mode
     return 100 * wrong / len(split)
 
 
@@ -458,7 +462,7 @@ class Trainer:
         """Take one step; return the data loss and the number of images got wrong before it.
 
         Images are normalised, of shape (C, H, W, N), and labels (N,). If the loss is not finite it
-        raises NonFiniteLossError, and nothing moves.
+        raises NonFiniteLossError, and no weight has moved.
         """
         config = self.config
         for group in self.weights.groups:
@@ -495,7 +499,8 @@ class Trainer:
             self.rule.step(self.weights.groups[0].lr, self.strength)
         elif prunes and isinstance(self.rule, MagnitudePruning):
             pace = config.gate_stop - config.gate_start
-            self.rule.step((self.step / self.steps - config.gate_start) / max(pace, 1e-9))
+            after = (self.step + 1) / self.steps - config.gate_start
+            self.rule.step(after / max(pace, 1e-9))
         self.step += 1
         if self.average and self.step > (self.stop + self.steps) // 2:
             self.average.update()

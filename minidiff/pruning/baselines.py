@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from minidiff.engine import nn
 from minidiff.engine._types import Array
@@ -85,7 +85,7 @@ class HardConcrete(Gate):
         zeta: float = 1.1,
         per_sample: bool = False,
         rng: np.random.Generator | None = None,
-        dtype: type[np.floating] = np.float32,
+        dtype: DTypeLike = np.float32,
     ) -> None:
         super().__init__(
             count,
@@ -95,7 +95,7 @@ class HardConcrete(Gate):
             rng=rng,
             dtype=dtype,
         )
-        check_positive("beta", beta)
+        check_positive("beta", beta, dtype)
         if not -math.inf < gamma < 0 or not 1 < zeta < math.inf:
             raise ValueError(f"gamma is {gamma} and zeta {zeta}; expected below 0 and above 1.")
         self.beta, self.gamma, self.zeta = float(beta), float(gamma), float(zeta)
@@ -172,7 +172,7 @@ class GaussianGate(Gate):
         sigma: float = 0.5,
         per_sample: bool = False,
         rng: np.random.Generator | None = None,
-        dtype: type[np.floating] = np.float32,
+        dtype: DTypeLike = np.float32,
     ) -> None:
         super().__init__(
             count,
@@ -219,11 +219,7 @@ class _Part:
             # First along axes on which the groups do not depend: for slices, that is all.
             axes = tuple(i for i, n in enumerate(groups.labels.shape) if n == 1)
             found = values(parameter).sum(axis=axes).ravel()
-            total += (
-                found
-                if groups.is_elements
-                else np.bincount(groups.labels.ravel(), found, self.gate.count)
-            )
+            total += np.bincount(groups.labels.ravel(), found, self.gate.count)
         return total
 
     def norms(self) -> Array:
@@ -237,9 +233,7 @@ class _Part:
     def scale(self, factors: Array) -> None:
         """Multiply each group by a factor, in place."""
         for parameter, groups in self.arrays:
-            own = factors.astype(parameter.dtype)
-            shape = groups.labels.shape
-            parameter.data *= own.reshape(shape) if groups.is_elements else own[groups.labels]
+            parameter.data *= factors.astype(parameter.dtype)[groups.labels]
 
 
 def _parts(model: Module) -> Iterator[_Part]:

@@ -74,10 +74,12 @@ class Flow:
         if isinstance(module, Gate):
             return replace(self, scale=self.scale * module.evaluated())
         if isinstance(module, Mask):
-            values = module.gate.evaluated()[module.groups.labels]
-            if module.of_slices and len(values) in (1, len(self.scale)):
-                return replace(self, scale=self.scale * values.ravel())
-            grid = values * np.ones((len(self.scale), 1, 1))
+            values, slices = module.gate.evaluated(), module.slices
+            if slices is not None:
+                return replace(
+                    self, scale=self.scale * values[np.broadcast_to(slices, len(self.scale))]
+                )
+            grid = values[module.groups.labels] * np.ones((len(self.scale), 1, 1))
             return replace(self, grid=grid if self.grid is None else self.grid * grid)
         if isinstance(module, nn.Select):
             kept = module.indices
@@ -346,8 +348,8 @@ def _settle(pieces: list[Piece]) -> None:
             piece.varying |= constant != 0
         settled = ~piece.varying & (constant != 0)
         # In float64, as sums of many.
-        more = piece.weight[:, settled].sum(axis=2, dtype=np.float64) @ constant[settled]
-        piece.bias = (piece.bias + more).astype(piece.bias.dtype)
+        more = piece.weight[:, settled].sum(axis=2, dtype=np.float64) * constant[settled]
+        piece.bias = (piece.bias + more.sum(axis=1)).astype(piece.bias.dtype)
         varies = np.asarray(piece.weight[:, piece.varying].any(axis=(1, 2)))
         value = piece.bias
 

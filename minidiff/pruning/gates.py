@@ -13,20 +13,20 @@ The paper's idea (Shulman 2020, arXiv:2012.03653); the formulas are ours.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from minidiff.engine import kernels, memory
 from minidiff.engine._types import Array, Indices
 from minidiff.engine.nn import Conv2d, Linear, Module, Parameter, Shape
 from minidiff.engine.ops import generator
-from minidiff.engine.tensor import Op, Tensor, logistic
+from minidiff.engine.tensor import Op, Tensor, float_dtype, logistic
 
 from .groups import Groups
-from .transform import BinaryGate, GateTransform, binary_gate, check_positive
+from .transform import BinaryGate, GateTransform, check_positive
 
 __all__ = [
     "NOISES",
@@ -83,6 +83,8 @@ class Gate(Module):
 
     Raises
     ------
+    TypeError
+        If ``dtype`` is another.
     ValueError
         If a setting is out of range. When called, if the input has not ``count`` slices.
 
@@ -104,12 +106,12 @@ class Gate(Module):
         sigma: float = 1.0,
         per_sample: bool = False,
         rng: np.random.Generator | None = None,
-        dtype: type[np.floating] = np.float32,
+        dtype: DTypeLike = np.float32,
     ) -> None:
         if not isinstance(count, int | np.integer) or count < 1:
             raise ValueError(f"Gate: count is {count!r}; expected an integer >= 1.")
-        check_positive("width", width)
-        check_positive("sigma", sigma)
+        check_positive("width", width, float_dtype(dtype))
+        check_positive("sigma", sigma, dtype)
         if not math.isfinite(initial):
             raise ValueError(f"initial is {initial}; expected a finite number.")
         if noise is not None and noise not in NOISES:
@@ -124,7 +126,6 @@ class Gate(Module):
         self.rng = None if rng is None else generator(rng)
         self.per_sample, self.frozen = bool(per_sample), False
         self.phi = Parameter(np.full(count, initial, dtype))
-        binary_gate(self.phi, width)  # refuses a width that the dtype cannot hold
 
     @property
     def count(self) -> int:
@@ -168,7 +169,7 @@ class Gate(Module):
         op = self.transform()
         z = op(phi)
         if self.closes_for_good and op.active is not None:
-            op.live = (op.active,)
+            op.reached = (op.active,)
         return z
 
     @property
@@ -219,10 +220,14 @@ class Gate(Module):
     def set_open(self, is_open: NDArray[np.bool_]) -> None:
         """Open fully, or close, each group; a decision from outside, in place of learning.
 
-        Raises ValueError if ``is_open`` is not of shape (count,).
+        Raises ValueError if ``is_open`` is not boolean, of shape (count,).
         """
-        if np.shape(is_open) != (self.count,):
-            raise ValueError(f"is_open has shape {np.shape(is_open)}; expected ({self.count},).")
+        given = np.asarray(is_open)
+        if given.shape != (self.count,) or given.dtype != np.bool_:
+            raise ValueError(
+                f"is_open is {given.dtype} of shape {given.shape}; expected a bool for each of "
+                f"{self.count} groups."
+            )
         self.phi.data = np.where(is_open, self.width, -self.width)
 
     def open_probability(self) -> Tensor:
@@ -274,7 +279,7 @@ class OpenProbability(Op):
     def forward(self, phi: Array) -> Array:
         p, self.density = self.gate.tail(phi)
         if self.gate.noise is None:
-            self.live = ((p != 0).nonzero()[0],)
+            self.reached = ((p != 0).nonzero()[0],)
         return p
 
     def backward(self, grad: Array) -> tuple[Array | None, ...]:
@@ -297,10 +302,10 @@ class ScaleSlices(Op):
     def __init__(self, active: Indices, fully_open: bool, closed_for_good: bool) -> None:
         self.active: Indices = active
         self.fully_open = fully_open
-        self.live = (active, None) if closed_for_good else ()
+        self.reached = (active, None) if closed_for_good else ()
 
     def forward(self, x: Array, z: Array) -> Array:
-        self.x, self.z = np.ascontiguousarray(x), z
+        self.x, self.z = memory.plain(x), z
         if self.fully_open:
             return self.x
         out = memory.empty(x.shape, x.dtype)
@@ -313,7 +318,7 @@ class ScaleSlices(Op):
         if self.fully_open and len(self.active) == len(self.x if owed is None else owed):
             return grad, grad_z
         grad_x = memory.empty(self.x.shape, grad.dtype)
-        grad = np.ascontiguousarray(grad)
+        grad = memory.plain(grad)
         kernels.grad_scale_rows(
             memory.rows(grad), memory.rows(self.x), self.z, self.active, memory.rows(grad_x), grad_z
         )
@@ -338,13 +343,12 @@ def scale_slices(x: Tensor, z: Tensor, *, closed_for_good: bool = False) -> Tens
 class Spread(GateTransform):
     """The gate value of each group at the places of an array that belong to it."""
 
-    def __init__(self, groups: Groups) -> None:
-        self.labels = groups.labels
+    def __init__(self, labels: Indices) -> None:
+        self.labels = labels
 
     def forward(self, z: Array) -> Array:
         self.count, out = len(z), z[self.labels]
-        if out.shape[0] == out.size:  # groups of slices along axis 0
-            out = out.ravel()
+        if out.ndim == 1:  # of slices along axis 0
             self.active = (out != 0).nonzero()[0]
         return out
 
@@ -374,7 +378,7 @@ class ScaleElements(Op):
         return np.asarray(self.x * self.z)
 
     def _by_element(self) -> bool:
-        return self.groups.is_elements and self.groups.labels.shape == self.x.shape
+        return self.groups.are_elements_of(self.x.shape)
 
     def backward(self, grad: Array) -> tuple[Array | None, ...]:
         if not self.needs[1]:
@@ -402,6 +406,8 @@ class Mask(Module):
 
     Raises
     ------
+    TypeError
+        If one of these is something else.
     ValueError
         If there is not one gate for each group. When called, if the groups do not fit the input.
 
@@ -413,6 +419,11 @@ class Mask(Module):
     """
 
     def __init__(self, gate: Gate, groups: Groups) -> None:
+        if not isinstance(gate, Gate) or not isinstance(groups, Groups):
+            raise TypeError(
+                f"Mask: given a {type(gate).__name__} and a {type(groups).__name__}; expected a "
+                f"Gate and Groups (Groups(labels) makes them of an array)."
+            )
         if gate.count != groups.count:
             raise ValueError(
                 f"Mask: the gate has {gate.count} groups, but there are {groups.count} groups."
@@ -420,19 +431,24 @@ class Mask(Module):
         self.gate, self.groups = gate, groups
 
     @property
-    def of_slices(self) -> bool:
-        """Whether each slice along axis 0, a channel or a feature, belongs to one group."""
-        return len(self.groups.labels) == self.groups.labels.size
+    def slices(self) -> Indices | None:
+        """The group of each slice along axis 0, a channel or feature; None if one has several.
+
+        It is one group, for all of them, where the labels say so.
+        """
+        rows = self.groups.labels.reshape(len(self.groups.labels), -1)
+        return np.asarray(rows[:, 0]) if (rows == rows[:, :1]).all() else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Gate activations (..., N); channels or features that are closed are not computed."""
         self.output_shape(x.shape[:-1])
         if self.gate.per_sample and self.gate.stochastic:
             return x * self.gate.values(samples=x.shape[-1])[self.groups.labels]
-        z = Spread(self.groups)(self.gate.values())
-        if z.active is not None and len(z) == len(x):
-            return scale_slices(x, z)
-        return x * z.reshape(*self.groups.labels.shape, 1)
+        slices = self.slices
+        if slices is not None:
+            return scale_slices(x, Spread(np.broadcast_to(slices, len(x)))(self.gate.values()))
+        labels = self.groups.labels
+        return x * Spread(labels)(self.gate.values()).reshape(*labels.shape, 1)
 
     def apply(self, parameter: Tensor) -> Tensor:
         """Gate the elements of a parameter."""
@@ -448,7 +464,7 @@ class Mask(Module):
         return shape
 
 
-Masks = Mask | Iterable[Mask]
+Masks = Mask | Sequence[Mask]
 
 
 class Gated(Module):
@@ -492,19 +508,17 @@ class Gated(Module):
     ) -> None:
         if not isinstance(layer, Conv2d | Linear):
             raise TypeError(f"Gated: layer is {layer!r}; expected a Conv2d or Linear.")
-        for name, masks in (("weights", weights), ("biases", biases)):
-            if isinstance(masks, Gate):
-                raise TypeError(f"Gated: {name} is a Gate; expected Mask(gate, groups).")
         shape = layer.weight.shape
         for name, gate, count in (("outputs", outputs, shape[0]), ("inputs", inputs, shape[1])):
+            if gate is not None and not isinstance(gate, Gate):
+                raise TypeError(f"Gated: {name} is a {type(gate).__name__}; expected a Gate.")
             if gate is not None and gate.count != count:
                 raise ValueError(
                     f"Gated: the {name} gate has {gate.count} groups, but the layer {count} "
                     f"{name} (weight of shape {shape})."
                 )
         self.layer, self.inputs, self.outputs = layer, inputs, outputs
-        self.weights = (weights,) if isinstance(weights, Mask) else tuple(weights)
-        self.biases = (biases,) if isinstance(biases, Mask) else tuple(biases)
+        self.weights, self.biases = _masks("weights", weights), _masks("biases", biases)
         for name, masks, size in (
             ("weight", self.weights, shape),
             ("bias", self.biases, shape[:1]),
@@ -548,36 +562,43 @@ class Gated(Module):
             x = self.inputs(x)
         return self.layer.apply(x, weight, bias)
 
-    def fold(self, values: Mapping[Gate, Array]) -> None:
-        """Multiply weight and bias by the values of those of its gates that are given."""
-        weight, bias = self.layer.weight, self.layer.bias
-        ends = [1] * (weight.ndim - 1)
-        factors = [(weight, mask.gate, mask.groups.labels) for mask in self.weights]
-        factors += [(bias, mask.gate, mask.groups.labels) for mask in self.biases]
+    def factors(self) -> list[tuple[Parameter, list[tuple[Gate, Indices]]]]:
+        """List weight and bias, each with its gates and the group of each of its elements."""
+        weight = [(mask.gate, mask.groups.labels) for mask in self.weights]
+        bias = [(mask.gate, mask.groups.labels) for mask in self.biases]
+        ends = [1] * (self.layer.weight.ndim - 1)
         if self.outputs is not None:
             every = np.arange(self.outputs.count)
-            factors.append((weight, self.outputs, every.reshape(-1, *ends)))
-            factors.append((bias, self.outputs, every))
+            weight.append((self.outputs, every.reshape(-1, *ends)))
+            bias.append((self.outputs, every))
         if self.inputs is not None:
             every = np.arange(self.inputs.count)
-            factors.append((weight, self.inputs, every.reshape(-1, *ends[1:])))
-        for parameter, gate, labels in factors:
-            if gate in values:
-                parameter.data = parameter.data * values[gate][labels]
+            weight.append((self.inputs, every.reshape(-1, *ends[1:])))
+        return [(self.layer.weight, weight), (self.layer.bias, bias)]
 
     def output_shape(self, shape: Shape) -> Shape:
         """Return the layer's output shape."""
         return self.layer.output_shape(shape)
 
 
+def _masks(name: str, given: Masks) -> tuple[Mask, ...]:
+    masks = tuple(given) if isinstance(given, list | tuple) else (given,)
+    for mask in masks:
+        if not isinstance(mask, Mask):
+            raise TypeError(
+                f"Gated: {name} has a {type(mask).__name__}; expected Mask(gate, groups)."
+            )
+    return masks
+
+
 def binarize(model: Module) -> None:
-    """Make the gates of layers exactly binary, in place, and change nothing that is computed.
+    """Make the gates of layers exactly binary, in place, and keep what is computed in evaluation.
 
     What a partly open gate multiplies its weights and biases by goes into them, and the gate is
-    open then. As long as it was z, a step of size lr moved what is multiplied only by z^2 lr, and
-    weight decay shrank it all the same; so what is left settles better when gates are binary. Gates
-    that stand as layers, on activations, are left as they are, as are those that layers share with
-    them.
+    open then; outputs stay, up to rounding. As long as it was z, a step of size lr moved what is
+    multiplied only by z^2 lr, and weight decay shrank it all the same; so what is left settles
+    better when gates are binary. Gates that stand as layers, on activations, are left as they are,
+    as are those that layers share with them.
 
     Parameters
     ----------
@@ -587,7 +608,8 @@ def binarize(model: Module) -> None:
     Raises
     ------
     ValueError
-        If a layer is in two Gated with gates of their own, as it has but one weight to multiply.
+        If a weight or bias is used in two places that do not gate it alike, as it can take up only
+        one of them.
 
     Examples
     --------
@@ -596,31 +618,36 @@ def binarize(model: Module) -> None:
     >>> layer.outputs().data
     array([1., 1.], dtype=float32)
     """
-    layers: dict[int, Gated] = {}
-    alone: set[int] = set()
+    uses: list[tuple[Parameter, list[tuple[Gate, Indices]]]] = []
+    alone: set[Gate] = set()
     stack = [model]
     while stack:
         module = stack.pop()
         if isinstance(module, Gated):
-            layers[id(module)] = module
+            uses += module.factors()
         elif isinstance(module, Gate | Mask):
-            alone.add(id(module.gate if isinstance(module, Mask) else module))
+            alone.add(module.gate if isinstance(module, Mask) else module)
         else:
+            uses += [(value, []) for _, value in module.members() if isinstance(value, Parameter)]
             stack.extend(child for _, child in module.children())
-    gates = {
-        gate for layer in layers.values() for _, gate in layer.gates() if id(gate) not in alone
-    }
+    gates = {gate for _, factors in uses for gate, _ in factors if gate not in alone}
     values = {gate: gate.evaluated() for gate in gates}
-    once: dict[int, Gated] = {}  # as one layer may be in several
-    for layer in layers.values():
-        other = once.setdefault(id(layer.layer), layer)
-        if list(other.gates()) != list(layer.gates()):
+    once: dict[int, list[tuple[Gate, Indices]]] = {}  # as one parameter may be in several places
+    for parameter, factors in uses:
+        known = once.setdefault(id(parameter), factors)
+        if len(known) != len(factors) or any(
+            gate is not other or not np.array_equal(labels, places)
+            for (gate, labels), (other, places) in zip(known, factors, strict=True)
+        ):
             raise ValueError(
-                "binarize: two Gated share a layer but not their gates, so its weights cannot take "
-                "up what both multiply by; expected the same gates, or layers of their own."
+                f"binarize: a parameter of shape {parameter.shape} is used in two places that do "
+                f"not gate it alike, so it cannot take up what both multiply it by; expected the "
+                f"same gates, or a parameter for each."
             )
-    for layer in once.values():
-        layer.fold(values)
+    for parameter in {id(parameter): parameter for parameter, _ in uses}.values():
+        for gate, labels in once[id(parameter)]:
+            if gate in values:
+                parameter.data = parameter.data * values[gate][labels]
     for gate, z in values.items():
         gate.set_open(z > 0)
 

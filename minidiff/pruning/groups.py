@@ -58,10 +58,13 @@ class Groups:
         """The number of groups."""
         return int(self.labels.max()) + 1
 
+    def are_elements_of(self, shape: tuple[int, ...]) -> bool:
+        """Return whether each element of an array of that shape is a group, in order."""
+        return self.labels.shape == shape and self._in_order
+
     @cached_property
-    def is_elements(self) -> bool:
-        """Whether each element is a group of its own, in order."""
-        return np.array_equal(self.labels.ravel(), np.arange(self.count))
+    def _in_order(self) -> bool:
+        return np.array_equal(self.labels.ravel(), np.arange(self.labels.size))
 
     def cover(self, shape: tuple[int, ...]) -> bool:
         """Return whether the labels broadcast to an array of that shape, without a group lost."""
@@ -71,7 +74,7 @@ class Groups:
         )
 
     @classmethod
-    def along(cls, shape: Iterable[int], axes: int | tuple[int, ...]) -> "Groups":
+    def along(cls, shape: Iterable[int], axes: int | Iterable[int]) -> "Groups":
         """Group by position along ``axes``: elements that differ only along others belong together.
 
         Raises ValueError if the array has no such axes; negative ones are not meant.
@@ -80,7 +83,7 @@ class Groups:
         array([[0, 1, 2]])
         """
         shape = tuple(shape)
-        axes = axes if isinstance(axes, tuple) else (int(axes),)
+        axes = (axes,) if isinstance(axes, int | np.integer) else tuple(axes)
         kept = [n if i in axes else 1 for i, n in enumerate(shape)]
         if not axes or any(not 0 <= a < len(shape) for a in axes):
             raise ValueError(f"axes {axes} do not fit an array of shape {shape}.")

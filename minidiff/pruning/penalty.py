@@ -205,7 +205,7 @@ class Step:
         outs, ins, whole = self.live_out.product, self.live_in.product, Product(shape)
         for mask in self.gated.weights if self.gated else ():
             labels = mask.groups.labels
-            if mask.groups.is_elements and labels.size == math.prod(shape):
+            if mask.groups.are_elements_of(self.layer.weight.shape):
                 whole = whole.times(mask.gate)
             else:
                 kernel = np.broadcast_to(labels, (*labels.shape[:2], *self.layer.weight.shape[2:]))
@@ -246,13 +246,15 @@ class Step:
             if grads is not None:
                 whole.backward(grad, said, grads)
             return whole.total(said)
-        b, a = outs.values(said), ins.values(said)
+        b, a = outs.values(said)[:, None], ins.values(said)
         alive = whole.values(said).sum(axis=2)  # (O, I)
+        # No products of matrices: the order of their sums changes with the number of threads.
+        alive_a = (alive * a).sum(axis=1)
         if grads is not None:
-            ins.backward(grad * b @ alive, said, grads)
-            outs.backward(grad * alive @ a, said, grads)
-            whole.backward(grad * b[:, None, None] * a[:, None], said, grads)
-        return float(b @ alive @ a)
+            ins.backward(grad * (b * alive).sum(axis=0), said, grads)
+            outs.backward(grad * alive_a, said, grads)
+            whole.backward(grad * b[:, :, None] * a[:, None], said, grads)
+        return float((b[:, 0] * alive_a).sum())
 
 
 def walk(model: Module, shape: Shape) -> tuple[list[Step], Live]:
@@ -262,6 +264,7 @@ def walk(model: Module, shape: Shape) -> tuple[list[Step], Live]:
     a module that is not one of the engine's layers, a Gate, a Mask, a Gated or a Sequential, and
     ValueError for a layer that does not fit its input.
     """
+    shape = tuple(shape)
     live = Live.of(shape[0] if shape else 0)
     steps: list[Step] = []
     for name, module in known_layers(model):
@@ -275,11 +278,11 @@ def walk(model: Module, shape: Shape) -> tuple[list[Step], Live]:
         if gate:
             live = live.gated(gate)
         elif isinstance(layer, Mask):
-            labels = layer.groups.labels
-            if layer.of_slices and len(labels) == shape[0]:
-                live = live.gated(layer.gate, labels.ravel())
+            slices = layer.slices
+            if slices is not None:
+                live = live.gated(layer.gate, np.broadcast_to(slices, shape[:1]))
             else:
-                spread = np.broadcast_to(labels, shape)
+                spread = np.broadcast_to(layer.groups.labels, shape)
                 live = replace(live, places=(*live.places, (layer.gate, spread)))
         if (gate or isinstance(layer, Mask)) and steps and live.source is None:
             # A channel that is closed here is of no use before.
@@ -380,17 +383,18 @@ class ExpectedCost(Op):
         tails = [gate.tail(phi) for gate, phi in zip(self.gates, phis, strict=True)]
         said = {gate: p for gate, (p, _) in zip(self.gates, tails, strict=True)}
         grads: dict[Gate, Array] = {gate: np.zeros(gate.count) for gate in self.gates}
-        total = 0.0
         if self.price is None:
             total = sum(float(p.sum()) for p in said.values())
             grads = {gate: np.ones(gate.count) for gate in self.gates}
-        for step in self.steps if self.price else ():
-            price = self.price(step.places) if self.price else 0.0
-            total += price * step.expected_weights(said, price, grads)
+        else:
+            total = 0.0
+            for step in self.steps:
+                price = self.price(step.places)
+                total += price * step.expected_weights(said, price, grads)
         self.grads = [
             grads[gate] * density for gate, (_, density) in zip(self.gates, tails, strict=True)
         ]
-        self.live = tuple(
+        self.reached = tuple(
             (p != 0).nonzero()[0] if gate.noise is None else None
             for gate, p in zip(self.gates, said.values(), strict=True)
         )
@@ -495,13 +499,15 @@ class LayerCount:
         Left, and of how many. MACs are multiply-adds a sample.
     gated : tuple of str
         Which roles gates play in it: "inputs", "outputs", "weights", "biases".
+    dense : bool
+        Whether it is a dense layer.
 
     Examples
     --------
     >>> conv = nn.Conv2d(1, 2, 3, rng=np.random.default_rng(0))
     >>> count(nn.Sequential(conv=conv), (1, 6, 6))[0]
     LayerCount(name='conv', inputs=(1, 1), outputs=(2, 2), weights=(18, 18), macs=(288, 288),
-               gated=())
+               gated=(), dense=False)
     """
 
     name: str
@@ -510,6 +516,7 @@ class LayerCount:
     weights: tuple[int, int]
     macs: tuple[int, int]
     gated: tuple[str, ...]
+    dense: bool
 
 
 def count(model: Module, shape: Shape) -> list[LayerCount]:
@@ -567,6 +574,7 @@ def count(model: Module, shape: Shape) -> list[LayerCount]:
                 weights=(left, weights.size),
                 macs=(left * step.places, weights.size * step.places),
                 gated=tuple(dict(step.gated.gates())) if step.gated else (),
+                dense=isinstance(step.layer, nn.Linear),
             )
         )
     return counts[::-1]
@@ -617,7 +625,7 @@ def architecture(counts: list[LayerCount], *, dense: bool = False) -> str:
     sizes: list[int] = []
     before = None
     for layer in counts:
-        if layer.macs[1] == layer.weights[1] and layer.inputs[1] != before:
+        if layer.dense and layer.inputs[1] != before:
             sizes.append(layer.inputs[dense])
         sizes.append(layer.outputs[dense])
         before = layer.outputs[1]

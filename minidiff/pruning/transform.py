@@ -21,7 +21,7 @@ import math
 from typing import Any, overload
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from minidiff.engine import kernels
 from minidiff.engine._types import Array
@@ -137,23 +137,23 @@ def binary_gate(x: Tensor | NDArray[Any], width: float = 1.0) -> Tensor | Array:
     >>> binary_gate(np.array([-0.6, -0.25, 0.0, 0.5]), width=1.0)
     array([0.     , 0.15625, 0.5    , 1.     ])
     """
-    check_positive("width", width)
     values = x.data if isinstance(x, Tensor) else np.asarray(x)
-    if values.dtype.kind not in "biuf" or values.dtype == np.float16:
-        raise TypeError(f"x is of {values.dtype}; expected float32, float64 or integers.")
-    if values.dtype.kind != "f":
+    if values.dtype.kind in "biu":
         values = values.astype(np.float64)
-    limits = np.finfo(values.dtype)
-    least, most = float(limits.tiny), float(limits.max)
-    if not least <= width <= most:
-        raise ValueError(
-            f"width is {width}, which {values.dtype} cannot hold; expected {least:.2g} to "
-            f"{most:.2g}."
-        )
+    if values.dtype not in (np.float32, np.float64):
+        raise TypeError(f"x is of {values.dtype}; expected float32, float64 or integers.")
+    check_positive("width", width, values.dtype)
     return BinaryGate(width)(x) if isinstance(x, Tensor) else BinaryGate(width).forward(values)
 
 
-def check_positive(name: str, value: float) -> None:
-    """Raise ValueError unless ``value`` is a finite number above 0."""
+def check_positive(name: str, value: float, dtype: DTypeLike) -> None:
+    """Raise ValueError unless ``value`` is a finite number above 0 that the dtype can hold."""
     if not (math.isfinite(value) and value > 0):
         raise ValueError(f"{name} is {value}; expected a finite number above 0.")
+    limits = np.finfo(np.dtype(dtype))
+    least, most = float(limits.tiny), float(limits.max)
+    if not least <= value <= most:
+        raise ValueError(
+            f"{name} is {value}, which {limits.dtype} cannot hold; expected {least:.2g} to "
+            f"{most:.2g}."
+        )
