@@ -498,5 +498,7 @@ def test_dtypes_but_float32_and_float64_are_refused(dtype: Any) -> None:
 
 @pytest.mark.parametrize("name", ["training", "forward", "items", "layers", "names"])
 def test_a_layer_cannot_take_the_name_of_an_attribute(name: str) -> None:
-    with pytest.raises(ValueError, match=f"no layer can have the name '{name}', which an attribute has"):
+    with pytest.raises(
+        ValueError, match=f"no layer can have the name '{name}', which an attribute has"
+    ):
         nn.Sequential(**{name: nn.ReLU()})

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from minidiff import Tensor
-from minidiff.engine.optim import SGD, Adam, Average, Group, Optimizer, cosine
+from minidiff.engine.optim import SGD, Adam, Average, Optimizer, ParameterGroup, cosine
 from tests.strategies import Shape, arrays, dtypes, shapes
 
 Array = NDArray[Any]
@@ -113,7 +113,7 @@ def test_groups_have_a_step_size_and_a_decay_of_their_own(
     starts = [data.draw(arrays((3,))) for _ in range(3)]
     grads = [data.draw(arrays((3,))) for _ in range(3)]
     a, b, c = (leaf(start) for start in starts)
-    groups = [Group([a, b], lr1, decay1), Group([c], lr2, weight_decay=decay2)]
+    groups = [ParameterGroup([a, b], lr1, decay1), ParameterGroup([c], lr2, weight_decay=decay2)]
     optimiser: Optimizer = SGD(groups, momentum=0.9) if is_sgd else Adam(groups)
     for _ in range(2):
         for tensor, grad in zip((a, b, c), grads, strict=True):
@@ -158,7 +158,7 @@ def test_a_parameter_without_gradient_stays_where_it_is_and_keeps_its_state(kind
 @pytest.mark.parametrize("kind", [SGD, Adam])
 def test_a_step_changes_no_gradient_and_zero_grad_forgets_it(kind: Any) -> None:
     a, b = leaf([1.0]), leaf([2.0])
-    optimiser = kind([Group([a], 0.1, 0.5), Group([b], 0.1)])
+    optimiser = kind([ParameterGroup([a], 0.1, 0.5), ParameterGroup([b], 0.1)])
     a.grad, b.grad = np.ones(1), np.ones(1)
     optimiser.step()
     assert a.grad[0] == b.grad[0] == 1
@@ -220,7 +220,7 @@ def test_bad_step_sizes_and_decays_are_refused_by_name(kind: Any, name: str, val
     with pytest.raises(ValueError, match=f"{name} is {value}; expected a finite number, 0 or more"):
         kind([leaf([1.0])], **{name: value})
     with pytest.raises(ValueError, match=f"{name} is {value}"):
-        Group([leaf([1.0])], **{"lr": 0.1, name: value})
+        ParameterGroup([leaf([1.0])], **{"lr": 0.1, name: value})
 
 
 @pytest.mark.parametrize("value", [*NOT_A_RATE, 1.0, 2.0])
@@ -247,9 +247,13 @@ def test_nesterov_without_momentum_is_refused() -> None:
 def test_no_parameters_or_a_mixture_are_refused(kind: Any) -> None:
     with pytest.raises(ValueError, match="no parameters"):
         kind([])
-    mixtures: list[Any] = [[leaf([1.0]), Group([leaf([1.0])], 0.1)], [np.ones(1)], ["weight"]]
+    mixtures: list[Any] = [
+        [leaf([1.0]), ParameterGroup([leaf([1.0])], 0.1)],
+        [np.ones(1)],
+        ["weight"],
+    ]
     for mixture in mixtures:
-        with pytest.raises(TypeError, match="tensors only, or Groups only"):
+        with pytest.raises(TypeError, match="tensors only, or ParameterGroups only"):
             kind(mixture)
 
 
@@ -257,7 +261,7 @@ def test_parameters_may_come_from_a_generator() -> None:
     tensor = leaf([1.0])
     run(SGD((t for t in [tensor]), lr=0.5), tensor, [np.ones(1)])
     assert tensor.data[0] == 0.5
-    assert list(Group((t for t in [tensor]), 0.1).parameters) == [tensor]
+    assert list(ParameterGroup((t for t in [tensor]), 0.1).parameters) == [tensor]
 
 
 # -- schedule ----------------------------------------------------------------------------------
@@ -358,7 +362,7 @@ def test_what_a_step_could_not_move_is_no_parameter(kind: Any) -> None:
     with pytest.raises(ValueError, match=r"of shape \(2,\) is the result of an op"):
         kind([w * 2], lr=0.1)
     with pytest.raises(TypeError, match="one is a tuple; expected tensors"):
-        Group([("w", w)], lr=0.1)  # type: ignore[list-item]  # that is the mistake
+        ParameterGroup([("w", w)], lr=0.1)  # type: ignore[list-item]  # that is the mistake
 
 
 @pytest.mark.parametrize("kind", [SGD, Adam])

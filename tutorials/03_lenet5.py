@@ -19,7 +19,7 @@ from matplotlib.ticker import LogLocator
 from support import SMALL, check, data
 
 import minidiff as md
-from minidiff.engine.optim import SGD, Group, cosine
+from minidiff.engine.optim import SGD, ParameterGroup, cosine
 from minidiff.experiments.data import Split, batches
 
 dataset = data(train=2_000 if SMALL else 20_000)
@@ -216,8 +216,8 @@ def train(seed, *, lr=0.05, momentum=0.9, schedule=True, decay=5e-4, most=None):
     """Return a LeNet5, the loss of each step, and (loss, error) on held-out images."""
     rng = np.random.default_rng(seed)
     model = md.LeNet5(rng=rng, sparsity="dense")
-    weights = Group([p for p in model.parameters() if p.ndim > 1], lr, decay)
-    biases = Group([p for p in model.parameters() if p.ndim == 1], lr)
+    weights = ParameterGroup([p for p in model.parameters() if p.ndim > 1], lr, decay)
+    biases = ParameterGroup([p for p in model.parameters() if p.ndim == 1], lr)
     optimizer = SGD([weights, biases], momentum=momentum, nesterov=momentum > 0)
     steps = EPOCHS * -(-len(dataset.train) // BATCH)
     losses, scores = [], []

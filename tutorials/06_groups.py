@@ -20,7 +20,7 @@ from support import SMALL, check, data, scratch
 
 import minidiff as md
 from minidiff import nn, ops
-from minidiff.engine.optim import SGD, Adam, Group, cosine
+from minidiff.engine.optim import SGD, Adam, ParameterGroup, cosine
 from minidiff.experiments.data import batches
 from minidiff.experiments.training import error_rate
 
@@ -294,7 +294,7 @@ def train(model, cost="weights", what="weights", most=0):
     rng = np.random.default_rng(1)
     gates = list(md.gates_of(model).values())
     others, phis = md.split_parameters(model)
-    weights = SGD([Group(others, 0.05, 5e-4)], momentum=0.9, nesterov=True)
+    weights = SGD([ParameterGroup(others, 0.05, 5e-4)], momentum=0.9, nesterov=True)
     gating = Adam(phis, lr=0.02 if SMALL else 0.01) if gates else None
     surrogate = md.Surrogate(model, SHAPE, cost=cost)
     whole, step, start = surrogate().item(), 0, steps // 10

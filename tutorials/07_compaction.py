@@ -25,7 +25,7 @@ from support import SMALL, check, data, scratch
 
 import minidiff as md
 from minidiff import nn, ops
-from minidiff.engine.optim import SGD, Group
+from minidiff.engine.optim import SGD, ParameterGroup
 from minidiff.experiments.training import Config, Trainer
 
 rng = np.random.default_rng(0)
@@ -224,7 +224,7 @@ assert h.active is None
 
 # %%
 before = lenet.layers[0].layer.weight.data.copy()
-optimizer = SGD([Group(lenet.parameters(), 0.1, weight_decay=0.1)])
+optimizer = SGD([ParameterGroup(lenet.parameters(), 0.1, weight_decay=0.1)])
 images = rng.standard_normal((1, 28, 28, 8), dtype=np.float32)
 ops.cross_entropy(lenet(images), rng.integers(0, 10, 8)).backward()
 optimizer.step()

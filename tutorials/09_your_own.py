@@ -27,7 +27,7 @@ from support import SMALL, check, scratch
 
 import minidiff as md
 from minidiff import nn, ops
-from minidiff.engine.optim import SGD, Adam, Group, cosine
+from minidiff.engine.optim import SGD, Adam, ParameterGroup, cosine
 
 # %% [markdown]
 # ## The task
@@ -172,8 +172,8 @@ def error(model, chosen):
 # %%
 def learn(model, rng, epochs, *, price=None, gate_lr=GATE_LR):
     others, phis = md.split_parameters(model)
-    weights = Group([p for p in others if p.ndim > 1], lr=0.05, weight_decay=5e-4)
-    biases = Group([p for p in others if p.ndim == 1], lr=0.05)
+    weights = ParameterGroup([p for p in others if p.ndim > 1], lr=0.05, weight_decay=5e-4)
+    biases = ParameterGroup([p for p in others if p.ndim == 1], lr=0.05)
     sgd = SGD([weights, biases], momentum=0.9, nesterov=True)
     adam = Adam(phis, lr=gate_lr) if price else None
     starts, step, records = range(0, len(train), BATCH), 0, []

@@ -13,7 +13,7 @@ __all__ = ["inner", "plain", "threaded"]
 
 # Threads that wait for others do so in a busy loop, but soon fall asleep: to wait for long would
 # make a step ten times slower wherever a machine has other work too. GNU's OpenMP reads this when
-# the first parallel kernel starts.
+# the first parallel kernel starts, and so do processes that this one starts.
 SPIN_COUNT_SET_HERE = "GOMP_SPINCOUNT" not in os.environ
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 

@@ -18,7 +18,8 @@ that is contiguous in x and in out. Kernel size, stride and padding live in two 
 **Register tiles.** The sums for 5 channels and 64 numbers of a run stay in registers while the
 loop goes over all channels and parts: 20 vector multiply-adds for 4 loads of x and 5 of weights,
 and nothing is written until the sums are complete. The gradient of the weight keeps 5 times 5 sums
-of products in registers alike. So it is the cores' arithmetic that limits, not memory.
+of products in registers alike. (Where registers are half as wide and half as many, it is 16 numbers
+and 5 times 2 sums.) So it is the cores' arithmetic that limits, not memory.
 
 **Skipping is data.** ``ins`` and ``outs`` list the channels to compute; those not listed cost
 nothing. Threads share out outputs, never the terms of a sum, and each sum has one order: the same

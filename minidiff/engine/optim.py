@@ -12,11 +12,11 @@ from . import kernels, memory
 from ._types import Array, Indices
 from .tensor import Tensor
 
-__all__ = ["SGD", "Adam", "Average", "Group", "Optimizer", "cosine"]
+__all__ = ["SGD", "Adam", "Average", "Optimizer", "ParameterGroup", "cosine"]
 
 
 @dataclass
-class Group:
+class ParameterGroup:
     """Parameters that share a step size and a weight decay.
 
     Attributes
@@ -40,8 +40,8 @@ class Group:
     Examples
     --------
     >>> weight, bias = (Tensor(np.ones(n), requires_grad=True) for n in ((2, 3), 2))
-    >>> decayed = Group([weight], lr=0.1, weight_decay=5e-4)
-    >>> optimizer = SGD([decayed, Group([bias], lr=0.1)])
+    >>> decayed = ParameterGroup([weight], lr=0.1, weight_decay=5e-4)
+    >>> optimizer = SGD([decayed, ParameterGroup([bias], lr=0.1)])
     >>> [group.weight_decay for group in optimizer.groups]
     [0.0005, 0.0]
     """
@@ -85,12 +85,12 @@ class Optimizer:
 
     Attributes
     ----------
-    groups : list of Group
+    groups : list of ParameterGroup
 
     Raises
     ------
     TypeError
-        If ``parameters`` are neither tensors nor Groups, or both.
+        If ``parameters`` are neither tensors nor ParameterGroups, or both.
     ValueError
         If there are none, one is given twice, or a setting is out of range.
 
@@ -105,18 +105,21 @@ class Optimizer:
     """
 
     def __init__(
-        self, parameters: Iterable[Tensor] | Iterable[Group], lr: float, weight_decay: float
+        self,
+        parameters: Iterable[Tensor] | Iterable[ParameterGroup],
+        lr: float,
+        weight_decay: float,
     ) -> None:
         if isinstance(parameters, Tensor):
             raise TypeError("parameters: one tensor; expected a list, [tensor].")
         items = list(parameters)
         if not items:
             raise ValueError("the optimiser was given no parameters.")
-        groups = [item for item in items if isinstance(item, Group)]
+        groups = [item for item in items if isinstance(item, ParameterGroup)]
         tensors = [item for item in items if isinstance(item, Tensor)]
         if (groups and tensors) or len(groups) + len(tensors) < len(items):
-            raise TypeError("parameters: expected tensors only, or Groups only.")
-        self.groups = groups or [Group(tensors, lr, weight_decay)]
+            raise TypeError("parameters: expected tensors only, or ParameterGroups only.")
+        self.groups = groups or [ParameterGroup(tensors, lr, weight_decay)]
         seen = [id(parameter) for group in self.groups for parameter in group.parameters]
         if len(set(seen)) < len(seen):
             raise ValueError("a parameter is given twice; it would take two steps in one.")
@@ -209,7 +212,12 @@ class Optimizer:
         raise NotImplementedError  # each optimiser has a state of its own
 
     def _update(
-        self, weight: Array, grad: Array, rows: Indices, state: dict[str, Array], group: Group
+        self,
+        weight: Array,
+        grad: Array,
+        rows: Indices,
+        state: dict[str, Array],
+        group: ParameterGroup,
     ) -> None:
         """Move the rows listed of a weight, in place; arrays are matrices, one row a slice."""
         raise NotImplementedError  # each optimiser has a step of its own
@@ -224,7 +232,7 @@ class SGD(Optimizer):
     Parameters
     ----------
     parameters
-        Tensors, or :class:`Group` objects with settings of their own.
+        Tensors, or :class:`ParameterGroup` objects with settings of their own.
     lr, weight_decay
         For tensors that come without a group.
     momentum
@@ -248,7 +256,7 @@ class SGD(Optimizer):
 
     def __init__(
         self,
-        parameters: Iterable[Tensor] | Iterable[Group],
+        parameters: Iterable[Tensor] | Iterable[ParameterGroup],
         lr: float = 0.01,
         *,
         momentum: float = 0.0,
@@ -265,7 +273,12 @@ class SGD(Optimizer):
         return {"velocity": np.zeros(weight.shape, weight.dtype)}
 
     def _update(
-        self, weight: Array, grad: Array, rows: Indices, state: dict[str, Array], group: Group
+        self,
+        weight: Array,
+        grad: Array,
+        rows: Indices,
+        state: dict[str, Array],
+        group: ParameterGroup,
     ) -> None:
         kernels.sgd(
             weight,
@@ -309,7 +322,7 @@ class Adam(Optimizer):
 
     def __init__(
         self,
-        parameters: Iterable[Tensor] | Iterable[Group],
+        parameters: Iterable[Tensor] | Iterable[ParameterGroup],
         lr: float = 1e-3,
         *,
         betas: tuple[float, float] = (0.9, 0.999),
@@ -329,7 +342,12 @@ class Adam(Optimizer):
         return {**moments, "steps": np.zeros(1)}
 
     def _update(
-        self, weight: Array, grad: Array, rows: Indices, state: dict[str, Array], group: Group
+        self,
+        weight: Array,
+        grad: Array,
+        rows: Indices,
+        state: dict[str, Array],
+        group: ParameterGroup,
     ) -> None:
         state["steps"] += 1
         steps, (first, second) = float(state["steps"][0]), self.betas

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from minidiff.engine import ops
 from minidiff.engine._types import Array
 from minidiff.engine.nn import Module
-from minidiff.engine.optim import SGD, Adam, Average, Group, Optimizer, cosine
+from minidiff.engine.optim import SGD, Adam, Average, Optimizer, ParameterGroup, cosine
 from minidiff.engine.tensor import no_grad
 from minidiff.pruning.baselines import (
     GaussianGate,
@@ -353,8 +353,8 @@ class Trainer:
         # Without decay of the weights a gate could shrink while they grow: the product is the same.
         self.weights = SGD(
             [
-                Group([p for p in others if p.ndim > 1], config.lr, config.weight_decay),
-                Group([p for p in others if p.ndim == 1], config.lr),
+                ParameterGroup([p for p in others if p.ndim > 1], config.lr, config.weight_decay),
+                ParameterGroup([p for p in others if p.ndim == 1], config.lr),
             ],
             momentum=config.momentum,
             nesterov=True,
