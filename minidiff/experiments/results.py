@@ -174,11 +174,13 @@ EXPERIMENTS = {
     "baselines": Experiment(
         "Other methods on the same engine",
         "Structured LeNet5, no augmentation; the same groups, schedule and fine-tuning for all. "
-        "Where gates are learned, the surrogate is the same as well.",
+        "Where gates are learned, the surrogate is the same as well. Group lasso and magnitude "
+        "have no say in what a MAC costs; beside them stands DiffPrune priced by weights alone.",
         "structured",
         FINAL,
         (
             *_lambdas(0.4),
+            *_lambdas(0.7, cost="weights"),
             *_lambdas(0.4, method="hard-concrete"),
             *_lambdas(0.35, method="gaussian"),
             *_lambdas(70.0, method="group-lasso"),
