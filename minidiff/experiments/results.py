@@ -152,7 +152,7 @@ EXPERIMENTS = {
         FINAL,
         (
             DENSE_RUN,
-            *_lambdas(0.34, **LONGER),
+            *_lambdas(0.26, **LONGER),
             *_lambdas(3.9, 19.0, **SMALL),
         ),
         aims={1: Aim(0.6, 30, 8), 2: Aim(0.8, 100), 3: Aim(1.0, 200)},
