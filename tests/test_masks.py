@@ -327,6 +327,7 @@ def test_what_is_no_gate_and_no_groups_is_refused() -> None:
 
 def test_scales_that_the_dtype_cannot_hold_are_refused() -> None:
     for name in ("width", "sigma"):
+        options: dict[str, Any] = {name: 1e-40}
         with pytest.raises(ValueError, match=f"{name} is 1e-40, which float32 cannot hold"):
-            md.Gate(2, **{name: 1e-40})  # type: ignore[arg-type]  # of a name that varies
-        md.Gate(2, **{name: 1e-40}, dtype=np.float64)  # type: ignore[arg-type]  # likewise
+            md.Gate(2, **options)
+        md.Gate(2, **options, **DOUBLE)

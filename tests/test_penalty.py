@@ -640,5 +640,5 @@ def test_a_convolution_with_one_output_place_is_no_dense_layer() -> None:
 
 
 def test_a_shape_may_be_a_list() -> None:
-    layer: Any = nn.Linear(4, 2, rng=np.random.default_rng(0))
-    assert md.count(layer, [4])[0].weights == (8, 8)  # type: ignore[arg-type]  # that is the test
+    shape: Any = [4]
+    assert md.count(nn.Linear(4, 2, rng=np.random.default_rng(0)), shape)[0].weights == (8, 8)

@@ -74,7 +74,7 @@ class Flow:
         if isinstance(module, Gate):
             return replace(self, scale=self.scale * module.evaluated())
         if isinstance(module, Mask):
-            values, slices = module.gate.evaluated(), module.slices
+            values, slices = module.gate.evaluated(), module.groups.slices
             if slices is not None:
                 return replace(
                     self, scale=self.scale * values[np.broadcast_to(slices, len(self.scale))]

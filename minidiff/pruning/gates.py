@@ -430,21 +430,12 @@ class Mask(Module):
             )
         self.gate, self.groups = gate, groups
 
-    @property
-    def slices(self) -> Indices | None:
-        """The group of each slice along axis 0, a channel or feature; None if one has several.
-
-        It is one group, for all of them, where the labels say so.
-        """
-        rows = self.groups.labels.reshape(len(self.groups.labels), -1)
-        return np.asarray(rows[:, 0]) if (rows == rows[:, :1]).all() else None
-
     def forward(self, x: Tensor) -> Tensor:
         """Gate activations (..., N); channels or features that are closed are not computed."""
         self.output_shape(x.shape[:-1])
         if self.gate.per_sample and self.gate.stochastic:
             return x * self.gate.values(samples=x.shape[-1])[self.groups.labels]
-        slices = self.slices
+        slices = self.groups.slices
         if slices is not None:
             return scale_slices(x, Spread(np.broadcast_to(slices, len(x)))(self.gate.values()))
         labels = self.groups.labels

@@ -63,6 +63,15 @@ class Groups:
         return self.labels.shape == shape and self._in_order
 
     @cached_property
+    def slices(self) -> Indices | None:
+        """The group of each slice along axis 0, or one for all; None if a slice has several.
+
+        Slices are what work is saved by: channels, features, filters.
+        """
+        rows = self.labels.reshape(len(self.labels), -1)
+        return np.asarray(rows[:, 0]) if (rows == rows[:, :1]).all() else None
+
+    @cached_property
     def _in_order(self) -> bool:
         return np.array_equal(self.labels.ravel(), np.arange(self.labels.size))
 

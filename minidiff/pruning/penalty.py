@@ -278,7 +278,7 @@ def walk(model: Module, shape: Shape) -> tuple[list[Step], Live]:
         if gate:
             live = live.gated(gate)
         elif isinstance(layer, Mask):
-            slices = layer.slices
+            slices = layer.groups.slices
             if slices is not None:
                 live = live.gated(layer.gate, np.broadcast_to(slices, shape[:1]))
             else:
