@@ -32,7 +32,7 @@ print(len(dataset.train), "images to train on,", len(dataset.held_out), "held ou
 # %% [markdown]
 # ## The experiment
 #
-# The network is LeNet-5 as it comes with Caffe: two convolutions with 20 and 50 filters of 5x5, each with a
+# The network is LeNet-5 in the sizes of Caffe's example: two convolutions with 20 and 50 filters of 5x5, each with a
 # pool, then a dense layer of 500 units and the ten logits. It has 430,500 weights, of which 400,000 are in
 # the first dense layer, and needs 2,293,000 multiply-adds for an image, of which more than four fifths are in the
 # convolutions. So weights and work are in different places, and a number of the one says little about the other.

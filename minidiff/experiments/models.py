@@ -43,8 +43,9 @@ def _dropout(share: float, rng: np.random.Generator) -> dict[str, Module]:
 class LeNet5(Sequential):
     """LeNet-5-Caffe for 28x28 images, 430,500 weights and 2,293,000 MACs.
 
-    Convolution 5x5 with 20 filters, pool; convolution 5x5 with 50, pool; dense 500; dense 10; ReLU
-    after both convolutions and the first dense layer (LeCun et al. 1998, as in the Caffe example).
+    Convolution 5x5 with 20 filters, pool; convolution 5x5 with 50, pool; dense 500; dense 10 (LeCun
+    et al. 1998, in the sizes of Caffe's example). ReLU after both convolutions and the first dense
+    layer, as in the code of Louizos et al. (2018); Caffe's example has only the last of these.
 
     Parameters
     ----------

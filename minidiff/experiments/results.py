@@ -168,7 +168,7 @@ EXPERIMENTS = {
         (
             DENSE_RUN,
             *_lambdas(0.7, **{**AVERAGED, **LONGER}),
-            *_lambdas(4.9, **SMALL),
+            *_lambdas(5.3, **SMALL),
         ),
         aims={1: Aim(0.45, 30), 2: Aim(0.6, 80)},
     ),
