@@ -31,6 +31,12 @@ def gaussian(phi: np.ndarray, seed: int = 0, **options: Any) -> md.GaussianGate:
     return gate
 
 
+def plain(phi):
+    gate = md.Gate(len(phi), width=0.7, dtype=np.float64)
+    gate.phi.data = phi
+    return gate
+
+
 # -- hard concrete, as in the paper's equations 10 to 13
 
 
@@ -48,6 +54,15 @@ def test_hard_concrete_gates_are_those_of_the_paper(phi, seed):
     np.testing.assert_allclose(gate.evaluated(), expected, atol=1e-12)
     opens = 1 / (1 + np.exp(-(phi - beta * np.log(-gamma / zeta))))
     np.testing.assert_allclose(gate.open_probability().data, opens, atol=1e-12)
+
+
+@pytest.mark.parametrize("make", [hard_concrete, gaussian, lambda phi, seed: plain(phi)])
+def test_limits_are_where_gates_close_and_are_fully_open_in_evaluation(make):
+    low, high = make(np.zeros(1), 0).limits
+    near = 1e-6 * np.array([-1, 1])
+    closed, opened = make(low + near, 0).evaluated(), make(high + near, 0).evaluated()
+    assert closed[0] == 0 < closed[1] < 1e-4
+    assert 1 - 1e-4 < opened[0] < opened[1] == 1
 
 
 @pytest.mark.parametrize("make", [hard_concrete, gaussian])

@@ -10,6 +10,7 @@ import pytest
 
 import minidiff
 from minidiff.experiments import cli, commands
+from minidiff.experiments.checkpoint import Checkpoint
 from minidiff.experiments.runs import Run
 from minidiff.experiments.training import RECIPES, Config
 
@@ -48,6 +49,7 @@ def test_train_leaves_a_whole_run_directory(trained: Path) -> None:
         "checkpoint.safetensors",
         "result.json",
         "plots",
+        ".lock",
     }
     records = Run.open(trained).metrics()
     assert [r["epoch"] for r in records] == list(range(1, 13))
@@ -120,6 +122,46 @@ def test_ctrl_c_leaves_what_was_reached(
     assert len(Run.open(tmp_path / "run").metrics()) == 1
     assert (tmp_path / "run/plots/overview.png").stat().st_size > 0
     assert cli.main(["evaluate", str(tmp_path / "run")]) == 0
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_ctrl_c_while_a_checkpoint_is_written_leaves_what_is_on_the_disk(
+    epoch: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write = Run.write_checkpoint
+
+    def stopping(self: Run, checkpoint: Checkpoint) -> None:
+        if len(checkpoint.info["records"]) == epoch:
+            raise KeyboardInterrupt
+        write(self, checkpoint)
+
+    monkeypatch.setattr(Run, "write_checkpoint", stopping)
+    words = ("--epochs", "3", "--batch-size", "400")
+    assert train(tmp_path / "run", *words) == commands.INTERRUPTED
+    out = capsys.readouterr().out
+    assert ("by epoch 1." if epoch == 2 else "no whole epoch yet") in out
+    monkeypatch.undo()
+    assert cli.main(["train", "--resume", str(tmp_path / "run")]) == 0
+    assert len(Run.open(tmp_path / "run").metrics()) == 3
+
+
+def test_a_name_that_another_process_has_taken_is_not_taken_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    taken = [commands._free_directory("digits").as_posix() for _ in range(3)]
+    assert taken == ["runs/digits", "runs/digits-2", "runs/digits-3"]
+
+
+@pytest.mark.parametrize("number", ["60000", "-1"])
+def test_more_images_held_out_than_there_are_is_an_error(
+    number: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = failure(capsys, "train", "--dataset", "digits", "--held-out", number)
+    assert f"held_out is {number}; expected an integer in 0..59,999" in error
 
 
 def failure(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

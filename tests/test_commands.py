@@ -14,6 +14,7 @@ import minidiff as md
 from minidiff.experiments import cli, commands
 from minidiff.experiments.commands import Trained
 from minidiff.experiments.data import load_dataset
+from minidiff.experiments.training import Config
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
 pytest.importorskip("safetensors", reason="checkpoints need safetensors")
@@ -192,7 +193,38 @@ def test_compare_prints_a_row_for_each(
 def test_compare_refuses_what_is_not_a_dense_run(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert "is not a dense run on digits" in failure(capsys, "compare", run, "--dense", run)
+    error = failure(capsys, "compare", run, "--dense", run)
+    assert "is not a dense run of lenet5 on digits" in error
+
+
+def test_compare_evaluates_a_dense_network_as_it_was_trained(
+    run: Path, dense: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {}
+
+    def measure(*arguments: object, **options: object) -> tuple[list[object], str]:
+        given.update(options)
+        return [], ""
+
+    monkeypatch.setattr("minidiff.experiments.compare.compare", measure)
+    monkeypatch.setattr("minidiff.experiments.compare.table", lambda rows: "")
+    trained = Trained.open(dense)
+    monkeypatch.setattr(trained, "mean", 0.25)
+    opened = {run: Trained.open(run), dense: trained}
+    monkeypatch.setattr(Trained, "open", opened.get)
+    assert cli.main(["compare", str(run), "--dense", str(dense)]) == 0
+    assert given["dense_scale"] == (0.25, trained.std)
+    monkeypatch.setattr(trained, "config", Config.recipe("digits", model="lenet300"))
+    assert cli.main(["compare", str(run), "--dense", str(dense)]) == 1
+
+
+def test_a_result_that_is_not_what_was_written_is_an_error(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "result.json").write_text("{}")
+    error = failure(capsys, "train", "--resume", tmp_path / "run")
+    assert "result.json is not what was written" in error
 
 
 @pytest.mark.parametrize("command", ["inspect", "report", "predict", "export", "compare"])

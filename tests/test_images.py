@@ -223,8 +223,8 @@ def on_transparent(shade: int) -> Image.Image:
     return image
 
 
-def in_16_bits() -> Image.Image:
-    return Image.fromarray(drawn("2").astype(np.uint16) * 257)
+def in_16_bits(size: int = 120) -> Image.Image:
+    return Image.fromarray(drawn("2", size).astype(np.uint16) * 257)
 
 
 def animated() -> bytes:
@@ -265,6 +265,9 @@ def grey() -> Image.Image:
         pytest.param(lambda: encoded(on_transparent(0)), "RGBA", id="black on nothing"),
         pytest.param(lambda: encoded(on_transparent(255)), "RGBA", id="white on nothing"),
         pytest.param(lambda: encoded(in_16_bits()), "I;16", id="16 bits"),
+        pytest.param(
+            lambda: encoded(in_16_bits(1500)), "the longer side", id="16 bits, to be reduced"
+        ),
         pytest.param(lambda: encoded(grey().convert("F"), "TIFF"), "F", id="F"),
         pytest.param(lambda: encoded(grey().convert("CMYK"), "JPEG"), "CMYK", id="CMYK"),
         pytest.param(lambda: encoded(grey(), "BMP"), "L", id="BMP"),

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 import minidiff as md
 from minidiff import nn
 from minidiff.experiments.models import SPARSITIES
-from minidiff.pruning.penalty import gated_sizes
+from minidiff.pruning.penalty import gated_sizes, in_use
 from tests.strategies import arrays, seeds
 
 PRICES = {"weights": lambda n: 1, "macs": lambda n: n, "balanced": lambda n: n ** (1 / 3)}
@@ -359,6 +359,11 @@ def assert_counts_are_influences(model: nn.Module, shape: tuple[int, ...]) -> No
         assert layer.outputs == (found.outputs.sum(), found.outputs.size), layer.name
         if found.weights.any():  # else inputs are neither used nor unused
             assert layer.inputs == (found.inputs.sum(), found.inputs.size), layer.name
+        for role in ("inputs", "outputs"):
+            which = in_use(model, shape)[f"{layer.name}.{role}"]
+            assert (which.sum(), which.size) == getattr(layer, role)
+            if found.weights.any():
+                np.testing.assert_array_equal(which, getattr(found, role))
 
 
 def open_or_close(model: nn.Module, seed: int, at_least_one: bool) -> None:

@@ -19,6 +19,7 @@ from matplotlib.text import Text
 from minidiff.experiments import plots
 
 GROUPS = {"conv1.outputs": 20, "conv2.outputs": 50, "dense1.inputs": 800, "dense1.outputs": 500}
+LIMITS = (-0.5, 0.5)
 GATE_FIGURES = {"expected_and_actual", "architecture_over_time", "gate_histogram"}
 FIGURES = {"overview", "error_and_loss", "first_filters"} | GATE_FIGURES
 RNG = np.random.default_rng(0)
@@ -65,7 +66,7 @@ def draw(figure: Figure) -> None:
 
 
 def test_a_run_is_written_as_png_and_svg_and_nothing_else(tmp_path: Path) -> None:
-    paths = plots.plot_run(tmp_path / "new" / "place", RUN, GATES, 1.0, FILTERS, KEPT)
+    paths = plots.plot_run(tmp_path / "new" / "place", RUN, GATES, LIMITS, FILTERS, KEPT)
     assert {path.stem for path in paths} == FIGURES
     assert sorted(paths) == sorted((tmp_path / "new" / "place").iterdir())
     for path in paths:
@@ -76,10 +77,10 @@ def test_a_run_is_written_as_png_and_svg_and_nothing_else(tmp_path: Path) -> Non
 
 
 def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
-    for path in plots.plot_run(tmp_path / "a", RUN, GATES, 1.0, FILTERS, KEPT):
+    for path in plots.plot_run(tmp_path / "a", RUN, GATES, LIMITS, FILTERS, KEPT):
         again = tmp_path / "b" / path.name
         if not again.exists():
-            plots.plot_run(tmp_path / "b", RUN, GATES, 1.0, FILTERS, KEPT)
+            plots.plot_run(tmp_path / "b", RUN, GATES, LIMITS, FILTERS, KEPT)
         assert path.read_bytes() == again.read_bytes(), path.name
 
 
@@ -120,12 +121,12 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(
 
 
 def test_a_dense_network_has_no_figures_of_gates(tmp_path: Path) -> None:
-    paths = plots.plot_run(tmp_path, DENSE, {}, 1.0, FILTERS, np.ones(20, bool))
+    paths = plots.plot_run(tmp_path, DENSE, {}, LIMITS, FILTERS, np.ones(20, bool))
     assert {path.stem for path in paths} == FIGURES - GATE_FIGURES
     with pytest.raises(ValueError, match="no gates"):
         plots.architecture_over_time(DENSE)
     with pytest.raises(ValueError, match="gates is empty"):
-        plots.gate_histogram({}, 1.0)
+        plots.gate_histogram({}, LIMITS)
 
 
 def test_the_final_numbers_are_written_in_the_figures() -> None:
@@ -154,7 +155,7 @@ def test_frozen_gates_are_noted_only_where_training_went_on() -> None:
 
 
 def test_gates_on_the_borders_of_the_transition_count_as_closed_and_fully_open() -> None:
-    figure = plots.gate_histogram({"a": np.array([-0.5, -0.5, -0.4, 0.0, 0.1, 0.5])}, 1.0)
+    figure = plots.gate_histogram({"a": np.array([-0.5, -0.5, -0.4, 0.0, 0.1, 0.5])}, LIMITS)
     assert "2 closed | 3 partly | 1 fully open" in texts(figure)
     heights = [bar.get_height() for bar in figure.axes[0].containers[0]]
     assert sum(heights) == 2
@@ -207,14 +208,15 @@ def test_filters_of_any_size_can_be_drawn(
     counts=st.lists(st.integers(1, 60), min_size=1, max_size=6),
     spread=st.sampled_from([0.0, 1e-3, 1.0, 1e3]),
     width=st.sampled_from([1e-3, 1.0, 100.0]),
+    middle=st.sampled_from([0.0, 0.5, -30.0]),
     seed=st.integers(0, 99),
 )
 def test_every_gate_is_in_one_bar_of_its_histogram(
-    counts: list[int], spread: float, width: float, seed: int
+    counts: list[int], spread: float, width: float, middle: float, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
     gates = {f"g{i}": spread * rng.normal(size=count) for i, count in enumerate(counts)}
-    figure = plots.gate_histogram(gates, width)
+    figure = plots.gate_histogram(gates, (middle - width / 2, middle + width / 2))
     draw(figure)
     for axes, count in zip(figure.axes, counts, strict=False):
         assert sum(bar.get_height() for zone in axes.containers for bar in zone) == count
@@ -240,6 +242,7 @@ def test_bad_arguments_are_named() -> None:
     with pytest.raises(ValueError, match="not finite"):
         plots.first_filters(FILTERS * np.float32("nan"), KEPT)
     with pytest.raises(ValueError, match="'a' is empty or not finite"):
-        plots.gate_histogram({"a": np.array([np.nan])}, 1.0)
-    with pytest.raises(ValueError, match=r"width is 0\.0"):
-        plots.gate_histogram(GATES, 0.0)
+        plots.gate_histogram({"a": np.array([np.nan])}, LIMITS)
+    for limits in ((0.5, 0.5), (0.5, -0.5), (-np.inf, 0.5), (0.0, np.nan)):
+        with pytest.raises(ValueError, match="limits are "):
+            plots.gate_histogram(GATES, limits)

@@ -72,6 +72,7 @@ def page(**changes: Any) -> str:
         "records": [record(epoch) for epoch in range(1, 6)],
         "result": result(),
         "gates": {name: np.arange(count) % 5 == 0 for name, count in GROUPS.items()},
+        "used": {},
         "filters": FILTERS,
         "mistakes": [mistake(1), mistake(2, answer=7, confidence=0.9)],
     }
@@ -93,6 +94,7 @@ def nothing_left() -> dict[str, Any]:
         "result": result(share=0),
         # Open gates that feed nobody are no use either.
         "gates": {name: np.arange(count) < 3 for name, count in GROUPS.items()},
+        "used": {name: np.zeros(count, bool) for name, count in GROUPS.items()},
         "mistakes": [mistake(i, label=i % 9) for i in range(300)],
     }
 
@@ -278,7 +280,11 @@ def test_maps_tell_kept_groups_from_those_of_no_use():
         "dense1.inputs": (np.arange(800) >= 32) & (np.arange(800) < 192),
         "dense1.outputs": np.arange(500) < 7,
     }
-    read = Reader(page(gates=gates))
+    used = gates | {
+        "conv2.outputs": (np.arange(50) >= 2) & (np.arange(50) < 10),
+        "dense1.inputs": (np.arange(800) >= 32) & (np.arange(800) < 160),
+    }
+    read = Reader(page(gates=gates, used=used))
     for said in (
         "4 of 20 kept",
         "8 of 50 kept, 2 of no use",
@@ -340,7 +346,7 @@ def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match="records is empty"):
         page(records=[])
     with pytest.raises(ValueError, match=r"\(20, 1, 5, 5\) and kept \(3,\)"):
-        page(gates={"conv1.outputs": np.ones(3, bool)})
+        page(used={"conv1.outputs": np.ones(3, bool)})
     with pytest.raises(ValueError, match="not finite"):
         page(filters=FILTERS * np.float32("nan"))
     with pytest.raises(ValueError, match="label of test image 3 is 10; expected 0 to 9"):

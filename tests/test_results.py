@@ -21,7 +21,6 @@ from minidiff.experiments.results import (
     spread,
     write_results,
 )
-from minidiff.experiments.sweep import key
 from minidiff.experiments.training import Config
 
 SIZES = {"lenet5": ("8-10-112-68", "20-50-800-500"), "lenet300": ("90-40-30", "784-300-100")}
@@ -31,8 +30,7 @@ def line(config: Config, error: float) -> dict[str, Any]:
     """What a run of the configuration might have come to."""
     left, dense = SIZES[config.model]
     return {
-        "key": key(config),
-        "config": config.to_json(),
+        "config": config,
         "history": {"epoch": [1, 2], "architecture": [dense, left]},
         "result": {
             "held_out_error" if config.held_out else "test_error": error,
@@ -48,13 +46,20 @@ def line(config: Config, error: float) -> dict[str, Any]:
 
 
 def written(directory: Path, names: list[str], errors: list[float]) -> str:
-    lines = [
-        line(config, errors[config.seed])
-        for name in names
-        for _, config in EXPERIMENTS[name].configs("mnist")
-    ]
-    (directory / "runs.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    save_lines(
+        directory,
+        [
+            line(config, errors[config.seed])
+            for name in names
+            for _, config in EXPERIMENTS[name].configs("mnist")
+        ],
+    )
     return write_results(directory, names, "mnist", quick=False).read_text()
+
+
+def save_lines(directory: Path, lines: list[dict[str, Any]]) -> None:
+    plain = [{**x, "config": x["config"].to_json()} for x in lines]
+    (directory / "runs.jsonl").write_text("".join(json.dumps(x) + "\n" for x in plain))
 
 
 def test_rows_have_mean_and_deviation_over_seeds(tmp_path: Path) -> None:
@@ -117,7 +122,49 @@ def test_tables_without_aims_have_no_table_of_aims(tmp_path: Path) -> None:
 def test_what_has_not_been_run_is_said(tmp_path: Path) -> None:
     page = write_results(tmp_path, ["structured"], "mnist", quick=True).read_text()
     assert "Not run yet." in page
-    assert "Quick mode" in page
+    assert "To try the tools, not a result" in page
+
+
+def test_pages_of_trials_do_not_speak_of_mnist(tmp_path: Path) -> None:
+    for dataset, quick in (("digits", False), ("mnist", True)):
+        page = write_results(tmp_path, list(EXPERIMENTS), dataset, quick=quick).read_text()
+        assert "To try the tools, not a result" in page
+        for words in ("MNIST's test set", "Published", "aimed at"):
+            assert words not in page
+
+
+def test_rows_that_were_replaced_stay_on_the_page(tmp_path: Path) -> None:
+    old = Config.recipe("mnist", held_out=0, penalty=0.123, augment=True)
+    lines = [line(replace(old, seed=seed), error) for seed, error in enumerate((0.5, 0.7))]
+    choices = line(replace(old, held_out=5000), 0.4)  # which has not read the test set
+    save_lines(tmp_path, [*lines, choices, line(runs_of(["structured"], "mnist")[0], 0.6)])
+    page = write_results(tmp_path, ["structured"], "mnist", quick=False).read_text()
+    table = page.split("## Rows that were replaced")[1].split("\n##")[0]
+    rows = [row for row in table.splitlines() if row.startswith("| `")]
+    assert rows == [
+        "| `λ = 0.123, augment = True` | 0.60\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}0.14 | "
+        "43.0x\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}0.0 | 11.5x\N{NO-BREAK SPACE}±"
+        "\N{NO-BREAK SPACE}0.0 | 2 |"
+    ]
+
+
+def test_a_run_that_has_lost_everything_does_not_keep_the_page_from_the_others(
+    tmp_path: Path,
+) -> None:
+    lines = [line(config, 0.6) for config in runs_of(["structured"], "mnist")]
+    for lost in lines[5:7], lines[10:15]:  # two seeds of a row, and all of another
+        for x in lost:
+            x["result"] |= {"weights": 0, "macs": 0}
+    save_lines(tmp_path, lines)
+    page = write_results(tmp_path, ["structured"], "mnist", quick=False).read_text()
+    assert "| all is gone in 2 of 5 |" in page
+    assert "| all is gone in 5 of 5 |" in page
+    assert (tmp_path / "structured.svg").exists()
+
+
+def test_an_aim_whose_row_has_not_been_run_is_still_there(tmp_path: Path) -> None:
+    page = write_results(tmp_path, ["structured"], "mnist", quick=False).read_text()
+    assert page.count("| 0 | not run yet |") == len(EXPERIMENTS["structured"].aims)
 
 
 def test_every_run_is_its_own_and_only_last_trainings_read_the_test_set() -> None:
@@ -129,7 +176,7 @@ def test_every_run_is_its_own_and_only_last_trainings_read_the_test_set() -> Non
         assert {config.seed for config in runs} == set(range(2 if quick else 5))
         for name in EXPERIMENTS:
             own = runs_of([name], "mnist", quick=quick)
-            assert len({key(config) for config in own}) == len(own)
+            assert len(set(own)) == len(own)
     epochs = {config.epochs for config in runs_of(list(EXPERIMENTS), "mnist", quick=True)}
     assert max(epochs) < 10
 
@@ -177,6 +224,15 @@ def test_the_command_trains_and_writes_the_page(
     assert str(out / "index.md") in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main(["reproduce", "nothing"])
+    assert main(["reproduce", "--report", "--quick", "--out", str(out)]) == 0
+    assert "| 20-50-800-500 | 2 |" in (out / "index.md").read_text()  # of the lines' dataset
+    assert main(["reproduce", "lenet300", "--report", "--quick", "--out", str(out)]) == 0
+    page = (out / "index.md").read_text()
+    assert "## Short" in page  # what there is stays
+    assert "## Unstructured LeNet-300-100" in page
+    assert main(["reproduce", "--report", "--dataset", "mnist", "--out", str(out)]) == 1
+    assert "holds no runs on mnist" in capsys.readouterr().err
+    assert (out / "index.md").read_text() == page
 
 
 def test_the_label_of_a_row_names_method_and_strength() -> None:

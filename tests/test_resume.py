@@ -1,5 +1,6 @@
 """Resuming: a run that was killed, at any moment and however often, ends at the same bits."""
 
+import errno
 import json
 import os
 import random
@@ -16,7 +17,7 @@ import pytest
 
 from minidiff.experiments import cli, commands
 from minidiff.experiments.checkpoint import Checkpoint
-from minidiff.experiments.runs import Run
+from minidiff.experiments.runs import Run, RunError
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
 pytest.importorskip("safetensors", reason="checkpoints need safetensors")
@@ -218,9 +219,38 @@ def test_two_processes_do_not_train_in_one_directory(
 ) -> None:
     run = unfinished(straight, tmp_path)
     with Run(run).training():
+        being_written = run / ".metrics.jsonl.0.part"
+        being_written.touch()
         error = failure(capsys, "train", "--resume", str(run))
+        assert being_written.exists()
     assert f"another process is training in {run}" in error
     assert cli.main(["train", "--resume", str(run)]) == 0
+    assert not being_written.exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="files are not locked there")
+def test_of_two_new_runs_in_one_directory_the_second_is_refused(tmp_path: Path) -> None:
+    first, second = Run.create(tmp_path), Run.create(tmp_path)  # both have found it empty
+    refused = pytest.raises(RunError, match="another process is training")
+    with first.training({"seed": 1}), refused, second.training({"seed": 2}):
+        pass
+    refused = pytest.raises(RunError, match=r"is not empty \(it holds config.json\)")
+    with refused, second.training({"seed": 2}):
+        pass
+    assert first.read_json("config.json") == {"seed": 1}
+
+
+def test_where_nothing_can_be_locked_training_goes_on_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fcntl = pytest.importorskip("fcntl", reason="files are not locked there")
+
+    def unable(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", unable)
+    with pytest.warns(UserWarning, match="cannot be locked"), Run(tmp_path).training({"seed": 1}):
+        assert Run.open(tmp_path).read_json("config.json") == {"seed": 1}
 
 
 def test_metrics_that_were_lost_come_back(straight: Straight, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Sweeps: every run has its line, whoever does it, and whatever happens in between."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import pytest
 from minidiff.experiments import sweep as sweeps
 from minidiff.experiments.cli import main
 from minidiff.experiments.files import append_line
-from minidiff.experiments.sweep import key, read_results, run_once, sweep
+from minidiff.experiments.runs import versions
+from minidiff.experiments.sweep import read_results, run_once, sweep
 from minidiff.experiments.training import Config, ConfigError
 
 SHORT = Config.recipe("digits", epochs=1, batch_size=400)
@@ -23,12 +25,13 @@ def quiet(text: str) -> None:
     pass
 
 
-def comparable(path: Path) -> dict[str, Any]:
-    """All that must not depend on who has done a run, by its key."""
+def comparable(path: Path) -> dict[Config, Any]:
+    """All that must not depend on who has done a run, by its settings."""
     timed = ("seconds", "step_ms")
     return {
-        line["key"]: {k: v for k, v in line["result"].items() if k not in timed}
+        line["config"]: {k: v for k, v in line["result"].items() if k not in timed}
         for line in read_results(path)
+        if "result" in line
     }
 
 
@@ -37,8 +40,8 @@ def test_every_run_has_a_line_and_none_is_done_twice(tmp_path: Path) -> None:
     runs = configs(0, 1) + configs(0, method="magnitude", keep=0.5)
     assert sweep(runs + runs, path, say=said.append) == 0
     lines = read_results(path)
-    assert [line["key"] for line in lines] == [key(config) for config in runs]
-    assert [Config.from_json(line["config"]) for line in lines] == runs
+    assert [line["config"] for line in lines] == runs
+    assert all(line["versions"] == versions() for line in lines)
     assert "test_error" not in lines[0]["result"]
     assert lines[0]["history"]["epoch"] == [1]
     assert any("magnitude structured lenet5, seed 0, keep 0.5" in text for text in said)
@@ -93,9 +96,13 @@ def test_lines_are_added_and_a_file_that_cannot_be_written_is_named(tmp_path: Pa
         append_line(tmp_path / "none" / "lines", "a")
 
 
-def test_the_key_of_a_run_is_that_of_its_settings() -> None:
-    assert key(SHORT) == key(Config.from_json(json.loads(json.dumps(SHORT.to_json()))))
-    assert len({key(config) for config in configs(0, 1, 2)}) == 3
+def test_lines_of_other_versions_are_read_if_their_settings_are_known(tmp_path: Path) -> None:
+    path = tmp_path / "runs.jsonl"
+    older = {name: value for name, value in SHORT.to_json().items() if name != "dropout"}
+    for config in (older, SHORT.to_json() | {"depth": 3}, SHORT.to_json() | {"seed": -1}, 7):
+        append_line(path, json.dumps({"config": config, "result": {}}))
+    append_line(path, "[]")
+    assert [line["config"] for line in read_results(path)] == [SHORT]  # with the default for it
 
 
 @pytest.mark.slow
@@ -112,10 +119,32 @@ def test_processes_and_a_cluster_come_to_the_same_bits(tmp_path: Path) -> None:
         assert sweep([*runs, *wild], path, cluster=cluster.scheduler_address, say=quiet) == 1
         lines = read_results(path)
         assert sum("error" in line for line in lines) == 1
-        path.write_text("".join(json.dumps(x) + "\n" for x in lines if "result" in x))
+        failed = [line for line in lines if "error" in line]
+        assert failed[0]["config"] == wild[0]
     expected = comparable(tmp_path / "one.jsonl")
     assert comparable(tmp_path / "two.jsonl") == expected
     assert comparable(path) == expected
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_costs_the_runs_under_way_and_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stand_in(settings: dict[str, Any], **_: Any) -> dict[str, Any]:
+        if settings["seed"] == 2:
+            os._exit(1)
+        result = {"weights": 0, "macs": 0, "architecture": "0"}
+        return {"config": settings, "result": result}
+
+    monkeypatch.setattr(sweeps, "run_once", stand_in)
+    path, said = tmp_path / "runs.jsonl", []
+    failed = sweep(configs(*range(6)), path, jobs=2, say=said.append)
+    lines = read_results(path)
+    assert sorted(line["config"].seed for line in lines) == list(range(6))
+    lost = [line for line in lines if "error" in line]
+    assert 1 <= len(lost) == failed <= 2
+    assert 2 in [line["config"].seed for line in lost]
+    assert all(line["error"].startswith("its worker failed: ") for line in lost)
 
 
 def test_a_cluster_that_does_not_answer_is_an_error_that_says_so(
@@ -129,6 +158,19 @@ def test_a_cluster_that_does_not_answer_is_an_error_that_says_so(
     monkeypatch.setattr(distributed, "Client", unreachable)
     with pytest.raises(OSError, match=r"no Dask scheduler answers at tcp://x:1 .* such as"):
         sweep([SHORT], tmp_path / "runs.jsonl", cluster="tcp://x:1", say=quiet)
+
+
+def test_the_command_says_which_images_it_takes_and_dense_runs_have_no_strengths(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "runs.jsonl")
+    words = ["sweep", "--dataset", "digits", "--model", "lenet300", "--dense", "--epochs", "1"]
+    assert main([*words, "--out", out]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("data: The 1,797 handwritten 8x8 digits of scikit-learn")
+    assert "dense lenet300, seed 0: " in printed
+    assert main([*words, "--lambdas", "0.1,0.2", "--out", out]) == 1
+    assert "it leaves no use for penalty" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("jobs", [0, -1, 1.5])
@@ -152,7 +194,7 @@ def test_the_command_runs_methods_by_strengths_by_seeds(
     more = "--methods diffprune,magnitude --keeps 0.5"
     assert main([*words.split(), *more.split(), "--out", str(out)]) == 0
     found = {
-        (c["method"], c["penalty"] if c["method"] == "diffprune" else c["keep"], c["seed"])
+        (c.method, c.penalty if c.method == "diffprune" else c.keep, c.seed)
         for c in (line["config"] for line in read_results(out))
     }
     both = {("diffprune", 0.01), ("diffprune", 0.02), ("magnitude", 0.5)}
@@ -173,6 +215,6 @@ def test_a_run_reports_what_went_wrong_whatever_it_is(monkeypatch: pytest.Monkey
     assert line["error"] == "RuntimeError: out of luck"
 
 
-def test_settings_that_are_equal_have_one_name() -> None:
-    assert Config(penalty=1) == Config(penalty=1.0)
-    assert key(Config(penalty=1, swa_lr=0)) == key(Config(penalty=1.0, swa_lr=0.0))
+def test_settings_that_are_equal_are_one_run() -> None:
+    assert Config(penalty=1, swa_lr=0) == Config(penalty=1.0, swa_lr=0.0)
+    assert hash(Config(penalty=1, swa_lr=0)) == hash(Config(penalty=1.0, swa_lr=0.0))

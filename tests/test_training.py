@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -262,8 +263,29 @@ def test_a_setting_out_of_range_is_named_with_its_value(name: str, value: object
 def test_a_configuration_survives_json_and_names_what_does_not_fit() -> None:
     for config in RECIPES.values():
         assert Config.from_json(json.loads(json.dumps(config.to_json()))) == config
-    with pytest.raises(ConfigError, match=r"unknown settings \['depth'\] and lacks \['lr'\]"):
-        Config.from_json({"depth": 3} | {k: v for k, v in Config().to_json().items() if k != "lr"})
+    with pytest.raises(ConfigError, match=r"unknown settings \['depth'\]"):
+        Config.from_json({"depth": 3, "seed": 1})
+    with pytest.raises(ConfigError, match="expected a JSON object"):
+        Config.from_json([1])
+    assert Config.from_json({"seed": 1}) == Config(seed=1)  # from before there were the others
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"method": "gaussian", "sigma": 0.1},
+        {"method": "hard-concrete", "initial": 9.0},
+        {"method": "magnitude", "noise": "normal"},
+        {"method": "group-lasso", "width": 0.5},
+        {"method": "magnitude", "gate_stop": 0.5, "gate_start": 0.5},
+        {"sparsity": "dense", "swa_lr": 0.01},
+        {"swa_lr": 0.01, "gate_stop": 1.0},
+        {"held_out": 60_000},
+    ],
+)
+def test_a_setting_that_would_be_ignored_is_an_error(changes: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=f"^({'|'.join(changes)}) is .*; expected "):
+        Config(**changes)
 
 
 def test_an_evaluation_leaves_each_modules_mode_as_it_was() -> None:

@@ -131,7 +131,7 @@ def _parser() -> argparse.ArgumentParser:
         "--out", metavar="DIR", type=Path, help="default: runs/results, or runs/quick"
     )
     reproduce.add_argument(
-        "--quick", action="store_true", help="short runs of two seeds, in minutes"
+        "--quick", action="store_true", help="very short runs of two seeds, to try the tools"
     )
     reproduce.add_argument(
         "--report", action="store_true", help="train nothing, only write the page again"

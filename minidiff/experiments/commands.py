@@ -21,12 +21,12 @@ from minidiff.engine.nn import Module, Shape
 from minidiff.engine.predictor import Predictor
 from minidiff.pruning.compact import compact
 from minidiff.pruning.gates import Gated
-from minidiff.pruning.penalty import count, gates_of
+from minidiff.pruning.penalty import count, gates_of, in_use
 
 from .checkpoint import MALFORMED, Checkpoint
 from .data import Dataset, load_dataset
 from .extras import extra
-from .runs import Run, RunError, peak_megabytes
+from .runs import Run, RunError, peak_megabytes, versions
 from .training import Config, ConfigError, Trainer, error_rate
 
 __all__ = [
@@ -54,6 +54,7 @@ def train(options: argparse.Namespace) -> int:
     extra("safetensors")  # asked for now, not after the first epoch
     _set_threads(options.threads)
     names = [field.name for field in fields(Config)]
+    new: dict[str, Any] | None = None
     if options.resume:
         given = [name for name in (*names, "out") if getattr(options, name) is not None]
         if given:
@@ -66,17 +67,18 @@ def train(options: argparse.Namespace) -> int:
         if run.finished:
             run.checkpoint()
             print(f"{run.path} has finished; there is nothing to go on with.")
-            print(_table(run.read_json("result.json")))
+            try:
+                print(_table(run.read_json("result.json")))
+            except MALFORMED as error:
+                raise RunError(f"{run.path / 'result.json'} is not what was written.") from error
             return 0
         data = load_dataset(config.dataset, held_out=config.held_out)
     else:
-        held_out = Config().held_out if options.held_out is None else options.held_out
-        data = load_dataset(options.dataset or "auto", held_out=held_out)
         changes = {name: getattr(options, name) for name in names if name != "dataset"}
+        _refuse_gates_of_dense(options)
+        held_out = Config.recipe("mnist", held_out=options.held_out).held_out  # is in range
+        data = load_dataset(options.dataset or "auto", held_out=held_out)
         config = Config.recipe(data.name, **changes)
-        gates = [name for name in GATE_SETTINGS if getattr(options, name) is not None]
-        if gates and not config.gated:
-            raise ConfigError(f"--dense trains without gates; it leaves no use for {gates[0]}.")
         plain = {name: getattr(Config(), name) for name in ("model", "sparsity", "method")}
         kind = "".join(
             f"-{getattr(config, name)}"
@@ -84,8 +86,8 @@ def train(options: argparse.Namespace) -> int:
             if getattr(config, name) != usual
         )
         run = Run.create(options.out or _free_directory(f"{data.name}{kind}-seed{config.seed}"))
-        run.write_json("config.json", config.to_json())
-    with run.training():
+        new = config.to_json()
+    with run.training(new):
         return _train(run, config, data)
 
 
@@ -93,6 +95,12 @@ GATE_SETTINGS = (
     *("method", "keep", "penalty", "cost", "noise", "sigma", "width", "initial"),
     *("gate_lr", "gate_start", "ramp", "gate_stop"),
 )
+
+
+def _refuse_gates_of_dense(options: argparse.Namespace) -> None:
+    gates = [name for name in GATE_SETTINGS if getattr(options, name) is not None]
+    if gates and options.sparsity == "dense":
+        raise ConfigError(f"--dense trains without gates; it leaves no use for {gates[0]}.")
 
 
 def _train(run: Run, config: Config, data: Dataset) -> int:
@@ -120,7 +128,9 @@ def _train(run: Run, config: Config, data: Dataset) -> int:
     print("kernels  compiled at the first step, once; then cached\n", flush=True)
     interrupted = _run_epochs(run, trainer)
     records = trainer.records
-    if interrupted:
+    if interrupted:  # what counts is on the disk
+        written = run.checkpoint_path.exists()
+        records = list(run.checkpoint().info["records"]) if written else []
         done = f"what was reached by epoch {len(records)}" if records else "no whole epoch yet"
         print(
             f"\ninterrupted: the run directory holds {done}.\n"
@@ -129,7 +139,7 @@ def _train(run: Run, config: Config, data: Dataset) -> int:
     if not records:
         return INTERRUPTED
     model = run.checkpoint().model
-    _plot(run, model, config, records)
+    _plot(run, model, trainer.shape, records)
     if interrupted:
         return INTERRUPTED
     # The one look at the test set.
@@ -186,12 +196,16 @@ def _set_threads(threads: int | None) -> None:
 
 
 def _free_directory(name: str) -> Path:
-    """Return runs/NAME, or runs/NAME-2 and so on if there is one already."""
+    """Make and return runs/NAME, or runs/NAME-2 and so on if there is one already."""
+    Path("runs").mkdir(exist_ok=True)
     path, number = Path("runs") / name, 1
-    while path.exists():
-        number += 1
-        path = Path("runs") / f"{name}-{number}"
-    return path
+    while True:
+        try:
+            path.mkdir()  # fails if another process was quicker
+            return path
+        except FileExistsError:
+            number += 1
+            path = Path("runs") / f"{name}-{number}"
 
 
 def _ratio(record: dict[str, Any], what: str) -> str:
@@ -230,28 +244,33 @@ def _line(record: dict[str, Any]) -> str:
     )
 
 
-def _plot(run: Run, model: Module, config: Config, records: list[dict[str, Any]]) -> None:
+def _plot(run: Run, model: Module, shape: Shape, records: list[dict[str, Any]]) -> None:
     from .plots import plot_run
 
     gates = gates_of(model)
+    name, weight = _first_layer(model)
     plot_run(
         run.path / "plots",
         records,
         {name: gate.phi.data for name, gate in gates.items()},
-        config.width,
-        *_first_layer(model),
+        next((gate.limits for gate in gates.values()), (0.0, 1.0)),
+        weight,
+        in_use(model, shape)[f"{name}.outputs"],
     )
 
 
-def _first_layer(model: Module) -> tuple[Array, NDArray[np.bool_]]:
-    """Return the weights of the first layer as small images, and which outputs are open."""
-    first = next(m for _, m in nn.chain(model) if isinstance(m, Gated | nn.Conv2d | nn.Linear))
-    gate = first.outputs if isinstance(first, Gated) else None
+def _first_layer(model: Module) -> tuple[str, Array]:
+    """Return the name of the first layer, and its weights as small images."""
+    name, first = next(
+        (name, layer)
+        for name, layer in nn.chain(model)
+        if isinstance(layer, Gated | nn.Conv2d | nn.Linear)
+    )
     weight = (first.layer if isinstance(first, Gated) else first).weight.data
     if weight.ndim == 2:  # of a dense layer that sees images
         side = math.isqrt(weight.shape[1])
         weight = weight.reshape(len(weight), -1, side, side)
-    return weight, gate.is_open() if gate else np.ones(len(weight), np.bool_)
+    return name, weight
 
 
 def _result(trainer: Trainer, error: float) -> dict[str, Any]:
@@ -262,6 +281,7 @@ def _result(trainer: Trainer, error: float) -> dict[str, Any]:
         warnings.simplefilter("ignore", UserWarning)  # the table says it if nothing is left
         small = compact(trainer.model)
     return {
+        "versions": versions(),
         "gated": trainer.config.gated,
         "test_error": error,
         "held_out_error": last["held_out_error"],
@@ -324,7 +344,8 @@ def sweep(options: argparse.Namespace) -> int:
     names = [field.name for field in fields(Config)]
     listed = ("method", "penalty", "keep", "seed")
     changes = {n: getattr(options, n) for n in names if n != "dataset" and n not in listed}
-    data = load_dataset(options.dataset or "auto").name
+    _refuse_gates_of_dense(options)
+    data = _which_dataset(options.dataset)
     configs = []
     for method in options.method or ["diffprune"]:
         strength = "keep" if method == "magnitude" else "penalty"
@@ -342,19 +363,34 @@ def sweep(options: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
+def _which_dataset(name: str | None) -> str:
+    """Say where images come from, and return the name of the dataset."""
+    data = load_dataset(name or "auto")
+    print(textwrap.fill(f"data: {data.source}", 100))
+    return data.name
+
+
 def reproduce(options: argparse.Namespace) -> int:
     """Train every run of the results and write the page about them."""
     from .results import EXPERIMENTS, runs_of, write_results
+    from .sweep import read_results
     from .sweep import sweep as run_all
 
     names = options.experiments or list(EXPERIMENTS)
-    dataset: str = options.dataset or "auto"
-    if dataset == "auto" or not options.report:  # to write the page again takes no images
-        dataset = load_dataset(dataset).name
     directory: Path = options.out or Path("runs") / ("quick" if options.quick else "results")
-    directory.mkdir(parents=True, exist_ok=True)
     failed = 0
-    if not options.report:
+    if options.report:  # which takes no images
+        path = directory / "runs.jsonl"
+        found = {line["config"].dataset for line in read_results(path)}
+        dataset = options.dataset or ("mnist" if "mnist" in found else next(iter(found), "mnist"))
+        if dataset not in found:
+            raise RunError(
+                f"{path} holds no runs on {dataset}, so there is no page to write; train them with "
+                f"minidiff reproduce, without --report."
+            )
+    else:
+        dataset = _which_dataset(options.dataset)
+        directory.mkdir(parents=True, exist_ok=True)
         runs = runs_of(names, dataset, quick=options.quick)
         for test in (False, True):  # where images are held out, choices are made
             part = [config for config in runs if test == (config.held_out == 0)]
@@ -415,7 +451,7 @@ class Trained:
         checkpoint: Checkpoint = run.checkpoint()
         info = checkpoint.info
         try:
-            if info["config"] != config.to_json():
+            if Config.from_json(info["config"]) != config:
                 raise ValueError("it is of a run with another configuration")
             shape = tuple(int(n) for n in info["shape"])
             count(checkpoint.model, shape)  # fits
@@ -493,7 +529,7 @@ def inspect(options: argparse.Namespace) -> int:
     """Print what is left of each layer, and write the plots again."""
     trained = Trained.open(options.directory)
     print(_layer_table(trained.model, trained.shape))
-    _plot(trained.run, trained.model, trained.config, trained.records)
+    _plot(trained.run, trained.model, trained.shape, trained.records)
     print(f"\nplots are in {trained.run.path / 'plots'}")
     return 0
 
@@ -562,7 +598,8 @@ def report(options: argparse.Namespace) -> int:
         records=trained.records,
         result=run.read_json("result.json"),
         gates={name: gate.is_open() for name, gate in gates_of(trained.model).items()},
-        filters=_first_layer(trained.model)[0],
+        used=in_use(trained.model, trained.shape),
+        filters=_first_layer(trained.model)[1],
         mistakes=mistakes,
     )
     path = options.out or run.path / "report.html"
@@ -582,10 +619,14 @@ def compare(options: argparse.Namespace) -> int:
     if not trained.config.gated:
         raise RunError(f"{options.directory} is a dense run; give it as --dense of a gated one.")
     dense = Trained.open(options.dense) if options.dense else None
-    if dense and (dense.config.gated or dense.config.dataset != trained.config.dataset):
+    config = trained.config
+    if dense and (
+        dense.config.gated
+        or (dense.config.dataset, dense.config.model) != (config.dataset, config.model)
+    ):
         raise RunError(
-            f"{options.dense} is not a dense run on {trained.config.dataset}; train one with "
-            f"minidiff train --dense --dataset {trained.config.dataset}."
+            f"{options.dense} is not a dense run of {config.model} on {config.dataset}; train one "
+            f"with minidiff train --dense --model {config.model} --dataset {config.dataset}."
         )
     data = load_dataset(trained.config.dataset)
     rows, agreement = measure(
@@ -595,6 +636,8 @@ def compare(options: argparse.Namespace) -> int:
         data.test,
         mean=trained.mean,
         std=trained.std,
+        # With another number of images held out, its mean is another.
+        dense_scale=(dense.mean, dense.std) if dense else None,
     )
     print(f"{table(rows)}\n{agreement}")
     return 0

@@ -67,6 +67,7 @@ def compare(
     *,
     mean: float,
     std: float,
+    dense_scale: tuple[float, float] | None = None,
 ) -> tuple[list[Row], str]:
     """Measure networks on the test set; return a row for each, and a sentence on agreement.
 
@@ -82,6 +83,8 @@ def compare(
         The test set.
     mean, std
         Of the training images, which inputs are normalised with.
+    dense_scale
+        Mean and standard deviation of the dense network's, if they are others.
 
     Raises
     ------
@@ -90,6 +93,7 @@ def compare(
     """
     plain = dense if dense is not None else _without_gates(gated)
     small = compact(gated)
+    dense_mean, dense_std = dense_scale or (mean, std)
     with tempfile.TemporaryDirectory() as directory:
         sizes = {}
         for name, model in (("dense", plain), ("gated", gated), ("compact", small)):
@@ -101,7 +105,7 @@ def compare(
         sizes[RUNTIME] = path.stat().st_size
         runtime = _runtime(path)
     functions: dict[str, Logits] = {
-        "dense": Predictor(plain, shape, mean=mean, std=std),
+        "dense": Predictor(plain, shape, mean=dense_mean, std=dense_std),
         "gated": _in_place(gated, mean, std),
         "compact": Predictor(small, shape, mean=mean, std=std),
         RUNTIME: runtime,

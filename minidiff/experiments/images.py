@@ -131,7 +131,7 @@ def _decode(path: Path) -> tuple[NDArray[Any], str]:
     else:
         image = image.convert("L")
     image.thumbnail((LARGEST, LARGEST))
-    return np.asarray(image), note
+    return np.clip(np.asarray(image), 0, 255), note  # reducing floats overshoots at sharp edges
 
 
 def prepare_pixels(grey: NDArray[Any]) -> Prepared:

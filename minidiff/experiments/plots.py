@@ -218,24 +218,25 @@ def architecture_over_time(records: Records) -> "Figure":
 
 
 @_styled
-def gate_histogram(gates: Mapping[str, Array], width: float) -> "Figure":
+def gate_histogram(gates: Mapping[str, Array], limits: tuple[float, float]) -> "Figure":
     """Draw how phi is spread in each gate, over the zones closed, in transition and fully open.
 
     Parameters
     ----------
     gates
         The name of each gate and its phi, shape (groups,).
-    width
-        Transition width of the gate transform: closed up to -width/2, fully open from width/2.
+    limits
+        Up to which phi gates are closed, and from which on fully open (``Gate.limits``).
 
     Raises
     ------
     ValueError
-        If there are no gates, a phi is empty or not finite, or ``width`` is not above 0.
+        If there are no gates, a phi is empty or not finite, or ``limits`` do not rise.
 
     Examples
     --------
-    >>> figure = gate_histogram({"conv1.outputs": np.array([-1.0, 0.2, 1.5, 1.6])}, 1.0)
+    >>> phi = np.array([-1.0, 0.2, 1.5, 1.6])
+    >>> figure = gate_histogram({"conv1.outputs": phi}, (-0.5, 0.5))
     >>> [text.get_text() for text in figure.axes[0].texts]
     ['1 closed', '1 partly', '2 fully open']
     """
@@ -244,15 +245,15 @@ def gate_histogram(gates: Mapping[str, Array], width: float) -> "Figure":
     for name, phi in gates.items():
         if phi.size == 0 or not np.isfinite(phi).all():
             raise ValueError(f"phi of gate {name!r} is empty or not finite; it cannot be drawn.")
-    if not (math.isfinite(width) and width > 0):
-        raise ValueError(f"width is {width}; expected a finite number above 0.")
+    if not -math.inf < limits[0] < limits[1] < math.inf:
+        raise ValueError(f"limits are {limits}; expected two finite numbers that rise.")
 
     columns = min(len(gates), 4)
     rows = -(-len(gates) // columns)
     figure = _figure(max(3.0 * columns, 4.5), 2.9 * rows)
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True).flat
     values = np.concatenate([phi.ravel() for phi in gates.values()]).astype(np.float64)
-    edges = _zone_edges(values, width)
+    edges = _zone_edges(values, limits)
     for (name, phi), axes in zip(gates.items(), panels, strict=False):
         _draw_zones(axes, phi.astype(np.float64), edges)
         axes.set_title(spaced(name), pad=20)
@@ -527,7 +528,7 @@ def plot_run(
     directory: str | Path,
     records: Records,
     gates: Mapping[str, Array],
-    width: float,
+    limits: tuple[float, float],
     filters: Array,
     kept: NDArray[np.bool_],
 ) -> list[Path]:
@@ -541,8 +542,8 @@ def plot_run(
         As of :func:`save`.
     records, filters, kept
         As of :func:`overview`.
-    gates, width
-        As of :func:`gate_histogram`; none for a dense network.
+    gates, limits
+        As of :func:`gate_histogram`; no gates for a dense network.
 
     Raises
     ------
@@ -555,7 +556,7 @@ def plot_run(
     >>> record = {"epoch": 1, "loss": 0.2, "train_error": 5.0, "held_out_error": 4.5}
     >>> records, filters = [record | {"open": {}, "frozen": False}], np.ones((3, 1, 5, 5))
     >>> with tempfile.TemporaryDirectory() as directory:
-    ...     paths = plot_run(directory, records, {}, 1.0, filters, np.ones(3, np.bool_))
+    ...     paths = plot_run(directory, records, {}, (0, 1), filters, np.ones(3, np.bool_))
     >>> [path.name for path in paths if path.suffix == ".svg"]
     ['overview.svg', 'error_and_loss.svg', 'first_filters.svg']
     """
@@ -568,7 +569,7 @@ def plot_run(
         figures |= {
             "expected_and_actual": expected_and_actual(records),
             "architecture_over_time": architecture_over_time(records),
-            "gate_histogram": gate_histogram(gates, width),
+            "gate_histogram": gate_histogram(gates, limits),
         }
     return [path for name, figure in figures.items() for path in save(figure, directory, name)]
 
@@ -776,21 +777,22 @@ def _log_axis(axes: "Axes", values: Array, form: str) -> tuple[float, float]:
     return low, high
 
 
-def _zone_edges(values: Array, width: float) -> list[Array]:
+def _zone_edges(values: Array, limits: tuple[float, float]) -> list[Array]:
     """Return the edges of bins for the zones closed, between and open.
 
     No bin reaches over a border of zones; all are about as wide, but those in a narrow transition.
     """
-    half = width / 2
-    low, high = min(values.min(), -width), max(values.max(), width)
+    closed, opened = limits
+    width = opened - closed
+    low, high = min(values.min(), closed - width / 2), max(values.max(), opened + width / 2)
     step = (high - low) / 40
     inner = max(1, round(width / step))
     step = max(step, width / inner)
-    below, above = (math.floor((side - half) / step) + 1 for side in (-low, high))
+    below, above = (math.floor(side / step) + 1 for side in (closed - low, high - opened))
     return [
-        -half - step * np.arange(below, -1, -1),
-        np.linspace(-half, half, inner + 1),
-        half + step * np.arange(above + 1),
+        closed - step * np.arange(below, -1, -1),
+        np.linspace(closed, opened, inner + 1),
+        opened + step * np.arange(above + 1),
     ]
 
 

@@ -88,6 +88,7 @@ def report_page(
     records: Sequence[Mapping[str, Any]],
     result: Mapping[str, Any],
     gates: Mapping[str, NDArray[np.bool_]],
+    used: Mapping[str, NDArray[np.bool_]],
     filters: NDArray[Any],
     mistakes: Sequence[Mistake],
 ) -> str:
@@ -108,6 +109,9 @@ def report_page(
     gates
         Which groups of each gate are open, shape (groups,), by name, such as "conv1.outputs".
         Empty for a dense network.
+    used
+        Which inputs and outputs of layers are of use, by such names, as of
+        :func:`~minidiff.pruning.penalty.in_use`.
     filters
         Weights of the first convolution, shape (O, C, KH, KW); the mean over C is shown.
     mistakes
@@ -126,14 +130,13 @@ def report_page(
     >>> record |= dict.fromkeys(["weights", "dense_weights", "macs", "dense_macs"], 9)
     >>> page = report_page(
     ...     title="a run", source="Noise.", config={}, records=[record], result={},
-    ...     gates={}, filters=np.ones((1, 1, 3, 3)), mistakes=[],
+    ...     gates={}, used={}, filters=np.ones((1, 1, 3, 3)), mistakes=[],
     ... )
     >>> page.splitlines()[0], "A dense run" in page
     ('<!DOCTYPE html>', True)
     """
     check_records(records)
     layers = result.get("layers") or []
-    used = _of_use(gates, layers)
     first = f"{layers[0]['name']}.outputs" if layers else ""
     kept = used.get(first, np.ones(len(filters), np.bool_))
     check_filters(filters, kept)
@@ -292,24 +295,6 @@ def _open_gates(records: Records) -> str:
     return _chart(title, records, series, unit=" %", share=True) if series else ""
 
 
-def _of_use(
-    gates: Mapping[str, NDArray[np.bool_]], layers: Sequence[Mapping[str, Any]]
-) -> dict[str, NDArray[np.bool_]]:
-    """Return which groups are open and of use: not fed by a closed channel, and read by someone."""
-    alive = all(layer["weights"][0] for layer in layers)
-    used = {name: is_open & alive for name, is_open in gates.items()}
-    for earlier, later in pairwise(layers):
-        outputs, inputs = (
-            used.get(f"{earlier['name']}.outputs"),
-            used.get(f"{later['name']}.inputs"),
-        )
-        # Behind a Flatten each channel has several inputs.
-        if outputs is not None and inputs is not None and len(inputs) % len(outputs) == 0:
-            inputs &= np.repeat(outputs, len(inputs) // len(outputs))
-            outputs &= inputs.reshape(len(outputs), -1).any(axis=1)
-    return used
-
-
 def _maps(
     gates: Mapping[str, NDArray[np.bool_]],
     used: Mapping[str, NDArray[np.bool_]],
@@ -328,8 +313,9 @@ def _maps(
         block, cell = np.divmod(np.arange(count), places)
         x = block % columns * (width + gap) + cell % width
         y = block // columns * (height + gap) + cell // width
-        kinds = {"kept": used[name], "idle": is_open & ~used[name], "closed": ~is_open}
-        note = f"{int(used[name].sum()):,} of {count:,} kept"
+        kept = used.get(name, is_open)
+        kinds = {"kept": kept, "idle": is_open & ~kept, "closed": ~is_open}
+        note = f"{int(kept.sum()):,} of {count:,} kept"
         if kinds["idle"].any():
             note += f", {int(kinds['idle'].sum()):,} of no use"
         cells = "".join(

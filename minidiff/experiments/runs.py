@@ -2,20 +2,26 @@
 
 A run directory holds ``config.json``, ``metrics.jsonl`` (a line for each epoch),
 ``checkpoint.safetensors`` (all that it takes to go on after the last epoch), ``result.json`` (once
-the run has finished) and ``plots/``.
+the run has finished) and ``plots/``; and ``.lock``, which is empty.
 """
 
 import json
 import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .checkpoint import Checkpoint
 from .files import PART, write_whole
 
-__all__ = ["Run", "RunError", "peak_megabytes"]
+__all__ = ["Run", "RunError", "peak_megabytes", "versions"]
+
+
+LOCK = ".lock"
 
 
 class RunError(Exception):
@@ -49,7 +55,8 @@ class Run:
         """Make a new run directory; RunError if it cannot be written or holds a run already."""
         try:
             path.mkdir(parents=True, exist_ok=True)
-            occupied = next((item for item in path.iterdir() if item.suffix != PART), None)
+            items = (item for item in path.iterdir() if item.suffix != PART and item.name != LOCK)
+            occupied = next(items, None)
             probe = path / ".writable"
             probe.touch()
             probe.unlink()
@@ -59,11 +66,15 @@ class Run:
                 f"another with --out."
             ) from error
         if occupied is not None:
-            raise RunError(
-                f"the run directory {path} is not empty (it holds {occupied.name}); choose another "
-                f"with --out, or remove it."
-            )
+            raise cls._not_empty(path, occupied.name)
         return cls(path)
+
+    @staticmethod
+    def _not_empty(path: Path, name: str) -> RunError:
+        return RunError(
+            f"the run directory {path} is not empty (it holds {name}); choose another with --out, "
+            f"or remove it."
+        )
 
     @classmethod
     def open(cls, path: Path) -> "Run":
@@ -131,21 +142,49 @@ class Run:
             raise RunError(f"{path} belongs to the run, which would be lost; choose another file.")
 
     @contextmanager
-    def training(self) -> Iterator[None]:
-        """Keep other processes from training in this directory; RunError if one does already."""
-        for part in self.path.glob(f".*{PART}"):  # left by a process that was killed
-            part.unlink(missing_ok=True)
-        with (self.path / "config.json").open("rb") as file:
+    def training(self, config: Mapping[str, Any] | None = None) -> Iterator[None]:
+        """Keep other processes from training in this directory; RunError if one does already.
+
+        With ``config``, which is written to ``config.json``, a new run begins.
+        """
+        # A file of its own: a lock is on what was opened, and the others here are replaced.
+        with (self.path / LOCK).open("ab") as file:
             try:
                 import fcntl
-            except ImportError:  # on Windows, where nobody is kept from it
-                yield
-                return
-            try:
+
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+            except ImportError:  # on Windows, where nobody is kept from it
+                pass
+            except BlockingIOError as error:
                 raise RunError(f"another process is training in {self.path}.") from error
+            except OSError as error:
+                warnings.warn(
+                    f"{self.path} cannot be locked ({error.strerror}), so nothing keeps a second "
+                    f"process from training there.",
+                    stacklevel=2,
+                )
+            for part in self.path.glob(f".*{PART}"):  # left by a process that was killed
+                part.unlink(missing_ok=True)
+            if config is not None:
+                if (self.path / "config.json").exists():
+                    raise self._not_empty(self.path, "config.json")
+                self.write_json("config.json", config)
             yield
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what a run's bits depend on.
+
+    Examples
+    --------
+    >>> list(versions())
+    ['minidiff', 'numpy', 'numba']
+    """
+    import numba
+
+    from minidiff import __version__
+
+    return {"minidiff": __version__, "numpy": np.__version__, "numba": numba.__version__}
 
 
 def peak_megabytes() -> float | None:

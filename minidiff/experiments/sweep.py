@@ -2,14 +2,15 @@
 
 Each run is a :class:`~minidiff.experiments.training.Config`; what it has come to is one line of
 JSON in a file. A sweep that was killed goes on with the runs that have no line yet, and a run that
-fails has a line that says how, which the next sweep tries again.
+fails has a line that says how, which the next sweep tries again. A line stays for good, whatever
+changes in the code: it names the versions that it is of, and is to be deleted to be made again.
 """
 
-import hashlib
 import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -18,30 +19,14 @@ from typing import Any
 from .data import Dataset, load_dataset
 from .extras import extra
 from .files import append_line
+from .runs import versions
 from .training import Config, ConfigError, Trainer, error_rate
 
-__all__ = ["key", "read_results", "run_once", "sweep"]
+__all__ = ["read_results", "run_once", "sweep"]
 
 # What is kept of the way there, of at most so many epochs; the rest is of the last epoch only.
 KEPT = ("epoch", "loss", "train_error", "held_out_error", "weights", "macs", "architecture")
 POINTS = 30
-
-
-def key(config: Config) -> str:
-    """Return a name for a configuration: the same settings, the same name.
-
-    Parameters
-    ----------
-    config
-        Of a run.
-
-    Examples
-    --------
-    >>> key(Config()) == key(Config(seed=0)), key(Config()) == key(Config(seed=1))
-    (True, False)
-    """
-    text = json.dumps(config.to_json(), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def run_once(settings: dict[str, Any], *, test: bool, threads: int) -> dict[str, Any]:
@@ -59,8 +44,8 @@ def run_once(settings: dict[str, Any], *, test: bool, threads: int) -> dict[str,
     Returns
     -------
     dict
-        "key", "config", "history" (a few figures of some epochs, the last among them), and
-        "result", or "error" if the run failed.
+        "config", "versions" (of what it was trained with), "history" (a few figures of some
+        epochs, the last among them), and "result", or "error" if the run failed.
 
     Raises
     ------
@@ -77,7 +62,7 @@ def run_once(settings: dict[str, Any], *, test: bool, threads: int) -> dict[str,
 
     numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]  # set on import
     config = Config.from_json(settings)
-    line: dict[str, Any] = {"key": key(config), "config": settings}
+    line: dict[str, Any] = {"config": settings, "versions": versions()}
     began = time.perf_counter()
     try:
         data = _dataset(config.dataset, config.held_out)
@@ -111,21 +96,28 @@ def _dataset(name: str, held_out: int) -> Dataset:
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
-    """Read the lines of a results file; what a kill has cut short at its end is left out.
+    """Read the lines of a results file, as :func:`run_once` has made them.
+
+    Left out are lines that a kill has cut short, and those with settings that are unknown here.
 
     Parameters
     ----------
     path
         Of the file; where there is none there are no lines.
 
+    Returns
+    -------
+    list of dict
+        Their "config" is a :class:`~minidiff.experiments.training.Config`.
+
     Examples
     --------
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as directory:
-    ...     append_line(Path(directory) / "runs.jsonl", '{"key": "first"}')
-    ...     append_line(Path(directory) / "runs.jsonl", '{"key": "sec')
-    ...     read_results(Path(directory) / "runs.jsonl")
-    [{'key': 'first'}]
+    ...     append_line(Path(directory) / "runs.jsonl", '{"config": {"seed": 3}}')
+    ...     append_line(Path(directory) / "runs.jsonl", '{"config": {"se')
+    ...     [line["config"].seed for line in read_results(Path(directory) / "runs.jsonl")]
+    [3]
     """
     if not path.exists():
         return []
@@ -133,10 +125,9 @@ def read_results(path: Path) -> list[dict[str, Any]]:
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             found = json.loads(line)
-        except ValueError:
+            lines.append({**found, "config": Config.from_json(found["config"])})
+        except (ValueError, TypeError, KeyError):  # ConfigError is a ValueError
             continue
-        if isinstance(found, dict) and "key" in found:
-            lines.append(found)
     return lines
 
 
@@ -189,12 +180,12 @@ def sweep(
     if not isinstance(jobs, int) or jobs < 1:
         raise ConfigError(f"jobs is {jobs!r}; expected an integer >= 1.")
     done = {
-        line["key"]
+        line["config"]
         for line in read_results(path)
         if "result" in line and ("test_error" in line["result"] or not test)
     }
-    runs = {key(config): config for config in configs}
-    left = [config.to_json() for name, config in runs.items() if name not in done]
+    runs = dict.fromkeys(configs)
+    left = [config.to_json() for config in runs if config not in done]
     say(f"{len(runs)} runs, {len(runs) - len(left)} of them done before.")
     failed = 0
     tqdm = extra("tqdm").tqdm
@@ -219,10 +210,7 @@ def _results(
         joblib = extra("joblib")
         # New processes, not forks: threads of OpenMP do not survive a fork.
         with joblib.parallel_config("loky", n_jobs=jobs, inner_max_num_threads=threads):
-            parallel = joblib.Parallel(return_as="generator_unordered")
-            yield parallel(
-                joblib.delayed(run_once)(run, test=test, threads=threads) for run in runs
-            )
+            yield _on_processes(joblib, runs, jobs, test, threads)
         return
     distributed = extra("distributed", needed_by="cluster")
     try:
@@ -237,27 +225,53 @@ def _results(
             client.submit(run_once, run, test=test, threads=1, pure=False): run for run in runs
         }
         yield (
-            future.result() if future.status == "finished" else _lost(futures[future], future)
+            future.result()
+            if future.status == "finished"
+            else _lost(futures[future], future.exception())
             for future in distributed.as_completed(futures)
         )
 
 
-def _lost(run: dict[str, Any], future: Any) -> dict[str, Any]:
+def _on_processes(
+    joblib: Any, runs: list[dict[str, Any]], jobs: int, test: bool, threads: int
+) -> Iterator[dict[str, Any]]:
+    """Give the lines of the runs; a worker that dies takes the runs along that are under way."""
+    while runs:
+        begun: list[dict[str, Any]] = []
+        ended: list[dict[str, Any]] = []
+
+        def tasks(
+            runs: list[dict[str, Any]] = runs, begun: list[dict[str, Any]] = begun
+        ) -> Iterator[Any]:
+            for run in runs:
+                begun.append(run)
+                yield joblib.delayed(run_once)(run, test=test, threads=threads)
+
+        try:
+            parallel = joblib.Parallel(return_as="generator_unordered", pre_dispatch=jobs)
+            for line in parallel(tasks()):
+                ended.append(line["config"])
+                yield line
+        except BrokenProcessPool as error:
+            yield from (_lost(run, error) for run in begun if run not in ended)
+        runs = [run for run in runs if run not in begun]
+
+
+def _lost(run: dict[str, Any], error: BaseException) -> dict[str, Any]:
     """Return the line of a run whose worker has died or cannot work."""
-    name = key(Config.from_json(run))
-    return {"key": name, "config": run, "error": f"its worker failed: {future.exception()!r}"}
+    said = " ".join(str(error).split())[:200]
+    return {"config": run, "error": f"its worker failed: {type(error).__name__}: {said}"}
 
 
 def _summary(line: dict[str, Any]) -> str:
-    config = line["config"]
-    name = f"{config['method']} {config['sparsity']} {config['model']}, seed {config['seed']}"
+    config = Config.from_json(line["config"])
+    name = f"{config.method} {config.sparsity} {config.model}, seed {config.seed}"
     strength = (
-        f"keep {config['keep']:g}"
-        if config["method"] == "magnitude"
-        else f"lambda {config['penalty']:g}"
+        f"keep {config.keep:g}" if config.method == "magnitude" else f"lambda {config.penalty:g}"
     )
+    name += f", {strength}" if config.gated else ""
     if "error" in line:
-        return f"{name}, {strength}: FAILED, {line['error']}"
+        return f"{name}: FAILED, {line['error']}"
     result = line["result"]
     errors = [
         f"{result[f'{part}_error']:.2f} % {part.replace('_', ' ')} error"
@@ -269,4 +283,4 @@ def _summary(line: dict[str, Any]) -> str:
         for what, noun in (("weights", "weights"), ("macs", "MACs"))
         if result[what]
     ]
-    return f"{name}, {strength}: {', '.join([*errors, *fewer, result['architecture']])}"
+    return f"{name}: {', '.join([*errors, *fewer, result['architecture']])}"

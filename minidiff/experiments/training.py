@@ -41,7 +41,7 @@ from .checkpoint import (
     generator_state,
     restore_generator,
 )
-from .data import DATASETS, Dataset, Split, batches
+from .data import DATASETS, MNIST_TRAINING_IMAGES, Dataset, Split, batches
 from .models import MODELS, SPARSITIES
 
 __all__ = [
@@ -103,8 +103,8 @@ class Config:
         as a new network would (learning rate rewinding, Renda et al. 2020, arXiv:2003.02389). A
         dense network has one cosine.
     swa_lr : float
-        If above 0, the step size after the gates are frozen: it stays there, and the run ends with
-        the mean of the weights over the second half of these steps
+        If above 0, the step size after the gates are frozen, before the end: it stays there, and
+        the run ends with the mean of the weights over the second half of these steps
         (:class:`~minidiff.optim.Average`).
     penalty : float
         Lambda, the weight of the L0 surrogate, or of group lasso.
@@ -119,7 +119,7 @@ class Config:
     ramp : float
         The share of steps, from ``gate_start`` on, over which lambda rises from 0 to its value.
     width, initial, noise, sigma
-        Of :class:`~minidiff.pruning.gates.Gate`; those of baselines are their papers'.
+        Of :class:`~minidiff.pruning.gates.Gate`; baselines have their own and take no others.
     augment : bool
         Random shifts (2 pixels), turns (5 degrees) and sizes (10 %).
 
@@ -173,8 +173,11 @@ class Config:
             self._require(name, getattr(self, name) in known, f"one of {', '.join(known)}")
         for name in ("epochs", "batch_size"):
             self._require(name, self._whole(name) and getattr(self, name) >= 1, "an integer >= 1")
-        for name in ("seed", "warmup", "held_out"):
+        for name in ("seed", "warmup"):
             self._require(name, self._whole(name) and getattr(self, name) >= 0, "an integer >= 0")
+        most = MNIST_TRAINING_IMAGES - 1
+        fits = self._whole("held_out") and 0 <= self.held_out <= most
+        self._require("held_out", fits, f"an integer in 0..{most:,}")
         for name in ("lr", "gate_lr", "width", "sigma"):
             self._require(name, 0 < getattr(self, name) < math.inf, "a finite number above 0")
         for name in ("weight_decay", "penalty", "swa_lr"):
@@ -187,6 +190,16 @@ class Config:
         for name in ("gate_start", "gate_stop", "ramp"):
             self._require(name, 0 <= getattr(self, name) <= 1, "a share in 0..1")
         self._require("gate_stop", self.gate_stop >= self.gate_start, "at least gate_start")
+        if self.gated and self.method == "magnitude":
+            self._require("gate_stop", self.gate_stop > self.gate_start, "more than gate_start")
+        if self.swa_lr:
+            fits = self.gated and self.gate_stop < 1
+            self._require("swa_lr", fits, "0 where gates are not frozen before the end")
+        if self.method != "diffprune":
+            for name in ("width", "initial", "noise", "sigma"):
+                usual = getattr(Config, name)
+                fits = getattr(self, name) == usual
+                self._require(name, fits, f"{usual!r}, as {self.method} has its own")
         self._require("cost", self.cost in COSTS, f"one of {', '.join(COSTS)}")
         self._require("noise", self.noise in (None, *NOISES), f"None, {', '.join(NOISES)}")
 
@@ -211,13 +224,18 @@ class Config:
 
     @classmethod
     def from_json(cls, values: Any) -> "Config":
-        """Build from what ``to_json`` gave; ConfigError names what is not as it was."""
-        known = {field.name for field in fields(cls)}
-        if not isinstance(values, dict) or values.keys() != known:
-            given = set(values) if isinstance(values, dict) else set()
+        """Build from what ``to_json`` gave; ConfigError names what is not as it was.
+
+        A setting that is not there had not been thought of when it was written; it has its default,
+        which is what all runs did then.
+        """
+        if not isinstance(values, dict):
+            raise ConfigError(f"the configuration is {values!r:.80}; expected a JSON object.")
+        unknown = sorted(values.keys() - {field.name for field in fields(cls)})
+        if unknown:
             raise ConfigError(
-                f"the configuration has unknown settings {sorted(given - known)} and lacks "
-                f"{sorted(known - given)}; it was written by another version of minidiff."
+                f"the configuration has unknown settings {unknown}; it was written by another "
+                f"version of minidiff."
             )
         for name, value in values.items():
             usual = getattr(RECIPES["mnist"], name)
@@ -398,7 +416,7 @@ class Trainer:
     def _resume(self, checkpoint: Checkpoint) -> None:
         info = checkpoint.info
         try:
-            if info["config"] != self.config.to_json():
+            if Config.from_json(info["config"]) != self.config:
                 raise ValueError("it is of a run with another configuration")
             if (info["mean"], info["std"]) != (self.data.mean, self.data.std):
                 raise ValueError("the training images are not those of the run")

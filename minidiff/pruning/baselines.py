@@ -104,6 +104,12 @@ class HardConcrete(Gate):
         """Return the stretched sigmoid; in evaluation its temperature is 1."""
         return StretchedSigmoid(self.beta if self.stochastic else 1.0, self.gamma, self.zeta)
 
+    @property
+    def limits(self) -> tuple[float, float]:
+        """Where the stretched sigmoid is clipped."""
+        low, high = ((end - self.gamma) / (self.zeta - self.gamma) for end in (0, 1))
+        return math.log(low / (1 - low)), math.log(high / (1 - high))
+
     def tail(self, phi: Array) -> tuple[Array, Array]:
         """Return the probability that a gate is not 0 in training, and its derivative."""
         number = phi.dtype.type
@@ -114,11 +120,7 @@ class HardConcrete(Gate):
     def set_open(self, is_open: NDArray[np.bool_]) -> None:
         """Open fully, or close, each group in evaluation."""
         super().set_open(is_open)
-        # One unit beyond where the stretched sigmoid is clipped, sigmoid(phi) being these shares.
-        low, high = (
-            math.log(share / (1 - share))
-            for share in ((end - self.gamma) / (self.zeta - self.gamma) for end in (0, 1))
-        )
+        low, high = self.limits
         self.phi.data = np.where(is_open, high + 1, low - 1)
 
 
@@ -187,6 +189,11 @@ class GaussianGate(Gate):
     def transform(self) -> GateTransform:
         """Return the clipped identity."""
         return ClippedGate()
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """0 and 1, where it is clipped."""
+        return 0.0, 1.0
 
     def tail(self, phi: Array) -> tuple[Array, Array]:
         """Return Phi(phi / sigma), and its derivative."""

@@ -185,6 +185,11 @@ class Gate(Module):
         """Return the op from phi, with noise, to gate values, as now in training or evaluation."""
         return BinaryGate(self.width)
 
+    @property
+    def limits(self) -> tuple[float, float]:
+        """Up to which phi a gate is closed in evaluation, and from which on it is fully open."""
+        return -self.width / 2, self.width / 2
+
     def _draw(self, shape: tuple[int, ...]) -> Array:
         assert self.rng is not None
         noise: NDArray[Any]

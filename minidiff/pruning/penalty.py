@@ -41,6 +41,7 @@ __all__ = [
     "expected_cost",
     "gated_sizes",
     "gates_of",
+    "in_use",
     "split_parameters",
 ]
 
@@ -549,35 +550,76 @@ def count(model: Module, shape: Shape) -> list[LayerCount]:
     >>> [layer.weights for layer in count(model, (4,))]
     [(8, 12), (4, 6)]
     """
+    return [
+        LayerCount(
+            name=step.name,
+            inputs=(int(inputs.sum()), inputs.size),
+            outputs=(int(outputs.sum()), outputs.size),
+            weights=(left, weights.size),
+            macs=(left * step.places, weights.size * step.places),
+            gated=tuple(dict(step.gated.gates())) if step.gated else (),
+            dense=isinstance(step.layer, nn.Linear),
+        )
+        for step, inputs, outputs, weights in _left(model, shape)
+        for left in (int(weights.sum()),)
+    ]
+
+
+def in_use(model: Module, shape: Shape) -> dict[str, NDArray[np.bool_]]:
+    """Return which inputs and outputs of each layer :func:`~minidiff.count` counts.
+
+    Parameters
+    ----------
+    model, shape
+        As of :class:`Surrogate`.
+
+    Returns
+    -------
+    dict of bool arrays
+        By layer and role, such as "conv1.outputs", whether there are gates or not.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As of :func:`~minidiff.count`.
+
+    Examples
+    --------
+    >>> rng, gate = np.random.default_rng(0), Gate(3)
+    >>> model = nn.Sequential(first=nn.Linear(4, 3, rng=rng), second=nn.Linear(3, 2, rng=rng))
+    >>> model["second"] = Gated(model["second"], inputs=gate)
+    >>> gate.set_open(np.array([True, True, False]))
+    >>> in_use(model, (4,))["first.outputs"]
+    array([ True,  True, False])
+    """
+    return {
+        f"{step.name}.{role}": which
+        for step, inputs, outputs, _ in _left(model, shape)
+        for role, which in (("inputs", inputs), ("outputs", outputs))
+    }
+
+
+def _left(
+    model: Module, shape: Shape
+) -> list[tuple[Step, NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]]]:
+    """Return each layer with what is of use: which inputs, outputs and weights (O, I, K)."""
     steps, end = walk(model, shape)
     gates = [gate for step in steps for gate in step.gates()]
     gates += [factor.gate for factor in end.product.factors]
     is_open = {gate: gate.is_open() for gate in gates}
-    counts = []
+    left = []
     # The outputs of a layer that later ones use, maybe more than once; None for all.
     later = None if end.source is None else end.source[end.product.values(is_open) > 0]
     for step in reversed(steps):
-        outputs, inputs = step.layer.weight.shape[:2]
-        live_out: NDArray[np.bool_] = np.asarray(step.live_out.product.values(is_open) > 0)
+        outputs: NDArray[np.bool_] = np.asarray(step.live_out.product.values(is_open) > 0)
         if later is not None:
-            live_out &= np.isin(np.arange(outputs), later)
-        weights = step.open_weights(is_open) & live_out[:, None, None]
-        used = np.asarray(weights.any(axis=(0, 2)))
+            outputs &= np.isin(np.arange(outputs.size), later)
+        weights = step.open_weights(is_open) & outputs[:, None, None]
+        inputs = np.asarray(weights.any(axis=(0, 2)))
         source = step.live_in.source
-        later = used.nonzero()[0] if source is None else source[used]
-        left = int(weights.sum())
-        counts.append(
-            LayerCount(
-                name=step.name,
-                inputs=(int(used.sum()), inputs),
-                outputs=(int(live_out.sum()), outputs),
-                weights=(left, weights.size),
-                macs=(left * step.places, weights.size * step.places),
-                gated=tuple(dict(step.gated.gates())) if step.gated else (),
-                dense=isinstance(step.layer, nn.Linear),
-            )
-        )
-    return counts[::-1]
+        later = inputs.nonzero()[0] if source is None else source[inputs]
+        left.append((step, inputs, outputs, weights))
+    return left[::-1]
 
 
 def gated_sizes(counts: list[LayerCount]) -> dict[str, tuple[int, int]]:
