@@ -1,7 +1,9 @@
 """What all tests share."""
 
 import os
+from collections.abc import Iterator
 
+import numba
 import pytest
 from hypothesis import settings
 
@@ -11,6 +13,14 @@ settings.register_profile(
     "minidiff", deadline=None, derandomize=True, print_blob=True, max_examples=60
 )
 settings.load_profile("minidiff")
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    """Leave the number of threads as it was, whatever ``--threads`` a test has given."""
+    before = numba.get_num_threads()
+    yield
+    numba.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

@@ -131,7 +131,8 @@ class Network:
 
 def _gate(rng: np.random.Generator, count: int) -> Gate:
     """Of each kind some: closed, in between, and fully open."""
-    gate = Gate(count, dtype=np.float64)
+    width = float(rng.choice([0.6, 1.0]))
+    gate = Gate(count, width=width, sigma=float(rng.choice([0.5, 1.0])), dtype=np.float64)
     gate.phi.data[...] = rng.choice([-1.0, -0.5, -0.2, 0.1, 0.3, 0.5, 2.0], count)
     if rng.random() < 0.05:
         gate.phi.data[...] = -1  # nothing left
@@ -184,8 +185,11 @@ def networks(draw: st.DrawFn) -> Network:
                 some = np.sort(rng.choice(shape[0], rng.integers(1, shape[0]), replace=False))
                 add(nn.Select(some, size=shape[0]))
             elif kind == 3 and len(shape) == 3 and min(shape[1:]) >= 2:
-                pools = (nn.MaxPool2d(2), nn.MaxPool2d(2, stride=1, relu=True), nn.AvgPool2d(2))
-                add(pools[rng.integers(3)])
+                pools = (
+                    *(nn.MaxPool2d(2), nn.MaxPool2d(2, stride=1, relu=True)),
+                    *(nn.AvgPool2d(2), nn.AvgPool2d(2, stride=1)),
+                )
+                add(pools[rng.integers(4)])
             else:
                 add(nn.ReLU())
 

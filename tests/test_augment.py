@@ -37,6 +37,30 @@ def test_identity(images: Pixels, seed: int) -> None:
     np.testing.assert_array_equal(result, images)
 
 
+def test_amounts_are_the_largest_to_either_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+
+    def recorded(images: Pixels, **amounts: Any) -> Pixels:
+        given.update(amounts)
+        return images
+
+    monkeypatch.setattr("minidiff.experiments.augment.transform", recorded)
+    Affine(2.0, 5.0, 0.1)(np.zeros((4000, 1, 1, 1), np.uint8), np.random.default_rng(0))
+    down, right = given["shifts"].T
+    for values, middle, most in (
+        *((down, 0.0, 2.0), (right, 0.0, 2.0)),
+        *((given["rotations"], 0.0, 5.0), (given["factors"], 1.0, 0.1)),
+    ):
+        away = (values - middle) / most
+        assert abs(away).max() <= 1
+        assert away.min() < -0.99
+        assert away.max() > 0.99
+        assert abs(away.mean()) < 0.05  # and even in between
+        assert away.std() == pytest.approx(1 / 3**0.5, rel=0.05)
+    drawn = np.stack([down, right, given["rotations"], given["factors"]])
+    assert abs(np.corrcoef(drawn) - np.eye(4)).max() < 0.1  # each by itself
+
+
 @fuzz
 @given(pixels, st.data())
 def test_whole_pixel_shift(images: Pixels, draw: st.DataObject) -> None:

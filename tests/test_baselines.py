@@ -106,6 +106,37 @@ def test_gradients_are_those_of_finite_differences(make, phi, seed):
 
 
 @pytest.mark.parametrize("make", [hard_concrete, gaussian])
+def test_gradients_in_training_are_those_of_finite_differences_and_0_where_clipped(make):
+    phi = np.repeat([-6.0, 0.2, 0.5, 9.0], 6)
+    weights = np.random.default_rng(1).standard_normal(len(phi))
+
+    def values(leaf: md.Tensor) -> md.Tensor:
+        gate = make(phi, 7)  # the same noise at each call
+        gate.phi = leaf
+        return gate() * weights
+
+    leaf = md.Tensor(phi, requires_grad=True)
+    assert md.gradcheck(values, [leaf])
+    leaf.grad = None
+    values(leaf).sum().backward()
+    z = make(phi, 7)().data
+    clipped = (z == 0) | (z == 1)
+    assert 0 < clipped.sum() < len(z)
+    assert (leaf.grad[clipped] == 0).all()
+    assert (leaf.grad[~clipped] != 0).all()
+
+
+@pytest.mark.parametrize("make", [hard_concrete, gaussian])
+def test_their_noise_may_be_drawn_for_each_sample(make):
+    gate = make(np.full(3, 0.4), 0, per_sample=True)
+    values = gate(np.ones((3, 2, 50))).data
+    assert (values == values[:, :1]).all()
+    assert all(len(np.unique(row[0])) > 5 for row in values)
+    alike = gate.eval()(np.ones((3, 2, 50))).data
+    assert (alike == alike[:, :1, :1]).all()
+
+
+@pytest.mark.parametrize("make", [hard_concrete, gaussian])
 def test_a_layer_gated_by_them_is_that_of_gating_by_hand_and_skips_what_is_closed(make):
     rng = np.random.default_rng(0)
     layer = nn.Linear(4, 6, rng=rng, **DOUBLE)
@@ -154,6 +185,37 @@ def test_a_step_of_group_lasso_is_the_proximal_step_of_every_group(seed, amount)
     np.testing.assert_allclose(second.weight.data, shrunk, atol=1e-12)
     opened = model.layers[0].outputs.is_open()
     np.testing.assert_array_equal(opened, first.weight.data.any(axis=1))
+
+
+def proximal(group: np.ndarray, amount: float) -> np.ndarray:
+    norm = math.sqrt(sum(w * w for w in group.ravel()))
+    return group * max(0.0, 1 - amount * math.sqrt(group.size) / norm)
+
+
+@some
+@given(seeds, st.floats(0.0, 0.6))
+def test_the_lasso_shrinks_filters_inputs_and_groups_of_two_layers(seed, amount):
+    rng = np.random.default_rng(seed)
+    conv, dense = nn.Conv2d(2, 3, 2, rng=rng), nn.Linear(3, 4, rng=rng)
+    last, both = nn.Linear(5, 4, rng=rng), md.Gate(4)
+    model = nn.Sequential(
+        md.gate_filters(conv),
+        md.gate_inputs(dense),
+        md.Gated(last, outputs=both),
+        md.Gated(nn.Linear(4, 6, rng=rng), inputs=both),
+    )
+    following = model.layers[3].layer
+    before = [layer.weight.data.copy() for layer in (conv, dense, last, following)]
+    md.GroupLasso(model).step(0.5, 2 * amount)
+    for i, filters in enumerate(before[0]):
+        np.testing.assert_allclose(conv.weight.data[i], proximal(filters, amount), atol=1e-6)
+    for i, column in enumerate(before[1].T):
+        np.testing.assert_allclose(dense.weight.data[:, i], proximal(column, amount), atol=1e-6)
+    for i in range(4):  # a unit's row and the next layer's column are one group
+        group = np.concatenate([before[2][i], before[3][:, i]])
+        found = np.concatenate([last.weight.data[i], following.weight.data[:, i]])
+        np.testing.assert_allclose(found, proximal(group, amount), atol=1e-6)
+        assert both.is_open()[i] == found.any()
 
 
 def test_group_lasso_minimises_its_penalty():

@@ -10,6 +10,7 @@ import pytest
 from minidiff.engine import kernels, ops
 from minidiff.experiments import bench
 from minidiff.experiments.cli import main
+from minidiff.experiments.plots import bench_figure
 
 
 @pytest.fixture
@@ -43,6 +44,38 @@ def test_the_command_prints_a_table_and_leaves_json_and_a_plot(tmp_path: Any, ca
     shares = results["dense_step"]
     assert sum(shares["kernels"].values()) > 0 < shares["outside_of_kernels"]
     assert [row["batch"] for row in results["latency"]] == list(bench.LATENCY_BATCHES)
+
+
+class StandIn:
+    """What PyTorch's process would answer."""
+
+    version = "9.9"
+
+    def ask(self, what: str, *arguments: Any) -> list[float]:
+        return [0.25]
+
+
+@pytest.mark.usefixtures("quick")
+def test_pytorch_is_compared_the_right_way_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    epoch = {"images": 9, "seconds": 3.0, "torch_seconds": 4.0}
+    epoch |= {"peak_megabytes": 5.0, "torch_peak_megabytes": 6.0}
+    monkeypatch.setattr(bench.Bench, "_epoch", lambda self: self.results.update(epoch=epoch))
+    torch: Any = StandIn()
+    results = bench.Bench(1, torch, say=lambda text: None).run()
+    for row in results["kernels"]:  # how many times faster than PyTorch
+        assert row["times_torch"] == pytest.approx(250 / row["milliseconds"])
+        assert row["times_torch"] > 1
+    dense = results["dense_step"]
+    assert dense["torch_milliseconds"] == 250
+    printed = bench.report(results)
+    assert "PyTorch 9.9" in printed
+    assert f"250.00   {250 / dense['milliseconds']:.2f}x ours" in printed
+    assert "3.0 s and at most 5 MB; PyTorch 4.0 s and 6 MB" in printed
+    (dots,) = (
+        line for line in bench_figure(results).axes[0].get_lines() if line.get_label() == "PyTorch"
+    )
+    expected = [row["gflops"] * row["milliseconds"] / 250 for row in results["kernels"]]
+    np.testing.assert_allclose(dots.get_xdata(), expected)
 
 
 @pytest.mark.usefixtures("quick")

@@ -51,6 +51,43 @@ def run(model: Module, shape: tuple[int, ...], training: bool) -> np.ndarray:
 # -- round trips -------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    "module",
+    [
+        nn.Conv2d(2, 3, 2, stride=(2, 1), padding=(0, 1), rng=np.random.default_rng(0)),
+        nn.MaxPool2d((2, 3), stride=1, relu=True),
+        nn.AvgPool2d(3, stride=(1, 2)),
+        nn.Dropout(0.3, rng=np.random.default_rng(0)),
+        nn.Select(np.array([0, 2]), size=4),
+        Gate(
+            *(2,), width=0.5, sigma=0.3, noise="uniform", per_sample=True,
+            rng=np.random.default_rng(0),
+        ),
+        md.HardConcrete(
+            *(2,), beta=0.5, gamma=-0.2, zeta=1.3, per_sample=True, rng=np.random.default_rng(0)
+        ),
+        md.GaussianGate(2, sigma=0.7, per_sample=True, rng=np.random.default_rng(0)),
+    ],
+    ids=lambda module: type(module).__name__,
+)  # fmt: skip
+def test_every_setting_of_a_layer_comes_back(tmp_path: Path, module: Module) -> None:
+    path = tmp_path / "model.safetensors"
+    if isinstance(module, Gate):
+        module.frozen = True
+    plain = ("training", "rng")
+    md.save(path, nn.Sequential(module))
+    loaded = md.load(path)[0]
+    assert type(loaded) is type(module)
+    kept = {name: value for name, value in vars(module).items() if name not in plain}
+    assert vars(loaded).keys() - set(plain) == kept.keys()
+    for name, value in kept.items():
+        found = getattr(loaded, name)
+        if isinstance(value, md.Tensor | np.ndarray):
+            assert np.array_equal(getattr(found, "data", found), getattr(value, "data", value))
+        else:
+            assert found == value, name
+
+
 @given(networks())
 @in_one_directory
 def test_any_network_comes_back(tmp_path: Path, network: Network) -> None:

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -152,8 +153,16 @@ def test_a_name_that_another_process_has_taken_is_not_taken_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    taken = [commands._free_directory("digits").as_posix() for _ in range(3)]
-    assert taken == ["runs/digits", "runs/digits-2", "runs/digits-3"]
+    mkdir = Path.mkdir
+
+    def slow(self: Path, *arguments: Any, **options: Any) -> None:
+        if self.name == "digits":  # another process makes it in between
+            mkdir(self, parents=True, exist_ok=True)
+        mkdir(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "mkdir", slow)
+    taken = [commands._free_directory("digits").as_posix() for _ in range(2)]
+    assert taken == ["runs/digits-2", "runs/digits-3"]
 
 
 @pytest.mark.parametrize("number", ["60000", "-1"])

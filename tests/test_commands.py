@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,8 +14,9 @@ import pytest
 import minidiff as md
 from minidiff.experiments import cli, commands
 from minidiff.experiments.commands import Trained
+from minidiff.experiments.compare import compare
 from minidiff.experiments.data import load_dataset
-from minidiff.experiments.training import Config
+from minidiff.experiments.training import Config, error_rate
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
 pytest.importorskip("safetensors", reason="checkpoints need safetensors")
@@ -152,6 +154,12 @@ def test_report_is_one_page_that_asks_for_nothing(
     error = next(iter(re.findall(r'"test_error": ([\d.]+)', (run / "result.json").read_text())))
     assert f"{float(error):.2f} %" in page
     assert "conv1" in page
+    mistakes = re.findall(r'alt="test image (\d+), a (\d)"', page)
+    assert 0 < len(mistakes) == round(float(error) * 300 / 100) < 100
+    trained, test = Trained.open(run), load_dataset("digits").test
+    answers = trained.predictor()(test.images).argmax(axis=1)
+    for index, label in mistakes:
+        assert int(label) == test.labels[int(index)] != answers[int(index)]
     said(capsys, "report", dense, "--out", tmp_path / "dense.html")
     assert (tmp_path / "dense.html").stat().st_size > 5000
 
@@ -214,8 +222,33 @@ def test_compare_evaluates_a_dense_network_as_it_was_trained(
     monkeypatch.setattr(Trained, "open", opened.get)
     assert cli.main(["compare", str(run), "--dense", str(dense)]) == 0
     assert given["dense_scale"] == (0.25, trained.std)
-    monkeypatch.setattr(trained, "config", Config.recipe("digits", model="lenet300"))
-    assert cli.main(["compare", str(run), "--dense", str(dense)]) == 1
+    for other in ({"model": "lenet300"}, {"dataset": "mnist"}):
+        config = replace(Config.recipe("digits", sparsity="dense"), **other)
+        monkeypatch.setattr(trained, "config", config)
+        assert cli.main(["compare", str(run), "--dense", str(dense)]) == 1
+
+
+def test_the_dense_network_has_its_own_normalisation(
+    run: Path, dense: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxruntime", reason="it is compared with")
+    monkeypatch.setattr("minidiff.experiments.bench.REST", 0)
+    monkeypatch.setattr("minidiff.experiments.compare.ROUNDS", 1)
+    gated, whole, test = Trained.open(run), Trained.open(dense), load_dataset("digits").test
+    rows, _ = compare(
+        whole.model,
+        gated.model,
+        gated.shape,
+        test,
+        mean=gated.mean,
+        std=gated.std,
+        dense_scale=(-3.0, 0.1),
+    )
+    expected = error_rate(whole.model, test, mean=-3.0, std=0.1)
+    assert rows[0].error == pytest.approx(expected)
+    expected = error_rate(gated.model, test, mean=gated.mean, std=gated.std)
+    assert rows[1].error == pytest.approx(expected)
+    assert rows[0].error > 50
 
 
 def test_a_result_that_is_not_what_was_written_is_an_error(

@@ -525,6 +525,14 @@ def test_digits() -> None:
     assert len(np.unique(images.reshape(1797, -1), axis=0)) == 1797
     bunch = sklearn.load_digits()
     np.testing.assert_array_equal(np.bincount(labels), np.bincount(bunch.target))
+    # Each image is that of its label: bilinear enlargement keeps the means of half an image.
+    order = np.random.default_rng(1797).permutation(1797)
+    np.testing.assert_array_equal(labels, bunch.target[order])
+    whole = images[:, 0, 4:24, 4:24].reshape(1797, 2, 10, 2, 10).mean(axis=(2, 4))
+    original = bunch.images[order].reshape(1797, 2, 4, 2, 4).mean(axis=(2, 4)) * (255 / 16)
+    assert np.corrcoef(whole.ravel(), original.ravel())[0, 1] > 0.99
+    turned = original.transpose(0, 2, 1)
+    assert abs(whole - original).mean() < 0.2 * abs(whole - turned).mean()
     ink = bunch.images.sum() * (255 / 16) * (20 / 8) ** 2  # enlargement spreads ink evenly
     assert images.sum() == pytest.approx(ink, rel=0.05)
 

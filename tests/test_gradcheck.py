@@ -44,6 +44,7 @@ SPOILS: dict[str, Callable[[Any], Any]] = {
     "the other sign": lambda g: -g,
     "none at all": lambda g: 0 * g,
     "slightly more": lambda g: g * 1.001,
+    "barely more": lambda g: g + 5e-5 * (1 + abs(g)),
     "nan": nan_at_one,
 }
 

@@ -1,5 +1,6 @@
 """Masks: gates laid out over arrays, as layers and in one line; against products by hand."""
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -144,8 +145,40 @@ def test_masks_on_weights_and_biases_multiply_and_may_share_a_gate(data, seed):
     expected = md.ops.conv2d(x, weight, layer.bias.data * z)
     np.testing.assert_allclose(gated(x).data, expected.data, atol=1e-12)
     assert [role for role, _ in gated.gates()] == ["weights", "weights", "biases"]
-    small = md.compact(nn.Sequential(gated, nn.Flatten(), nn.Linear(18, 2, rng=rng, **DOUBLE)))
-    assert all(parameter.size for parameter in small.parameters())
+    model = nn.Sequential(gated, nn.ReLU(), nn.Flatten(), nn.Linear(18, 2, rng=rng, **DOUBLE))
+    before = model(x).data
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # nothing may be left
+        np.testing.assert_allclose(md.compact(model)(x).data, before, atol=1e-12)
+    md.binarize(model)
+    np.testing.assert_allclose(model(x).data, before, atol=1e-12)
+
+
+@some
+@given(st.data(), seeds)
+def test_masks_over_places_are_folded_into_the_layer_that_follows(data, seed):
+    rng = np.random.default_rng(seed)
+    first, second = (data.draw(partitions((3, 3, 2))) for _ in range(2))
+    model = nn.Sequential(
+        nn.Conv2d(1, 3, 2, rng=rng, **DOUBLE),
+        nn.ReLU(),
+        md.Mask(gate_of(rng, first.count), first),
+        nn.Flatten(),
+        md.Mask(gate_of(rng, second.count), md.Groups.by(spread_out(second).reshape(18))),
+        nn.Select(np.sort(rng.choice(18, 11, replace=False)), size=18),
+        nn.Linear(11, 2, rng=rng, **DOUBLE),
+    )
+    x = rng.standard_normal((1, 4, 3, 4))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        small = md.compact(model)
+    np.testing.assert_allclose(small(x).data, model(x).data, atol=1e-12)
+    assert not any(isinstance(layer, md.Mask) for layer in small)
+
+
+def spread_out(groups: md.Groups) -> np.ndarray:
+    """Labels for each element, of groups that may have axes of one."""
+    return np.broadcast_to(groups.labels, (3, 3, 2))
 
 
 def test_a_gate_opens_and_closes_by_decision_too():

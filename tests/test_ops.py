@@ -646,6 +646,14 @@ def test_softmax(data: st.DataObject, shape: Shape, dtype: Any) -> None:
     md.gradcheck(ops.softmax, [leaf(logits.astype(np.float64))])
 
 
+def test_cross_entropy_keeps_the_labels_of_the_forward_pass() -> None:
+    logits, labels = leaf(np.zeros((3, 2))), np.array([0, 1])
+    loss = ops.cross_entropy(logits, labels)
+    labels[:] = 2
+    loss.backward()
+    np.testing.assert_allclose(logits.grad, [[-1 / 3, 1 / 6], [1 / 6, -1 / 3], [1 / 6, 1 / 6]])
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_huge_logits_neither_overflow_nor_lose_the_loss(dtype: Any) -> None:
     logits = leaf(np.array([[1e4, -1e4], [-1e4, -1e4], [0, 1e4]], dtype))

@@ -3,8 +3,8 @@
     sphinx-build docs docs/_build/html
     python -m pytest -m site tests/test_site.py
 
-``MINIDIFF_SITE`` names another directory with the built site. ``MINIDIFF_SCREENSHOTS`` names one
-that gets a picture of every page, at two widths, light and dark.
+``MINIDIFF_SITE`` names the directory with the built site, and what is missing is a failure then.
+``MINIDIFF_SCREENSHOTS`` names one that gets a picture of every page, at two widths, light and dark.
 """
 
 import functools
@@ -53,6 +53,11 @@ ARGUMENTS = [
 site = pytest.mark.site
 
 
+def absent(what: str) -> None:
+    """Skip a test, or fail where the site was asked for."""
+    (pytest.fail if "MINIDIFF_SITE" in os.environ else pytest.skip)(what)
+
+
 # -- the site, and a browser on it ---------------------------------------------------------------
 
 
@@ -78,7 +83,7 @@ class Server(http.server.ThreadingHTTPServer):
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     if not (SITE / "index.html").exists():
-        pytest.skip(f"there is no built site in {SITE}")
+        absent(f"there is no built site in {SITE}")
     server = Server(("127.0.0.1", 0), functools.partial(Handler, directory=str(SITE)))
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -93,7 +98,7 @@ def browser() -> Iterator[Any]:
     api = pytest.importorskip("playwright.sync_api", reason="the site is tested with playwright")
     program = next(filter(None, map(shutil.which, BROWSERS)), None)
     if program is None:
-        pytest.skip(f"none of {', '.join(BROWSERS)} is installed")
+        absent(f"none of {', '.join(BROWSERS)} is installed")
     with api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=ARGUMENTS)
         yield browser
@@ -432,7 +437,7 @@ def play(
     predictor: md.Predictor,
 ) -> Iterator[Play]:
     if "play.html" not in PAGES:
-        pytest.skip("the site has no play.html")
+        absent("the site has no play.html")
     faults = Faults(address)
     page = contexts[getattr(request, "param", ("desktop", "light"))].new_page()
     try:
@@ -661,7 +666,7 @@ def test_the_page_says_that_loading_has_failed_and_tries_again(
     address: str, contexts: dict[tuple[str, str], Any]
 ) -> None:
     if "play.html" not in PAGES:
-        pytest.skip("the site has no play.html")
+        absent("the site has no play.html")
     page = contexts["desktop", "light"].new_page()
     try:
         page.route("**/*.wasm", lambda route: route.abort())
@@ -679,7 +684,7 @@ def test_the_page_says_that_loading_has_failed_and_tries_again(
 @site
 def test_a_page_opened_as_a_file_says_what_to_do(browser: Any) -> None:
     if "play.html" not in PAGES:
-        pytest.skip("the site has no play.html")
+        absent("the site has no play.html")
     page = browser.new_page()
     try:
         page.goto((SITE / "play.html").as_uri())

@@ -82,6 +82,106 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not() -> None:
     assert not np.array_equal(states[0]["conv1.layer.weight"], states[2]["conv1.layer.weight"])
 
 
+def batch(trainer: Trainer, count: int = 50) -> tuple[np.ndarray, np.ndarray]:
+    data = trainer.data
+    return next(batches(data.train, count, mean=data.mean, std=data.std))
+
+
+def forget_gradients(trainer: Trainer) -> None:
+    for parameter in trainer.model.parameters():
+        parameter.grad = None
+
+
+def test_steps_are_those_of_nesterov_with_decay_of_weights_and_not_of_biases() -> None:
+    config = dataclasses.replace(SHORT, model="lenet300", sparsity="dense", weight_decay=0.1)
+    trainer = Trainer(config, dataset())
+    images, labels = batch(trainer)
+    parameters = list(trainer.model.parameters())
+    velocities = [np.zeros_like(parameter.data) for parameter in parameters]
+    for _ in range(3):  # momentum is at work from the second on
+        before = [parameter.data.copy() for parameter in parameters]
+        forget_gradients(trainer)
+        md.ops.cross_entropy(trainer.model(images), labels).backward()
+        grads = [parameter.grad.copy() for parameter in parameters]
+        lr = trainer.lr
+        trainer.train_step(images, labels)
+        for i, parameter in enumerate(parameters):
+            grad = grads[i] + 0.1 * before[i] * (parameter.ndim > 1)
+            velocities[i] = 0.9 * velocities[i] + grad
+            expected = before[i] - lr * (grad + 0.9 * velocities[i])
+            np.testing.assert_allclose(parameter.data, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_the_penalty_rises_along_its_ramp_from_the_start_of_the_gates() -> None:
+    trainer = Trainer(dataclasses.replace(SHORT, ramp=0.3, penalty=6.0), dataset())
+    for share, expected in ((0.2, 0.0), (0.25, 1 / 6), (0.35, 0.5), (0.5, 1.0), (0.69, 1.0)):
+        trainer.step = round(share * trainer.steps)
+        assert trainer.strength == pytest.approx(expected * 6.0 / 300)
+        assert trainer.prunes
+    for share in (0.0, 0.19, 0.7, 0.9):
+        trainer.step = round(share * trainer.steps) - (share == 0.19)
+        assert not trainer.prunes
+
+
+def test_the_gradient_of_the_gates_is_that_of_loss_and_penalty() -> None:
+    trainer = Trainer(dataclasses.replace(SHORT, penalty=3000.0, ramp=0.3, initial=0.2), dataset())
+    trainer.step = 21  # half up the ramp
+    images, labels = batch(trainer)
+    phis = [gate.phi for gate in trainer.gates.values()]
+    loss = md.ops.cross_entropy(trainer.model(images), labels)
+    cost = md.Surrogate(trainer.model, trainer.shape, cost="balanced")()
+    (loss + 0.5 * 3000.0 / 300 * cost).backward()
+    expected = [phi.grad.copy() for phi in phis]
+    forget_gradients(trainer)
+    trainer.train_step(images, labels)
+    for phi, grad in zip(phis, expected, strict=True):
+        np.testing.assert_allclose(phi.grad, grad, rtol=1e-4, atol=1e-6 * abs(grad).max())
+        assert abs(grad).max() > 0
+
+
+def test_when_gates_are_frozen_they_are_binary_noise_ends_and_momentum_begins_anew() -> None:
+    trainer = Trainer(dataclasses.replace(SHORT, noise="normal", initial=0.3, lr=1e-9), dataset())
+    images, labels = batch(trainer)
+    while trainer.step < trainer.stop:
+        trainer.train_step(images, labels)
+    assert any(0 < z < 1 for gate in trainer.gates.values() for z in gate.evaluated())
+    assert any(state["velocity"].any() for g in trainer.weights.groups for state in g.state)
+    before = trainer.model.eval()(images).data.copy()
+    trainer.model.train()
+    trainer.train_step(images, labels)
+    assert all(set(gate.evaluated()) <= {0, 1} for gate in trainer.gates.values())
+    first, second = (trainer.model(images).data for _ in range(2))  # in training
+    np.testing.assert_array_equal(first, second)
+    np.testing.assert_allclose(first, before, rtol=1e-4, atol=1e-5)
+    (weight,) = [p for p in trainer.model.parameters() if p.shape == (20, 1, 5, 5)]
+    (velocity,) = [
+        state["velocity"]
+        for group in trainer.weights.groups
+        for parameter, state in zip(group.parameters, group.state, strict=True)
+        if parameter is weight
+    ]
+    np.testing.assert_allclose(velocity, weight.grad + 5e-4 * weight.data, rtol=1e-5, atol=1e-8)
+
+
+def test_the_record_of_an_epoch_is_of_all_its_images_and_of_the_network() -> None:
+    config = dataclasses.replace(SHORT, lr=1e-12, batch_size=280, initial=0.8)  # batches of 280, 20
+    trainer = Trainer(config, dataset())
+    record, data = trainer.train_epoch(), trainer.data
+    images, labels = batch(trainer, 300)
+    with no_grad():
+        logits = trainer.model(images)
+        loss = md.ops.cross_entropy(logits, labels).item()
+    assert record["loss"] == pytest.approx(loss, rel=1e-4)
+    wrong = 100 * np.mean(logits.data.argmax(axis=0) != labels)
+    assert record["train_error"] == pytest.approx(wrong)
+    held_out = error_rate(trainer.model, data.held_out, mean=data.mean, std=data.std)
+    assert record["held_out_error"] == held_out
+    for cost in ("weights", "macs"):
+        expected = md.expected_cost(trainer.model, trainer.shape, cost=cost).item()
+        assert record[f"expected_{cost}"] == pytest.approx(expected)
+    assert record["expected_weights"] < record["expected_macs"]
+
+
 @pytest.mark.parametrize("noise", ["normal", "logistic", "uniform"])
 def test_stochastic_gates_train(noise: str) -> None:
     _, records = run(dataclasses.replace(SHORT, epochs=2, noise=noise, sigma=0.5))
@@ -219,6 +319,18 @@ def test_a_loss_that_is_not_finite_names_the_step_and_what_to_try() -> None:
         run(dataclasses.replace(SHORT, lr=1e8, warmup=0))
 
 
+def test_no_weight_has_moved_where_the_loss_is_not_finite() -> None:
+    trainer = Trainer(SHORT, dataset())
+    images, labels = batch(trainer)
+    trainer.train_step(images, labels)
+    before = {name: value.copy() for name, value in trainer.model.state_dict().items()}
+    with pytest.raises(NonFiniteLossError):
+        trainer.train_step(np.full_like(images, np.inf), labels)
+    for name, value in trainer.model.state_dict().items():
+        np.testing.assert_array_equal(value, before[name])
+    assert trainer.step == 1
+
+
 def test_images_that_are_not_finite_are_refused_before_training() -> None:
     images = np.zeros((4, 1, 28, 28), np.float32)
     images[2, 0, 3, 5] = np.nan
@@ -253,6 +365,16 @@ def test_images_that_are_not_finite_are_refused_before_training() -> None:
         ("initial", float("inf")),
         ("noise", "cauchy"),
         ("sigma", 0.0),
+        ("keep", 0.0),
+        ("keep", 1.5),
+        ("ramp", -0.1),
+        ("ramp", 1.1),
+        ("gate_stop", 1.1),
+        ("swa_lr", -0.1),
+        ("dataset", "auto"),
+        ("model", "lenet"),
+        ("sparsity", "none"),
+        ("method", "best"),
     ],
 )
 def test_a_setting_out_of_range_is_named_with_its_value(name: str, value: object) -> None:
@@ -267,6 +389,9 @@ def test_a_configuration_survives_json_and_names_what_does_not_fit() -> None:
         Config.from_json({"depth": 3, "seed": 1})
     with pytest.raises(ConfigError, match="expected a JSON object"):
         Config.from_json([1])
+    for wrong in ({"epochs": "3"}, {"augment": 1}, {"noise": 1}, {"lr": None}, {"seed": 1.0}):
+        with pytest.raises(ConfigError, match="expected something like"):
+            Config.from_json(wrong)
     assert Config.from_json({"seed": 1}) == Config(seed=1)  # from before there were the others
 
 
