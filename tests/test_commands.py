@@ -248,7 +248,7 @@ def test_the_dense_network_has_its_own_normalisation(
     assert rows[0].error == pytest.approx(expected)
     expected = error_rate(gated.model, test, mean=gated.mean, std=gated.std)
     assert rows[1].error == pytest.approx(expected)
-    assert rows[0].error > 50
+    assert rows[0].error > 20
 
 
 def test_a_result_that_is_not_what_was_written_is_an_error(
