@@ -22,6 +22,10 @@ def gate_of(rng: np.random.Generator, count: int, **options: Any) -> md.Gate:
     return gate
 
 
+def leaf(values: Any) -> md.Tensor:
+    return md.Tensor(values, requires_grad=True)
+
+
 @st.composite
 def partitions(draw: st.DrawFn, shape: tuple[int, ...]) -> md.Groups:
     """Groups of any kind of an array of that shape."""
@@ -152,6 +156,53 @@ def test_masks_on_weights_and_biases_multiply_and_may_share_a_gate(data, seed):
         np.testing.assert_allclose(md.compact(model)(x).data, before, atol=1e-12)
     md.binarize(model)
     np.testing.assert_allclose(model(x).data, before, atol=1e-12)
+
+
+@some
+@given(st.data(), seeds, st.booleans(), st.booleans())
+def test_a_layer_whose_weights_are_gated_has_the_gradients_of_the_product(
+    data, seed, convolves, filtered
+):
+    """What has lost all its weights is not computed; nothing else may come of it."""
+    rng = np.random.default_rng(seed)
+    layer: nn.Conv2d | nn.Linear = nn.Linear(4, 3, rng=rng, **DOUBLE)
+    x = leaf(rng.standard_normal((4, 5)))
+    if convolves:
+        layer = nn.Conv2d(4, 3, 2, rng=rng, **DOUBLE)
+        x = leaf(rng.standard_normal((4, 3, 3, 5)))
+    layer.bias.data = rng.standard_normal(3)
+    groups, filters = data.draw(partitions(layer.weight.shape)), gate_of(rng, 3)
+    mask = md.Mask(gate_of(rng, groups.count), groups)
+    gated = md.Gated(layer, weights=mask, outputs=filters if filtered else None)
+    out = gated(x)
+    grad = rng.standard_normal(out.shape)
+    out.backward(grad)
+    found = [out.data] + [t.grad for t in (x, layer.weight, layer.bias, mask.gate.phi)]
+
+    leaves = [leaf(t.data) for t in (x, layer.weight, layer.bias, mask.gate.phi)]
+    labels = np.broadcast_to(groups.labels, layer.weight.shape)
+    weight, bias = leaves[1] * md.binary_gate(leaves[3])[labels], leaves[2]
+    if filtered:
+        z = md.Tensor(filters.evaluated())
+        weight, bias = weight * z.reshape(3, *[1] * (weight.ndim - 1)), bias * z
+    expected = layer.apply(leaves[0], weight, bias)
+    expected.backward(grad)
+    for array, wanted in zip(found, [expected.data, *(t.grad for t in leaves)], strict=True):
+        np.testing.assert_allclose(array, wanted, atol=1e-12)
+
+
+def test_an_input_that_has_lost_all_its_weights_is_not_read():
+    layer = nn.Conv2d(3, 2, 2, rng=np.random.default_rng(0), **DOUBLE)
+    gated = md.gate_weights(layer, groups=md.Groups.along((2, 3, 2, 2), 1), **DOUBLE)
+    gated.weights[0].gate.set_open(np.array([True, False, True]))
+    images = np.random.default_rng(1).standard_normal((3, 4, 4, 2))
+    images[1] = np.nan
+    x = leaf(images)
+    out = gated(x)
+    out.sum().backward()
+    assert np.isfinite(out.data).all()
+    assert not x.grad[1].any()
+    assert x.grad[0].any()
 
 
 @some

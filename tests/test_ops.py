@@ -326,6 +326,47 @@ def test_linear_neither_reads_nor_writes_what_is_not_active(
     close(tensors[2].grad, zero_grad.sum(axis=1))
 
 
+@settings(max_examples=80)
+@given(st.data(), convolutions(), few_features, dtypes)
+def test_an_output_without_weights_is_its_bias_and_its_weights_are_not_read(
+    data: st.DataObject, case: Convolution, samples: int, dtype: Any
+) -> None:
+    count = case.weight[0]
+    outs, ends = data.draw(actives(count)), drawn_active(data, count)
+    weight, bias = (data.draw(arrays(s, dtype=dtype)) for s in (case.weight, (count,)))
+    bias[dead(ends, count)] = 0
+    zeroed = weight.copy()
+    zeroed[dead(outs, count)] = 0
+    weight[dead(outs, count)] = np.nan
+    x = data.draw(arrays(case.x, dtype=dtype))
+    tensors = [leaf(x), leaf(weight, outs), leaf(bias, ends)]
+    out = ops.conv2d(*tensors, stride=case.stride, padding=case.padding)
+    close(out.data, naive.conv2d(x, zeroed, bias, case.stride, case.padding))
+    alive = np.arange(count) if ends is None else np.union1d(outs, ends)
+    np.testing.assert_array_equal(np.arange(count) if out.active is None else out.active, alive)
+    grad = data.draw(arrays(out.shape, dtype=dtype))
+    out.backward(grad)
+    grad[dead(alive, count)] = 0
+    expected = naive.grad_conv2d(x, zeroed, grad, case.stride, case.padding)
+    expected[1][dead(outs, count)] = 0
+    for tensor, gradient in zip(tensors[:2], expected, strict=False):
+        close(np.asarray(tensor.grad), gradient)
+    owed = np.arange(count) if ends is None else ends  # a constant zero is owed nothing
+    close(np.asarray(tensors[2].grad)[owed], expected[2][owed])
+
+    flat = data.draw(arrays((case.x[0], samples), dtype=dtype))
+    tensors = [leaf(flat), leaf(weight[:, :, 0, 0], outs), leaf(bias, ends)]
+    units = ops.linear(*tensors)
+    close(units.data, naive.linear(flat, zeroed[:, :, 0, 0], bias))
+    grad = data.draw(arrays(units.shape, dtype=dtype))
+    units.backward(grad)
+    grad[dead(alive, count)] = 0
+    close(np.asarray(tensors[0].grad), zeroed[:, :, 0, 0].T @ grad)
+    close(np.asarray(tensors[1].grad)[outs], (grad @ flat.T)[outs])
+    assert not np.asarray(tensors[1].grad)[dead(outs, count)].any()
+    close(np.asarray(tensors[2].grad)[owed], grad.sum(axis=1)[owed])
+
+
 def test_a_bias_that_is_live_keeps_an_output_whose_weights_are_not() -> None:
     weight = leaf(np.array([[1.0, 2.0], [0.0, 0.0]]), active=np.array([0]))
     bias = leaf(np.array([10.0, 20.0]))

@@ -56,32 +56,48 @@ def _listed(active: Indices | None, count: int) -> Indices:
     return np.arange(count) if active is None else active
 
 
-def _computed(weight: Tensor, bias: Tensor) -> tuple[Indices | None, Array, Array]:
-    """Return which outputs of a layer are computed, None for all, and from what.
+class Weighted(Op):
+    """A layer's op of an input, a weight and a bias, whose slices along axis 0 are outputs.
 
-    A bias alone keeps an output alive, so both must say that it is a constant zero.
+    An output without weights is not computed: it is its bias, or, if that is a constant zero as
+    well, it is one itself.
     """
-    if weight.active is not None and weight.active is bias.active:
-        return weight.active, weight.raw, bias.raw
-    return None, weight.whole(), bias.whole()
+
+    skips = True
+
+    def _operands(self, x: Array) -> tuple[Array, Array]:
+        """Note what is summed over and what is computed; return the weight and the bias to use."""
+        inputs, weight, bias = self.inputs
+        self.ins = _listed(inputs.active, len(x))
+        self.outs = self.alive = _listed(weight.active, len(weight))
+        if weight.active is bias.active:
+            self.active = weight.active
+            return weight.raw, bias.raw
+        if weight.active is not None and bias.active is not None:
+            self.active = self.alive = np.union1d(weight.active, bias.active)
+        else:
+            self.alive = np.arange(len(weight))
+        return weight.raw, bias.whole()
+
+    def _add_constant(self, out: Array, bias: Array) -> None:
+        """Fill outputs that have nothing but a bias."""
+        if self.alive is not self.outs:
+            constant = np.setdiff1d(self.alive, self.outs, assume_unique=True)
+            out[constant] = bias[constant].reshape(-1, *[1] * (out.ndim - 1))
 
 
 # -- convolution and dense layer -------------------------------------------------------------
 
 
-class Conv2d(Op):
+class Conv2d(Weighted):
     """Cross-correlation."""
-
-    skips = True
 
     def __init__(self, stride: tuple[int, int] = (1, 1), padding: tuple[int, int] = (0, 0)) -> None:
         self.stride, self.padding = stride, padding
 
     def forward(self, x: Array, weight: Array, bias: Array) -> Array:
-        x_active = self.inputs[0].active
-        self.active, weight, bias = _computed(*self.inputs[1:])
+        weight, bias = self._operands(x)
         self.x, self.weight = memory.aligned(x), memory.plain(weight)
-        self.ins, self.outs = _listed(x_active, len(x)), _listed(self.active, len(weight))
         self.seen, self.seeing = kernels.geometry(
             x.shape[1:3], weight.shape[2:], self.stride, self.padding
         )
@@ -99,6 +115,7 @@ class Conv2d(Op):
             samples,
             memory.rows(out),
         )
+        self._add_constant(out, bias)
         return out
 
     def backward(self, grad: Array) -> tuple[Array | None, ...]:
@@ -133,7 +150,7 @@ class Conv2d(Op):
             )
         if self.needs[2]:
             grad_bias = np.zeros(len(grad), grad.dtype)
-            kernels.sum_rows(memory.rows(grad), self.outs, grad_bias)
+            kernels.sum_rows(memory.rows(grad), self.alive, grad_bias)
         return grad_x, grad_weight, grad_bias
 
 
@@ -198,16 +215,12 @@ def conv2d(
     return Conv2d(strides, pads)(x, weight, bias)
 
 
-class Linear(Op):
+class Linear(Weighted):
     """weight @ x + bias[:, None]: a single place that sees each feature, as a place of its own."""
 
-    skips = True
-
     def forward(self, x: Array, weight: Array, bias: Array) -> Array:
-        x_active = self.inputs[0].active
-        self.active, weight, bias = _computed(*self.inputs[1:])
+        weight, bias = self._operands(x)
         self.x, self.weight = memory.aligned(x), memory.plain(weight)
-        self.ins, self.outs = _listed(x_active, len(x)), _listed(self.active, len(weight))
         out = memory.empty((len(weight), x.shape[1]), x.dtype)
         if x.shape[1] < kernels.LANES and len(self.ins) == len(x):
             # Too few samples to fill a vector: the loop runs over features instead.
@@ -217,8 +230,9 @@ class Linear(Op):
                 out[:, :, None],
             )  # fmt: skip
             out[self.outs] += bias[self.outs, None]
-            return out
-        _multiply(self.weight, False, bias, self.ins, self.outs, self.x, out)
+        else:
+            _multiply(self.weight, False, bias, self.ins, self.outs, self.x, out)
+        self._add_constant(out, bias)
         return out
 
     def backward(self, grad: Array) -> tuple[Array | None, ...]:
@@ -241,7 +255,7 @@ class Linear(Op):
                 kernels.spread(product, self.outs, self.ins, grad_weight)
         if self.needs[2]:
             grad_bias = np.zeros(len(grad), grad.dtype)
-            kernels.sum_rows(grad, self.outs, grad_bias)
+            kernels.sum_rows(grad, self.alive, grad_bias)
         return grad_x, grad_weight, grad_bias
 
 

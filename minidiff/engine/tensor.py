@@ -244,7 +244,7 @@ class Tensor:
     def whole(self) -> Array:
         """Return the values, for ops: slices that are not active hold zeros."""
         if self._hollow:
-            self._data, self._hollow = _with_zeros(self._data, self.active), False
+            self._data, self._hollow = with_zeros(self._data, self.active), False
         return self._data
 
     @property
@@ -323,7 +323,7 @@ class Tensor:
         for tensor in _backward_order(self):
             grad, op = grads.pop(id(tensor)), tensor.creator
             if tensor.active is not None and not (op and op.skips):
-                grad = _with_zeros(grad, tensor.active)
+                grad = with_zeros(grad, tensor.active)
             if op is None:
                 rows = reached.get(id(tensor))
                 if tensor.grad is not None:
@@ -348,8 +348,8 @@ class Tensor:
                 else:
                     shared.discard(key)
                     if parent.active is not None:  # what is anything must not be added
-                        grads[key] = _with_zeros(grads[key], parent.active)
-                        part = _with_zeros(part, parent.active)
+                        grads[key] = with_zeros(grads[key], parent.active)
+                        part = with_zeros(part, parent.active)
                     part = np.asarray(grads[key] + part)
                     rows = _union(reached[key], rows)
                 grads[key], reached[key] = part, rows
@@ -505,7 +505,7 @@ def _union(a: Indices | None, b: Indices | None) -> Indices | None:
     return listed.nonzero()[0]
 
 
-def _with_zeros(array: Array, active: Indices | None) -> Array:
+def with_zeros(array: Array, active: Indices | None) -> Array:
     """Return a copy with zeros in all slices that are not active."""
     out = np.zeros_like(array)
     out[active] = array[active]

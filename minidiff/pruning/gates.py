@@ -23,7 +23,7 @@ from minidiff.engine import kernels, memory
 from minidiff.engine._types import Array, Indices
 from minidiff.engine.nn import Conv2d, Linear, Module, Parameter, Shape
 from minidiff.engine.ops import generator
-from minidiff.engine.tensor import Op, Tensor, float_dtype, logistic
+from minidiff.engine.tensor import Op, Tensor, float_dtype, logistic, with_zeros
 
 from .groups import Groups
 from .transform import BinaryGate, GateTransform, check_positive
@@ -304,10 +304,10 @@ class ScaleSlices(Op):
 
     skips = True
 
-    def __init__(self, active: Indices, fully_open: bool, closed_for_good: bool) -> None:
+    def __init__(self, active: Indices, fully_open: bool, reached: Indices | None) -> None:
         self.active: Indices = active
         self.fully_open = fully_open
-        self.reached = (active, None) if closed_for_good else ()
+        self.reached = () if reached is None else (reached, None)
 
     def forward(self, x: Array, z: Array) -> Array:
         self.x, self.z = memory.plain(x), z
@@ -342,7 +342,7 @@ def scale_slices(x: Tensor, z: Tensor, *, closed_for_good: bool = False) -> Tens
         active = np.intersect1d(x.active, active, assume_unique=True)
     # A result that is not on the tape gets memory of its own: nobody would notice that x changes.
     fully_open = isinstance(gate, GateTransform) and bool(gate.fully_open[active].all())
-    return ScaleSlices(active, fully_open, closed_for_good)(x, z)
+    return ScaleSlices(active, fully_open, z.active if closed_for_good else None)(x, z)
 
 
 class Spread(GateTransform):
@@ -370,7 +370,10 @@ class Spread(GateTransform):
 
 
 class ScaleElements(Op):
-    """An array times the gate value of the group that each element belongs to."""
+    """An array times the gate value of the group that each element belongs to.
+
+    Slices along axis 0 in which all is closed are constant zeros.
+    """
 
     skips = True
 
@@ -380,12 +383,24 @@ class ScaleElements(Op):
     def forward(self, x: Array, z: Array) -> Array:
         self.x, self.count = self.inputs[0].whole(), len(z)
         self.z = z.reshape(x.shape) if self._by_element() else z[self.groups.labels]
+        rows = self.open_slices(0)
+        if len(rows) < len(x):
+            known = self.inputs[0].active
+            self.active = rows if known is None else np.intersect1d(rows, known)
         return np.asarray(self.x * self.z)
+
+    def open_slices(self, axis: int) -> Indices:
+        """Return the slices along an axis in which not all is closed."""
+        others = tuple(i for i in range(self.z.ndim) if i != axis)
+        is_open = np.broadcast_to((self.z != 0).any(axis=others), self.x.shape[axis])
+        return is_open.nonzero()[0]
 
     def _by_element(self) -> bool:
         return self.groups.are_elements_of(self.x.shape)
 
     def backward(self, grad: Array) -> tuple[Array | None, ...]:
+        if self.active is not None:
+            grad = with_zeros(grad, self.active)
         if not self.needs[1]:
             return grad * self.z, None
         grad_z = grad * self.x
@@ -394,6 +409,16 @@ class ScaleElements(Op):
         labels = np.broadcast_to(self.groups.labels, grad.shape)
         summed = np.bincount(labels.ravel(), grad_z.ravel(), self.count)
         return grad * self.z, summed.astype(grad.dtype)
+
+
+def only(x: Tensor, rows: Indices) -> Tensor:
+    """Return x, of whose slices along axis 0 these alone will be read."""
+    if len(rows) == len(x):
+        return x
+    is_read = Tensor(np.zeros(len(x), x.dtype))
+    is_read.data[rows] = 1
+    is_read.active = rows
+    return scale_slices(x, is_read)
 
 
 class Mask(Module):
@@ -546,7 +571,9 @@ class Gated(Module):
         weight: Tensor = self.layer.weight
         bias: Tensor = self.layer.bias
         for mask in self.weights:
-            weight = mask.apply(weight)
+            scaled = ScaleElements(mask.groups)
+            weight = scaled(weight, mask.gate.values())
+            x = only(x, scaled.open_slices(1))
         for mask in self.biases:
             bias = mask.apply(bias)
         if self.outputs is not None:
