@@ -74,13 +74,13 @@ class Factor:
         value = value.reshape(shape) if self.labels is None else value[self.labels]
         return value if self.fresh is None else np.where(self.fresh, value, value.dtype.type(1))
 
-    def gather(self, grad: NDArray[Any]) -> NDArray[Any]:
-        """Sum a gradient, of the array's shape, for each group."""
+    def gather(self, grad: NDArray[Any] | float, shape: Shape) -> NDArray[Any]:
+        """Sum a gradient, which broadcasts to the array's shape, for each group."""
         if self.fresh is not None:
             grad = np.where(self.fresh, grad, 0)
-        if self.labels is None:
-            return grad.ravel()
-        labels = np.broadcast_to(self.labels, grad.shape)
+        if self.labels is None:  # one number for all groups need not be laid out
+            return np.asarray(grad) if np.ndim(grad) == 0 else np.broadcast_to(grad, shape).ravel()
+        labels, grad = np.broadcast_to(self.labels, shape), np.broadcast_to(grad, shape)
         return np.bincount(labels.ravel(), grad.ravel(), self.gate.count)
 
 
@@ -126,11 +126,11 @@ class Product:
     ) -> None:
         """Add the derivative of ``(grad * values).sum()`` to ``grads`` of each gate."""
         for i, factor in enumerate(self.factors):
-            part: Any = np.broadcast_to(grad, self.shape)
+            part: Any = grad
             if len(self.factors) > 1:
                 others = Product(self.shape, self.factors[:i] + self.factors[i + 1 :])
                 part = part * others.values(said)
-            grads[factor.gate] += factor.gather(part)
+            grads[factor.gate] += factor.gather(part, self.shape)
 
 
 @dataclass(frozen=True)
