@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,7 @@ def test_a_worker_that_dies_costs_the_runs_under_way_and_no_more(
 ) -> None:
     def stand_in(settings: dict[str, Any], **_: Any) -> dict[str, Any]:
         if settings["seed"] == 2:
+            time.sleep(1)  # so that those before have been told of
             os._exit(1)
         result = {"weights": 0, "macs": 0, "architecture": "0"}
         return {"config": settings, "result": result}

@@ -248,7 +248,10 @@ def _on_processes(
                 yield joblib.delayed(run_once)(run, test=test, threads=threads)
 
         try:
-            parallel = joblib.Parallel(return_as="generator_unordered", pre_dispatch=jobs)
+            # One run at a time for each worker: a batch would be lost as a whole.
+            parallel = joblib.Parallel(
+                return_as="generator_unordered", pre_dispatch=jobs, batch_size=1
+            )
             for line in parallel(tasks()):
                 ended.append(line["config"])
                 yield line
