@@ -367,6 +367,25 @@ def test_an_output_without_weights_is_its_bias_and_its_weights_are_not_read(
     close(np.asarray(tensors[2].grad)[owed], grad.sum(axis=1)[owed])
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_an_output_has_the_same_bits_however_many_others_are_computed(dtype: Any) -> None:
+    """Blocks of channels differ in size, and add in one order all the same."""
+    rng = np.random.default_rng(0)
+    x, weight, bias = (
+        rng.standard_normal(s).astype(dtype) for s in ((6, 8, 8, 64), (11, 6, 3, 3), (11,))
+    )
+    flat, units = x.reshape(-1, 64), rng.standard_normal((11, 384)).astype(dtype)
+    whole = ops.conv2d(x, weight, bias).data, ops.linear(flat, units, bias).data
+    for count in range(1, 11):
+        outs = np.arange(count)
+        found = (
+            ops.conv2d(x, leaf(weight, outs), leaf(bias, outs)),
+            ops.linear(flat, leaf(units, outs), leaf(bias, outs)),
+        )
+        for out, expected in zip(found, whole, strict=True):
+            np.testing.assert_array_equal(out.data[outs], expected[outs])
+
+
 def test_a_bias_that_is_live_keeps_an_output_whose_weights_are_not() -> None:
     weight = leaf(np.array([[1.0, 2.0], [0.0, 0.0]]), active=np.array([0]))
     bias = leaf(np.array([10.0, 20.0]))
