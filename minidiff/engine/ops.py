@@ -75,7 +75,7 @@ class Weighted(Op):
             return weight.raw, bias.raw
         if weight.active is not None and bias.active is not None:
             self.active = self.alive = np.union1d(weight.active, bias.active)
-        else:
+        elif weight.active is not None:
             self.alive = np.arange(len(weight))
         return weight.raw, bias.whole()
 

@@ -124,8 +124,6 @@ AVERAGED = {"cost": "weights", "label_smoothing": 0.0, "swa_lr": 0.05}
 SMALL = {**AVERAGED, **_epochs(56, 40, ramp=24)}
 # Gates on each weight take longer to close than gates on groups.
 UNSTRUCTURED = {**AVERAGED, "sparsity": "unstructured", **_epochs(36, 44, ramp=18)}
-# Those of LeNet5 did better on held-out images with larger steps than the recipe has.
-QUICK_GATES = {"gate_lr": 0.01}
 # What each row of an ablation changes of the recipe.
 CHOICES: dict[str, Mapping[str, Any]] = {
     "recipe": {},
@@ -194,7 +192,8 @@ EXPERIMENTS = {
         "Unstructured LeNet5",
         "Gates on each weight; no augmentation.",
         "unstructured",
-        {**FINAL, **UNSTRUCTURED, **QUICK_GATES},
+        # Larger steps of the gates than the recipe's did better on held-out images.
+        {**FINAL, **UNSTRUCTURED, "gate_lr": 0.01},
         _lambdas(7.0),
         aims={0: Aim(0.75, 300)},
     ),

@@ -383,10 +383,11 @@ class ScaleElements(Op):
     def forward(self, x: Array, z: Array) -> Array:
         self.x, self.count = self.inputs[0].whole(), len(z)
         self.z = z.reshape(x.shape) if self._by_element() else z[self.groups.labels]
-        rows = self.open_slices(0)
+        rows, known = self.open_slices(0), self.inputs[0].active
+        if known is not None:
+            rows = np.intersect1d(rows, known, assume_unique=True)
         if len(rows) < len(x):
-            known = self.inputs[0].active
-            self.active = rows if known is None else np.intersect1d(rows, known)
+            self.active = rows
         return np.asarray(self.x * self.z)
 
     def open_slices(self, axis: int) -> Indices:
