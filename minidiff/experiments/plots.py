@@ -440,7 +440,9 @@ def pareto_figure(rows: "Sequence[Row]", published: "Sequence[Published]") -> "F
     for axes, noun in zip(panels, ("weights", "MACs"), strict=True):
         _draw_pareto(axes, rows, published, noun)
     panels[0].set_ylabel("test error, %")
-    panels[0].legend(loc="upper left", frameon=False)
+    # Above the panels, since points may lie in any corner of them.
+    handles, methods = panels[0].get_legend_handles_labels()
+    figure.legend(handles, methods, loc="outside upper center", ncols=len(methods), frameon=False)
     return figure
 
 
