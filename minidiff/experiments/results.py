@@ -122,7 +122,7 @@ LONGER = _epochs(56, 62, ramp=24)  # gates learn for twice as long as in the rec
 AVERAGED = {"cost": "weights", "label_smoothing": 0.0, "swa_lr": 0.05}
 # So small a network settles in less time.
 SMALL = {**AVERAGED, **_epochs(56, 40, ramp=24)}
-# What errs on its training images, for augmentation or for too few weights, gains by more time and
+# What errs on its training images, augmented or with too few weights left, gains by more time and
 # smaller steps.
 PATIENT = {**AVERAGED, "swa_lr": 0.03, **_epochs(56, 120, ramp=24)}
 # Gates on each weight take longer to close than gates on groups.
