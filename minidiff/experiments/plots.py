@@ -465,14 +465,11 @@ def _draw_pareto(
         own = [row for row in rows if row.config.method == method]
         savings = [np.mean(getattr(row, f"fewer_{noun.lower()}")) for row in own]
         places += savings
-        order = np.argsort(savings)
-        errors = [
-            (np.mean(row.errors), np.std(row.errors, ddof=len(row.errors) > 1)) for row in own
-        ]
-        x, (y, spread) = np.array(savings)[order], np.array(errors)[order].T
-        axes.errorbar(
-            x, y, spread, fmt="o-", color=COLOURS[i % len(COLOURS)], capsize=3, markersize=5,
-            elinewidth=1.2, label=method, zorder=3,
+        errors = [np.mean(row.errors) for row in own]
+        spreads = [np.std(row.errors, ddof=len(row.errors) > 1) for row in own]
+        axes.errorbar(  # without a line, as rows differ in more than strength
+            savings, errors, spreads, fmt="o", color=COLOURS[i % len(COLOURS)], capsize=3,
+            markersize=5, elinewidth=1.2, label=method, zorder=3,
         )  # fmt: skip
     axes.set_xscale("log")
     axes.set_xlim(0.8 * min(places), 1.25 * max(places))

@@ -173,18 +173,24 @@ class Run:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what a run's bits depend on.
+    """Return the versions of what a run's bits depend on, and the processor's kind, as LLVM names it.
 
     Examples
     --------
     >>> list(versions())
-    ['minidiff', 'numpy', 'numba']
+    ['minidiff', 'numpy', 'numba', 'processor']
     """
     import numba
+    from llvmlite import binding
 
     from minidiff import __version__
 
-    return {"minidiff": __version__, "numpy": np.__version__, "numba": numba.__version__}
+    return {
+        "minidiff": __version__,
+        "numpy": np.__version__,
+        "numba": numba.__version__,
+        "processor": binding.get_host_cpu_name(),
+    }
 
 
 def peak_megabytes() -> float | None:
