@@ -159,6 +159,13 @@ def test_info_that_is_not_of_jsons_types_is_an_error(tmp_path: Path, odd: Any) -
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_generator_that_could_not_be_restored_is_not_saved(tmp_path: Path) -> None:
+    rng = np.random.Generator(np.random.Philox(0))
+    with pytest.raises(CheckpointError, match="a generator is 'Philox'; expected one of PCG64"):
+        md.save(tmp_path / "model", nn.Sequential(nn.Dropout(0.5, rng=rng)))
+    assert not list(tmp_path.iterdir())
+
+
 def test_writers_do_not_disturb_each_other(tmp_path: Path) -> None:
     path, texts = tmp_path / "file", [bytes([i]) * 100_000 for i in range(2)]
     write_whole(path, texts[0])

@@ -197,6 +197,19 @@ def test_weights_that_only_closed_channels_meet_do_not_matter(odd: float) -> Non
         np.testing.assert_allclose(outputs(md.compact(model), x), outputs(model, x), rtol=1e-5)
 
 
+@pytest.mark.parametrize("odd", [np.nan, np.inf])
+def test_a_constant_that_nobody_has_weights_for_does_not_matter(odd: float) -> None:
+    rng = np.random.default_rng(0)
+    layer = md.gate_weights(nn.Linear(4, 3, rng=rng), groups=md.Groups.along((3, 4), 0))
+    layer.weights[0].gate.phi.data[0] = -1  # the unit is nothing but its bias
+    layer.layer.bias.data[0] = odd
+    closed = Gate(3)
+    closed.phi.data[0] = -1
+    model = nn.Sequential(layer, closed, nn.ReLU(), nn.Linear(3, 2, rng=rng))
+    x = rng.standard_normal((4, 5), dtype=np.float32)
+    np.testing.assert_allclose(outputs(md.compact(model), x), outputs(model, x), rtol=1e-5)
+
+
 def test_names_never_collide() -> None:
     rng = np.random.default_rng(0)
 
@@ -327,6 +340,30 @@ def test_a_mask_over_the_inputs_needs_to_tell_their_shape() -> None:
     rows = nn.Sequential(md.Mask(Gate(2), md.Groups([[[0], [1]]])), nn.Flatten(), last)
     with pytest.raises(ValueError, match="give labels of its whole shape"):
         md.compact(rows)
+    one = md.Mask(Gate(1), md.Groups(np.zeros((1, 4, 4), int)))
+    pooled = nn.Sequential(one, nn.AvgPool2d(2), nn.Flatten(), nn.Linear(12, 2, rng=rng))
+    with pytest.raises(ValueError, match="give labels of its whole shape"):
+        md.compact(pooled)
+
+
+@pytest.mark.parametrize("along", [(3, 4), (1, 4)])
+def test_a_mask_over_rows_of_features_is_folded(along: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    gate = Gate(along[0] * along[1])
+    gate.phi.data = rng.normal(0, 0.4, gate.count).astype(np.float32)
+    mask = md.Mask(gate, md.Groups.elements(along))
+    model = nn.Sequential(mask, nn.Flatten(), nn.Linear(12, 2, rng=rng))
+    x = rng.standard_normal((3, 4, 5)).astype(np.float32)
+    np.testing.assert_allclose(md.compact(model)(x).data, model(x).data, atol=1e-5)
+
+
+def test_a_mask_over_more_axes_cannot_be_folded() -> None:
+    rng = np.random.default_rng(0)
+    mask = md.Mask(Gate(24), md.Groups.elements((3, 2, 2, 2)))
+    model = nn.Sequential(mask, nn.Flatten(), nn.Linear(24, 2, rng=rng))
+    assert model(np.ones((3, 2, 2, 2, 5), np.float32)).shape == (2, 5)
+    with pytest.raises(ValueError, match=r"labels of shape \(3, 2, 2, 2\); only those of"):
+        md.compact(model)
 
 
 class Sideways(nn.Sequential):

@@ -780,3 +780,13 @@ def test_what_is_no_layer_and_a_gate_in_place_of_a_mask_are_refused() -> None:
     dense = nn.Linear(4, 3, rng=np.random.default_rng(0))
     with pytest.raises(TypeError, match=r"weights has a Gate; expected Mask\(gate, groups\)"):
         md.Gated(dense, weights=md.Gate(4))  # type: ignore[arg-type]  # that is the mistake
+
+
+def test_an_input_that_does_not_fit_is_told_the_same_whatever_is_closed() -> None:
+    layer = md.gate_weights(
+        nn.Linear(4, 3, rng=np.random.default_rng(0)), groups=md.Groups.along((3, 4), 1)
+    )
+    for closed in (False, True):
+        layer.weights[0].gate.phi.data[3] = -1 if closed else 1
+        with pytest.raises(ValueError, match=r"linear: x of shape \(2, 4\) and weight of shape"):
+            layer(np.ones((2, 4), np.float32))

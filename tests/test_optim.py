@@ -374,3 +374,28 @@ def test_a_gradient_of_another_shape_moves_nothing(kind: Any) -> None:
     with pytest.raises(ValueError, match=r"shape \(4, 3\) has a gradient of shape \(1, 3\)"):
         optimizer.step()
     assert first.data == 1
+
+
+@pytest.mark.parametrize("kind", [lambda w: SGD([w], lr=0.1, momentum=0.9), lambda w: Adam([w])])
+def test_a_state_in_another_memory_order_goes_on_alike(kind: Any) -> None:
+    ends = []
+    for order in ("C", "F"):
+        weight = Tensor(np.ones((2, 3, 2, 2)), requires_grad=True)
+        optimiser = kind(weight)
+        weight.grad = np.arange(24.0).reshape(weight.shape)
+        optimiser.step()
+        state = optimiser.state_dict()
+        optimiser.load_state_dict({key: np.array(a, order=order) for key, a in state.items()})
+        optimiser.step()
+        ends.append((weight.data, *optimiser.state_dict().values()))
+    for one, other in zip(*ends, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_an_optimiser_begins_anew_with_a_group_that_another_has_had() -> None:
+    weight = Tensor(np.ones(2), requires_grad=True)
+    group = ParameterGroup([weight], 0.1)
+    weight.grad = np.ones(2)
+    SGD([group], momentum=0.9).step()
+    assert not SGD([group], momentum=0.9).state_dict()
+    Adam([group]).step()

@@ -647,3 +647,24 @@ def test_a_convolution_with_one_output_place_is_no_dense_layer() -> None:
 def test_a_shape_may_be_a_list() -> None:
     shape: Any = [4]
     assert md.count(nn.Linear(4, 2, rng=np.random.default_rng(0)), shape)[0].weights == (8, 8)
+
+
+def test_the_surrogate_leaves_frozen_gates_alone() -> None:
+    rng = np.random.default_rng(0)
+    first, second = (md.gate_units(nn.Linear(4, 4, rng=rng)) for _ in range(2))
+    model = nn.Sequential(first, nn.ReLU(), second)
+    surrogate = md.Surrogate(model, (4,))
+    before = surrogate().item()
+    first.outputs.frozen = True
+    cost = surrogate()
+    cost.backward()
+    assert cost.item() == before
+    assert first.outputs.phi.grad is None
+    assert (second.outputs.phi.grad > 0).all()
+
+
+def test_gates_have_names_of_their_own() -> None:
+    rng = np.random.default_rng(0)
+    layer = md.gate_weights(nn.Linear(4, 4, rng=rng))
+    model = nn.Sequential(block=nn.Sequential(gate=md.Gate(4)), dense=layer)
+    assert list(md.gates_of(model)) == ["block.gate", "dense.weights.0"]

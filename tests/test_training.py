@@ -184,8 +184,9 @@ def test_the_record_of_an_epoch_is_of_all_its_images_and_of_the_network() -> Non
 
 @pytest.mark.parametrize("noise", ["normal", "logistic", "uniform"])
 def test_stochastic_gates_train(noise: str) -> None:
-    _, records = run(dataclasses.replace(SHORT, epochs=2, noise=noise, sigma=0.5))
+    trainer, records = run(dataclasses.replace(SHORT, epochs=2, noise=noise, initial=0.4))
     assert records[-1]["loss"] < records[0]["loss"]
+    assert all((gate.phi.data != np.float32(0.4)).all() for gate in trainer.gates.values())
 
 
 def test_augmented_and_float_images_train() -> None:
@@ -401,6 +402,14 @@ def test_images_that_are_not_finite_are_refused_before_training() -> None:
 def test_a_setting_out_of_range_is_named_with_its_value(name: str, value: object) -> None:
     with pytest.raises(ConfigError, match=f"{name} is {str(value)!r}|{name} is {value!r}"):
         dataclasses.replace(Config(), **{name: value})
+
+
+def test_gates_that_uniform_noise_cannot_close_are_refused() -> None:
+    with pytest.raises(
+        ConfigError, match=r"initial is 1.5; expected below sigma - width / 2 = 0.5"
+    ):
+        Config(noise="uniform")
+    assert Config(noise="uniform", initial=0.4).noise == "uniform"
 
 
 def test_a_configuration_survives_json_and_names_what_does_not_fit() -> None:

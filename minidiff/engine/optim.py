@@ -123,6 +123,8 @@ class Optimizer:
         seen = [id(parameter) for group in self.groups for parameter in group.parameters]
         if len(set(seen)) < len(seen):
             raise ValueError("a parameter is given twice; it would take two steps in one.")
+        for group in self.groups:  # which another optimiser may have had before
+            group.state = [{} for _ in group.parameters]
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
@@ -197,7 +199,11 @@ class Optimizer:
                     elif array is not None and np.shape(array) != expected:
                         wrong.append(f"{i}.{j}.{key} has shape {np.shape(array)}, not {expected}")
                 loaded[i].append(
-                    {k: np.array(v, initial[k].dtype) for k, v in given.items() if v is not None}
+                    {  # in the order in which kernels walk over it
+                        key: np.array(array, initial[key].dtype, order="C")
+                        for key, array in given.items()
+                        if array is not None
+                    }
                 )
         wrong += [f"{name} is unknown" for name in rest]
         if wrong:

@@ -392,6 +392,11 @@ class _Description:
         for number, known in enumerate(self.generators):
             if known is rng:
                 return number
+        name = type(rng.bit_generator).__name__
+        if name not in GENERATORS:
+            raise CheckpointError(
+                f"a generator is {name!r}; expected one of {', '.join(GENERATORS)}."
+            )
         self.generators.append(rng)
         return len(self.generators) - 1
 

@@ -173,7 +173,7 @@ class Run:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what a run's bits depend on, and the processor's kind, as LLVM names it.
+    """Return the versions of what a run's bits depend on, and the kind of processor.
 
     Examples
     --------

@@ -205,6 +205,12 @@ class Config:
                 self._require(name, fits, f"{usual!r}, as {self.method} has its own")
         self._require("cost", self.cost in COSTS, f"one of {', '.join(COSTS)}")
         self._require("noise", self.noise in (None, *NOISES), f"None, {', '.join(NOISES)}")
+        if self.noise == "uniform":
+            least = self.sigma - self.width / 2
+            said = (
+                f"below sigma - width / 2 = {least:g}, as gates that are open for sure never learn"
+            )
+            self._require("initial", self.initial < least, said)
 
     def _whole(self, name: str) -> bool:
         return isinstance(getattr(self, name), int) and not isinstance(getattr(self, name), bool)

@@ -79,7 +79,14 @@ class Flow:
                 return replace(
                     self, scale=self.scale * values[np.broadcast_to(slices, len(self.scale))]
                 )
-            grid = values[module.groups.labels] * np.ones((len(self.scale), 1, 1))
+            labels = module.groups.labels
+            if labels.ndim > 3:
+                raise ValueError(
+                    f"a Mask over activations has labels of shape {labels.shape}; only those of "
+                    f"(C, H, W), (C, L) or (C,) can be folded into weights."
+                )
+            labels = labels.reshape(*labels.shape, *[1] * (3 - labels.ndim))
+            grid = values[labels] * np.ones((len(self.scale), 1, 1))
             return replace(self, grid=grid if self.grid is None else self.grid * grid)
         if isinstance(module, nn.Select):
             kept = module.indices
@@ -318,14 +325,15 @@ def _channels(name: str, mask: Mask, following: int, after: Sequence[tuple[str, 
     """Return how many channels an input has that a mask is laid out over, each alike."""
     if not any(isinstance(module, nn.Flatten) for _, module in after):
         return following
-    places = mask.groups.labels.shape[1:]
-    if 1 in places:
+    labels = mask.groups.labels
+    places = math.prod(labels.shape[1:])
+    if 1 in labels.shape[1:] or following % places:
         raise ValueError(
             f"{name} is a Mask over the network's input with labels of shape "
-            f"{mask.groups.labels.shape}, which does not tell how many channels and places the "
-            f"input has; give labels of its whole shape."
+            f"{labels.shape}, which does not tell how many channels and places the input has; give "
+            f"labels of its whole shape."
         )
-    return following // math.prod(places)
+    return following // places
 
 
 def _fits(module: Module, given: int, size: int | None, following: int | None) -> bool:
@@ -347,8 +355,10 @@ def _settle(pieces: list[Piece]) -> None:
         if piece.pads:
             piece.varying |= constant != 0
         settled = ~piece.varying & (constant != 0)
-        # In float64, as sums of many.
-        more = piece.weight[:, settled].sum(axis=2, dtype=np.float64) * constant[settled]
+        # In float64, as sums of many. What an output has no weights for it does not read.
+        weight = piece.weight[:, settled]
+        sums, read = weight.sum(axis=2, dtype=np.float64), weight.any(axis=2)
+        more = np.multiply(sums, constant[settled], out=np.zeros_like(sums), where=read)
         piece.bias = (piece.bias + more.sum(axis=1)).astype(piece.bias.dtype)
         varies = np.asarray(piece.weight[:, piece.varying].any(axis=(1, 2)))
         value = piece.bias

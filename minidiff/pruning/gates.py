@@ -62,7 +62,8 @@ class Gate(Module):
         What phi starts at; above width/2 the gates start fully open.
     noise
         None for deterministic gates; "normal" (standard deviation 1), "logistic" (scale 1) or
-        "uniform" (in -1..1) for stochastic ones. They are stochastic only while training.
+        "uniform" (in -1..1) for stochastic ones. They are stochastic only while training. Gates
+        that uniform noise cannot close, as phi is above ``sigma - width / 2``, never learn.
     sigma
         Scale of the noise; for deterministic gates, of the stand-in for it in
         :meth:`open_probability`, which keeps the surrogate's gradient alive.
@@ -79,7 +80,7 @@ class Gate(Module):
     phi : Parameter of shape (count,)
     frozen : bool
         Whether training, too, takes the values of evaluation, without noise, as when the network
-        settles in the end; phi gets no gradient from it then. False at first; set it.
+        settles in the end; phi gets no gradient then, nor from a surrogate. False at first; set it.
 
     Raises
     ------
@@ -574,7 +575,8 @@ class Gated(Module):
         for mask in self.weights:
             scaled = ScaleElements(mask.groups)
             weight = scaled(weight, mask.gate.values())
-            x = only(x, scaled.open_slices(1))
+            if x.shape[:1] == weight.shape[1:2]:  # else the layer says what does not fit
+                x = only(x, scaled.open_slices(1))
         for mask in self.biases:
             bias = mask.apply(bias)
         if self.outputs is not None:

@@ -337,10 +337,11 @@ def gates_of(model: Module) -> dict[str, Gate]:
     4
     """
     owners = {id(m.phi): m for m in model.modules() if isinstance(m, Gate)}
+    masked = {id(m.gate.phi) for m in model.modules() if isinstance(m, Mask)}
     return {
-        name.removesuffix(".phi").removesuffix(".gate"): owners[id(parameter)]
-        for name, parameter in model.named_parameters()
-        if id(parameter) in owners
+        name.removesuffix(".gate.phi" if id(phi) in masked else ".phi"): owners[id(phi)]
+        for name, phi in model.named_parameters()
+        if id(phi) in owners
     }
 
 
@@ -458,9 +459,9 @@ class Surrogate:
             self.gates.append(gate)
 
     def __call__(self) -> Tensor:
-        """Return the expected cost, a Tensor of shape () that is differentiable in all phi."""
+        """Return the expected cost, a Tensor of shape (), differentiable in phi if not frozen."""
         op = ExpectedCost(self.steps, self.gates, self.price)
-        return op(*[gate.phi for gate in self.gates])
+        return op(*[gate.phi.detach() if gate.frozen else gate.phi for gate in self.gates])
 
 
 def expected_cost(model: Module, shape: Shape, *, cost: str = "weights") -> Tensor:
@@ -473,7 +474,7 @@ def expected_cost(model: Module, shape: Shape, *, cost: str = "weights") -> Tens
 
     Returns
     -------
-    Tensor of shape (), differentiable in phi of all gates
+    Tensor of shape (), differentiable in phi of all gates that are not frozen
 
     Raises
     ------
