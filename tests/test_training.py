@@ -237,27 +237,6 @@ def test_the_step_size_falls_once_or_starts_anew_when_gates_are_frozen(
         assert rises == list(range(1, 20))
 
 
-@pytest.mark.parametrize("rise", [True, False])
-def test_the_step_size_of_gates_rises_until_they_are_frozen_or_is_constant(rise: bool) -> None:
-    config = dataclasses.replace(SHORT, epochs=2, gate_start=0.1, gate_rise=rise, lr=1e-6)
-    trainer = Trainer(config, dataset())
-    phi, rates, moves = next(iter(trainer.gates.values())).phi, [], []
-    while trainer.step < trainer.stop:
-        before = phi.data.copy()
-        rates.append(trainer.gate_lr(trainer.step) if trainer.prunes else 0)
-        trainer.train_step(*next(iter(batches(trainer.data.train, 50, mean=0.0, std=1.0))))
-        moves.append(float(np.abs(phi.data - before).max()))
-    # All gates are open at first, so the slope is of one sign and Adam's steps are as long as said.
-    np.testing.assert_allclose(moves, rates, rtol=0.05, atol=1e-6)
-    if rise:
-        assert 0 < rates[2] < 0.2 * config.gate_lr
-        assert rates == sorted(rates)
-        assert rates[len(rates) // 2] == pytest.approx(config.gate_lr / 2, rel=0.2)
-        assert 0.9 * config.gate_lr < rates[-1] < config.gate_lr
-    else:
-        assert set(rates) == {0, config.gate_lr}
-
-
 def test_with_swa_the_run_ends_with_the_mean_of_its_weights_at_a_constant_step_size() -> None:
     trainer = Trainer(dataclasses.replace(SHORT, swa_lr=0.01), dataset())
     assert trainer.average is not None

@@ -386,12 +386,6 @@ def _add_gate_options(group: Any, *, several: bool = False) -> None:
     group.add_argument("--width", type=float, metavar="X", help="of the gates' transition")
     group.add_argument("--initial", type=float, metavar="X", help="what the gates' phi starts at")
     group.add_argument("--gate-lr", type=float, metavar="X", help="step size of the gates")
-    group.add_argument(
-        "--gate-rise",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="whether it rises from 0 until gates are frozen (default: no)",
-    )
     group.add_argument("--gate-start", type=float, metavar="SHARE", help="gates learn from here")
     group.add_argument("--ramp", type=float, metavar="SHARE", help="until lambda is reached")
     group.add_argument("--gate-stop", type=float, metavar="SHARE", help="gates are frozen here")

@@ -93,7 +93,7 @@ def train(options: argparse.Namespace) -> int:
 
 GATE_SETTINGS = (
     *("method", "keep", "penalty", "cost", "noise", "sigma", "width", "initial"),
-    *("gate_lr", "gate_rise", "gate_start", "ramp", "gate_stop"),
+    *("gate_lr", "gate_start", "ramp", "gate_stop"),
 )
 
 
@@ -116,8 +116,7 @@ def _train(run: Run, config: Config, data: Dataset) -> int:
     print(textwrap.fill(f"data     {data.source}", 100, subsequent_indent=indent))
     print(indent + sizes)
     print(f"run      {run.path}" + (f", from epoch {trainer.epoch + 1} on" if checkpoint else ""))
-    learning = range(math.ceil(config.gate_start * trainer.steps), trainer.stop)
-    reach = sum(map(trainer.gate_lr, learning))
+    reach = (config.gate_stop - config.gate_start) * trainer.steps * config.gate_lr
     way = config.initial + config.width / 2
     if config.gated and config.method == "diffprune" and reach < way:
         said = (

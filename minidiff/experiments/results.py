@@ -127,9 +127,8 @@ SMALL = {**AVERAGED, **_epochs(56, 40, ramp=24)}
 PATIENT = {**AVERAGED, "swa_lr": 0.03, **_epochs(56, 120, ramp=24)}
 # Gates on each weight take longer to close than gates on groups.
 UNSTRUCTURED = {**AVERAGED, "sparsity": "unstructured", **_epochs(36, 44, ramp=18)}
-# Larger steps of the gates than the recipe's did better there on held-out images, and better yet
-# if they are small at first.
-UNSTRUCTURED_LENET5 = {**UNSTRUCTURED, "gate_lr": 0.02, "gate_rise": True}
+# Larger steps of the gates than the recipe's did better there on held-out images.
+UNSTRUCTURED_LENET5 = {**UNSTRUCTURED, "gate_lr": 0.01}
 # What each row of an ablation changes of the recipe.
 CHOICES: dict[str, Mapping[str, Any]] = {
     "recipe": {},
@@ -192,7 +191,7 @@ EXPERIMENTS = {
         FINAL,
         (
             *_lambdas(0.4),
-            *_lambdas(0.7, cost="weights"),
+            *_lambdas(0.7, 1.45, cost="weights"),
             *_lambdas(0.4, method="hard-concrete"),
             *_lambdas(0.35, method="gaussian"),
             *_lambdas(70.0, method="group-lasso"),
@@ -201,10 +200,10 @@ EXPERIMENTS = {
     ),
     "unstructured": Experiment(
         "Unstructured LeNet5",
-        "Gates on each weight, which learn for 36 epochs in steps that rise; no augmentation.",
+        "Gates on each weight; no augmentation.",
         "unstructured",
         {**FINAL, **UNSTRUCTURED_LENET5},
-        _lambdas(6.1),
+        _lambdas(7.0),
         aims={0: Aim(0.75, 300)},
     ),
     "unstructured-augmented": Experiment(
@@ -212,7 +211,7 @@ EXPERIMENTS = {
         "The same with light augmentation.",
         "unstructured",
         {**LIGHT, **UNSTRUCTURED_LENET5},
-        _lambdas(8.8),
+        _lambdas(9.5),
         aims={0: Aim(0.6, 300)},
     ),
     "lenet300": Experiment(
@@ -531,7 +530,9 @@ AIMS = """Set in advance, at the frontier of what is published. What was tried s
 [the design](../design.md#choices-of-training)."""
 
 REPLACED = """Rows that were in a table before, with the settings that differ from those of
-`minidiff train`. Left out are two runs of magnitude pruning, whose code was wrong then."""
+`minidiff train`. Left out are two runs of magnitude pruning, whose code was wrong then, and four of
+unstructured LeNet5 in which the step size of gates rose to 0.02, a setting that is gone again: two
+seeds of each row, which erred no less than those that stand there."""
 
 NOTES = """Savings follow from the architecture where it is given; (~) was read off a chart. Most of
 these report the best test epoch, often of one run; ours report the last epoch of every run."""

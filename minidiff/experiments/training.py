@@ -113,9 +113,7 @@ class Config:
     cost : str
         What the surrogate counts, see :class:`~minidiff.Surrogate`.
     gate_lr : float
-        Step size of Adam on the gates' phi.
-    gate_rise : bool
-        Whether it rises to that from 0 along a cosine, until gates are frozen, or is constant.
+        Step size of Adam on the gates' phi; constant.
     gate_start, gate_stop : float
         The shares of steps at which gates begin to learn and are frozen.
     ramp : float
@@ -157,7 +155,6 @@ class Config:
     keep: float = 0.1
     cost: str = "balanced"
     gate_lr: float = 0.005
-    gate_rise: bool = False
     gate_start: float = 0.013
     gate_stop: float = 0.31
     ramp: float = 0.133
@@ -467,10 +464,6 @@ class Trainer:
             step, steps = (step, self.stop) if before else (step - self.stop, steps - self.stop)
         return config.lr * cosine(step, steps, warmup=min(config.warmup, steps // 2))
 
-    def gate_lr(self, step: int) -> float:
-        """Return the step size of the gates at a step."""
-        return self.config.gate_lr * (1 - cosine(step, self.stop) if self.config.gate_rise else 1)
-
     @property
     def prunes(self) -> bool:
         """Whether the next step moves the gates."""
@@ -522,7 +515,6 @@ class Trainer:
         self.weights.zero_grad()
         if self.phis is not None:
             self.phis.zero_grad()
-            self.phis.groups[0].lr = self.gate_lr(self.step)
         total.backward()
         self.weights.step()
         if prunes and self.phis is not None:
