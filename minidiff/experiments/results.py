@@ -118,7 +118,7 @@ FINAL = {"held_out": 0}  # all has been chosen
 LIGHT = {"held_out": 0, "augment": True, "label_smoothing": 0.0}  # augmentation is enough
 LONGER = _epochs(56, 62, ramp=24)  # gates learn for twice as long as in the recipe
 # Where the aim is about weights alone, they are what to count. What augmentation or its size keeps
-# from learning images by heart needs no smoothed labels, but gains much by an average of weights.
+# from learning images by heart hardly needs smoothed labels, but gains by an average of weights.
 AVERAGED = {"cost": "weights", "label_smoothing": 0.0, "swa_lr": 0.05}
 # So small a network settles in less time.
 SMALL = {**AVERAGED, **_epochs(56, 40, ramp=24)}
