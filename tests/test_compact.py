@@ -362,7 +362,7 @@ def test_a_mask_over_more_axes_cannot_be_folded() -> None:
     mask = md.Mask(Gate(24), md.Groups.elements((3, 2, 2, 2)))
     model = nn.Sequential(mask, nn.Flatten(), nn.Linear(24, 2, rng=rng))
     assert model(np.ones((3, 2, 2, 2, 5), np.float32)).shape == (2, 5)
-    with pytest.raises(ValueError, match=r"labels of shape \(3, 2, 2, 2\); only those of"):
+    with pytest.raises(ValueError, match=r"0 is a Mask with labels of shape \(3, 2, 2, 2\); only"):
         md.compact(model)
 
 

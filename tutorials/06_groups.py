@@ -314,7 +314,7 @@ def train(model, cost="weights", what="weights", most=0):
                 if left(model, what) <= most:
                     md.binarize(model)
                     # Momentum is of weights at another scale.
-                    weights.groups[0].state = [{} for _ in others]
+                    weights.groups[0].forget()
                     for gate in gates:
                         gate.frozen = True
             step += 1

@@ -66,6 +66,10 @@ class ParameterGroup:
                     f"parameters: a tensor of shape {parameter.shape} is the result of an op, so "
                     f"no step on it would change anything; give the tensors it comes from."
                 )
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget what the optimiser remembers, as when the parameters are others from now on."""
         self.state = [{} for _ in self.parameters]
 
 
@@ -124,7 +128,7 @@ class Optimizer:
         if len(set(seen)) < len(seen):
             raise ValueError("a parameter is given twice; it would take two steps in one.")
         for group in self.groups:  # which another optimiser may have had before
-            group.state = [{} for _ in group.parameters]
+            group.forget()
 
     def zero_grad(self) -> None:
         """Forget the gradients."""

@@ -265,13 +265,21 @@ def generator_state(rng: np.random.Generator) -> dict[str, Any]:
     Parameters
     ----------
     rng
-        Of any kind of NumPy's.
+        A PCG64, PCG64DXSM or SFC64.
+
+    Raises
+    ------
+    CheckpointError
+        If it is of another kind, which :func:`restore_generator` would refuse.
 
     Examples
     --------
     >>> generator_state(np.random.default_rng(0))["bit_generator"]
     'PCG64'
     """
+    name = type(rng.bit_generator).__name__
+    if name not in GENERATORS:
+        raise CheckpointError(f"a generator is {name!r}; expected one of {', '.join(GENERATORS)}.")
     state: dict[str, Any] = json.loads(
         json.dumps(rng.bit_generator.state, default=np.ndarray.tolist)
     )
@@ -392,11 +400,6 @@ class _Description:
         for number, known in enumerate(self.generators):
             if known is rng:
                 return number
-        name = type(rng.bit_generator).__name__
-        if name not in GENERATORS:
-            raise CheckpointError(
-                f"a generator is {name!r}; expected one of {', '.join(GENERATORS)}."
-            )
         self.generators.append(rng)
         return len(self.generators) - 1
 

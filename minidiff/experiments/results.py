@@ -599,11 +599,12 @@ def _table(rows: Sequence[Row], error_name: str) -> str:
 
 def _how(experiment: Experiment, rows: Sequence[Row], dataset: str, *, quick: bool) -> str:
     """Say what the settings of each row are, and which rows have not been run."""
-    firsts = {n: c for n, c in experiment.configs(dataset, quick=quick) if c.seed == SEEDS[0]}
-    names = experiment.labels or [_label(config) for config in firsts.values()]
+    every = (config for _, config in experiment.configs(dataset, quick=quick))
+    firsts = [config for config in every if config.seed == SEEDS[0]]
+    names = experiment.labels or map(_label, firsts)
     done = {replace(row.config, seed=SEEDS[0]) for row in rows}
     lines = ["What each row changes of the recipe of `minidiff train`:\n"]
-    for name, config in zip(names, firsts.values(), strict=True):
+    for name, config in zip(names, firsts, strict=True):
         said = f"`{_changes(config)}`" if _changes(config) else "nothing"
         lines.append(f"- {name}: {said}" + ("" if config in done else " (not run yet)"))
     return "\n".join(lines) + "\n"

@@ -203,11 +203,9 @@ class Config:
         self._require("cost", self.cost in COSTS, f"one of {', '.join(COSTS)}")
         self._require("noise", self.noise in (None, *NOISES), f"None, {', '.join(NOISES)}")
         if self.noise == "uniform":
-            least = self.sigma - self.width / 2
-            said = (
-                f"below sigma - width / 2 = {least:g}, as gates that are open for sure never learn"
-            )
-            self._require("initial", self.initial < least, said)
+            end = self.sigma - self.width / 2
+            said = f"below sigma - width / 2 = {end:g}, as gates that are open for sure never learn"
+            self._require("initial", self.initial < end, said)
 
     def _whole(self, name: str) -> bool:
         return isinstance(getattr(self, name), int) and not isinstance(getattr(self, name), bool)
@@ -495,7 +493,7 @@ class Trainer:
         if self.gates and self.step == self.stop:
             binarize(self.model)
             for group in self.weights.groups:
-                group.state = [{} for _ in group.parameters]  # of weights that are others now
+                group.forget()  # what was of weights that are others now
         for gate in self.gates.values():
             gate.frozen = settles
         logits = self.model(images)

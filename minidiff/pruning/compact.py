@@ -80,12 +80,7 @@ class Flow:
                     self, scale=self.scale * values[np.broadcast_to(slices, len(self.scale))]
                 )
             labels = module.groups.labels
-            if labels.ndim > 3:
-                raise ValueError(
-                    f"a Mask over activations has labels of shape {labels.shape}; only those of "
-                    f"(C, H, W), (C, L) or (C,) can be folded into weights."
-                )
-            labels = labels.reshape(*labels.shape, *[1] * (3 - labels.ndim))
+            labels = labels[..., None] if labels.ndim == 2 else labels  # features (C, L)
             grid = values[labels] * np.ones((len(self.scale), 1, 1))
             return replace(self, grid=grid if self.grid is None else self.grid * grid)
         if isinstance(module, nn.Select):
@@ -154,7 +149,8 @@ def compact(model: Module) -> Sequential:
         If the model holds a module that is none of these.
     ValueError
         If it has no layer with weights, layers that do not fit each other, a gate on single places
-        of channels that no Flatten makes into features, or one behind the last layer with weights.
+        of channels that no Flatten makes into features, or one behind the last layer with weights,
+        or a mask over activations of more than three axes.
 
     Warns
     -----
@@ -259,6 +255,12 @@ def _fold(model: Module) -> tuple[list[Piece], list[tuple[str, Module]]]:
             raise ValueError(
                 f"{name} does not fit: it is given {len(flow.origin)} channels or features; "
                 f"{size or following} are expected by it or by the next layer with weights."
+            )
+        labels = module.groups.labels.shape if isinstance(module, Mask) else ()
+        if len(labels) > 3:
+            raise ValueError(
+                f"{name} is a Mask with labels of shape {labels}; only those of (C, H, W), (C, L) "
+                f"or (C,) can be folded into weights."
             )
         gated = module if isinstance(module, Gated) else None
         layer = gated.layer if gated else module

@@ -134,6 +134,11 @@ class Gate(Module):
         return self.phi.size
 
     @property
+    def learned(self) -> Tensor:
+        """What values are computed from: phi, or, if frozen, a Tensor with its values alone."""
+        return self.phi.detach() if self.frozen else self.phi
+
+    @property
     def stochastic(self) -> bool:
         """Whether values are random now, that is with noise, in training, and not frozen."""
         return self.noise is not None and self.training and not self.frozen
@@ -161,7 +166,7 @@ class Gate(Module):
 
         Where nothing is random they are alike for all samples, (count, 1).
         """
-        phi = self.phi.detach() if self.frozen else self.phi
+        phi = self.learned
         shape = (self.count,) if samples is None else (self.count, samples)
         if samples is not None:
             phi = phi.reshape(self.count, 1)
@@ -243,7 +248,7 @@ class Gate(Module):
         deterministic gates it is a smooth stand-in, with normal noise, whose gradient does not die
         where the gate is fully open, as that of the gate itself does. Once one has closed it is 0.
         """
-        return OpenProbability(self)(self.phi)
+        return OpenProbability(self)(self.learned)
 
     def tail(self, phi: Array) -> tuple[Array, Array]:
         """Return the open probability as of :meth:`open_probability`, and its derivative."""

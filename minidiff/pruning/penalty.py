@@ -461,7 +461,7 @@ class Surrogate:
     def __call__(self) -> Tensor:
         """Return the expected cost, a Tensor of shape (), differentiable in phi if not frozen."""
         op = ExpectedCost(self.steps, self.gates, self.price)
-        return op(*[gate.phi.detach() if gate.frozen else gate.phi for gate in self.gates])
+        return op(*[gate.learned for gate in self.gates])
 
 
 def expected_cost(model: Module, shape: Shape, *, cost: str = "weights") -> Tensor:
