@@ -135,7 +135,7 @@ class Gate(Module):
 
     @property
     def learned(self) -> Tensor:
-        """What values are computed from: phi, or, if frozen, a Tensor with its values alone."""
+        """phi as values are computed from it; if frozen, a Tensor that passes no gradient on."""
         return self.phi.detach() if self.frozen else self.phi
 
     @property
