@@ -135,7 +135,7 @@ class Gate(Module):
 
     @property
     def learned(self) -> Tensor:
-        """phi as values are computed from it; if frozen, a Tensor that passes no gradient on."""
+        """The phi that values are computed from; once frozen, it passes no gradient on."""
         return self.phi.detach() if self.frozen else self.phi
 
     @property
