@@ -218,6 +218,15 @@ def test_the_lasso_shrinks_filters_inputs_and_groups_of_two_layers(seed, amount)
         assert both.is_open()[i] == found.any()
 
 
+def test_a_layer_that_is_used_twice_shrinks_once():
+    square, gate = nn.Linear(4, 4, rng=np.random.default_rng(0)), md.Gate(4)
+    before = square.weight.data.copy()
+    twice = nn.Sequential(md.Gated(square, outputs=gate), md.Gated(square, outputs=gate))
+    md.GroupLasso(twice).step(0.5, 0.2)
+    expected = [proximal(row, 0.1) for row in before]
+    np.testing.assert_allclose(square.weight.data, expected, atol=1e-6)
+
+
 def test_group_lasso_minimises_its_penalty():
     """A step on 0.5 (w - v)^2 from anywhere is where loss and penalty together are least."""
     model, first, _ = units(0)

@@ -182,8 +182,8 @@ def save(path: str | Path, model: Module, **info: Any) -> None:
 def load(path: str | Path) -> Module:
     """Read a network that :func:`save` or a training run has written.
 
-    Modules and generators that were shared are shared again. The network is as when new, in
-    training.
+    Modules and generators that were shared are shared again. The network is as when new: in
+    training, and all its parameters require a gradient.
 
     Parameters
     ----------

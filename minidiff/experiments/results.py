@@ -142,6 +142,7 @@ CHOICES: dict[str, Mapping[str, Any]] = {
 }
 CHOICES_SMALL: dict[str, Mapping[str, Any]] = {
     "recipe": {},
+    "step size not restarted": {"restart": False},
     "gates learn for half as long": _epochs(28, 40, ramp=12),
     "settles along a cosine, no average": {"swa_lr": 0.0},
     "labels smoothed by 0.1": {"label_smoothing": 0.1},

@@ -9,6 +9,7 @@ changes in the code: it names the versions that it is of, and is to be deleted t
 import json
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -98,7 +99,8 @@ def _dataset(name: str, held_out: int) -> Dataset:
 def read_results(path: Path) -> list[dict[str, Any]]:
     """Read the lines of a results file, as :func:`run_once` has made them.
 
-    Left out are lines that a kill has cut short, and those with settings that are unknown here.
+    Left out are lines that a kill has cut short. So are those with settings that are unknown here,
+    with a warning, as their runs would be made again.
 
     Parameters
     ----------
@@ -121,13 +123,21 @@ def read_results(path: Path) -> list[dict[str, Any]]:
     """
     if not path.exists():
         return []
-    lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    lines, refused = [], []
+    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:
-            found = json.loads(line)
-            lines.append({**found, "config": Config.from_json(found["config"])})
-        except (ValueError, TypeError, KeyError):  # ConfigError is a ValueError
+            line = json.loads(text)
+            lines.append({**line, "config": Config.from_json(line["config"])})
+        except ConfigError as error:
+            refused.append(f"line {number}: {error}")
+        except (ValueError, TypeError, KeyError):
             continue
+    if refused:
+        warnings.warn(
+            f"{path}: {len(refused)} of its lines are left out, as their settings are none of this "
+            f"version's; {refused[0]}",
+            stacklevel=2,
+        )
     return lines
 
 

@@ -218,7 +218,12 @@ class _Part:
         self.arrays: list[tuple[nn.Parameter, Groups]] = []
 
     def add(self, parameter: nn.Parameter, groups: Groups) -> None:
-        self.arrays.append((parameter, groups))
+        """Add a parameter, once though it may be used in several places."""
+        if not any(
+            parameter is known and np.array_equal(groups.labels, others.labels)
+            for known, others in self.arrays
+        ):
+            self.arrays.append((parameter, groups))
 
     def _sums(self, values: Callable[[nn.Parameter], Array]) -> Array:
         total: Array = np.zeros(self.gate.count)

@@ -129,7 +129,8 @@ def compact(model: Module) -> Sequential:
     """Return an ordinary network without gates that computes the same, in less memory and time.
 
     Filters, inputs and units that are closed, or of no use to those that are open, leave it. It
-    shares nothing with ``model`` and can be trained on, gated again, and compacted again.
+    shares nothing with ``model``, all its parameters require a gradient, and it can be trained on,
+    gated again, and compacted again.
 
     Parameters
     ----------
