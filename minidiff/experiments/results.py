@@ -152,15 +152,15 @@ EXPERIMENTS = {
     "structured": Experiment(
         "Structured LeNet5",
         "Gates on filters, on the inputs of the first dense layer and on its units; no "
-        "augmentation. The largest network is pruned by the recipe of `minidiff train`. For the "
-        "smaller two, gates learn for twice as long (56 epochs), weights alone have a price, and "
-        "what is left settles with an average of weights in place of smoothed labels: for 40 "
-        "epochs, and the smallest for 120, in smaller steps.",
+        "augmentation. The largest network is pruned by the recipe of `minidiff train`, but with λ "
+        "at its value from the start. For the smaller two, gates learn for twice as long (56 "
+        "epochs), weights alone have a price, and what is left settles with an average of weights "
+        "in place of smoothed labels: for 40 epochs, and the smallest for 120, in smaller steps.",
         "structured",
         FINAL,
         (
             DENSE_RUN,
-            *_lambdas(0.4),
+            *_lambdas(0.33, ramp=0.0),
             *_lambdas(3.9, **SMALL),
             *_lambdas(19.0, **PATIENT),
         ),
