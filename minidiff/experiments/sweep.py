@@ -136,7 +136,7 @@ def read_results(path: Path) -> list[dict[str, Any]]:
         warnings.warn(
             f"{path}: {len(refused)} of its lines are left out, as their settings are none of this "
             f"version's; {refused[0]}",
-            stacklevel=2,
+            stacklevel=1,  # one place: who reads a file twice is told once
         )
     return lines
 
