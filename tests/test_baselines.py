@@ -321,3 +321,50 @@ def test_a_group_that_the_lasso_has_closed_stays_closed_though_momentum_moves_it
         assert not (closed & is_open).any()
         closed |= ~is_open
     assert 0 < closed.sum() < 200
+
+
+RULES = [md.GroupLasso, lambda model: md.MagnitudePruning(model, 0.5)]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_rules_refuse_gates_whose_noise_would_open_them_again(rule: Any) -> None:
+    rng = np.random.default_rng(0)
+    layer = md.gate_units(nn.Linear(4, 3, rng=rng), gate=md.HardConcrete, rng=rng)
+    with pytest.raises(ValueError, match="stochastic HardConcrete"):
+        rule(nn.Sequential(layer))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_rules_keep_what_partly_open_gates_compute(rule: Any) -> None:
+    layer = md.gate_units(nn.Linear(4, 3, rng=np.random.default_rng(0)), initial=0.0)
+    before = layer(np.ones((4, 2), np.float32)).data.copy()
+    started = rule(layer)
+    if isinstance(started, md.GroupLasso):
+        started.step(lr=0.0, strength=1.0)
+    else:
+        started.step(progress=0.0)
+    np.testing.assert_allclose(layer(np.ones((4, 2), np.float32)).data, before, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("lr", "strength"), [(0.1, math.nan), (0.1, -5.0), (-0.1, 1.0), (math.inf, 1.0)]
+)
+def test_a_step_of_group_lasso_that_is_no_number_changes_nothing(
+    lr: float, strength: float
+) -> None:
+    layer = md.gate_units(nn.Linear(4, 3, rng=np.random.default_rng(0)))
+    before = layer.layer.weight.data.copy()
+    with pytest.raises(ValueError, match="finite numbers, 0 or more"):
+        md.GroupLasso(layer).step(lr, strength)
+    np.testing.assert_array_equal(layer.layer.weight.data, before)
+    assert layer.outputs.is_open().all()
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_weights_that_are_not_finite_are_an_error_and_close_nothing(rule: Any) -> None:
+    layer = md.gate_units(nn.Linear(4, 3, rng=np.random.default_rng(0)))
+    started = rule(layer)
+    layer.layer.weight.data[1, 2] = math.nan
+    with pytest.raises(ArithmeticError, match="weights are not finite"):
+        started.step(0.1, 1.0) if isinstance(started, md.GroupLasso) else started.step(1.0)
+    assert layer.outputs.is_open().all()

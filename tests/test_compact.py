@@ -386,3 +386,27 @@ def test_what_a_sequential_holds_besides_its_layers_is_no_layer() -> None:
     predicted = md.Predictor(md.compact(model), (4,))(np.ascontiguousarray(x.T))
     np.testing.assert_allclose(predicted.T, expected, rtol=1e-5)
     assert [c.name for c in md.count(model, (4,))] == ["0"]
+
+
+@pytest.mark.parametrize(
+    "behind",
+    [
+        {"select": nn.Select([0, 2, 5], size=6)},
+        {"select": nn.Select([0, 2, 5], size=6), "relu": nn.ReLU(), "flatten": nn.Flatten()},
+        {"pool": nn.MaxPool2d(2, stride=1), "select": nn.Select([1, 3], size=6)},
+        {"flatten": nn.Flatten(), "select": nn.Select([0, 3, 10, 53], size=54)},
+        {"one": nn.Select([0, 2, 4], size=6), "two": nn.Select([1, 2], size=3)},
+    ],
+)
+def test_what_a_select_behind_the_last_layer_leaves_out_leaves(behind: dict[str, Module]) -> None:
+    rng = np.random.default_rng(0)
+    first = md.gate_filters(nn.Conv2d(2, 4, 1, rng=rng))
+    first.outputs.phi.data[1] = -1
+    model = nn.Sequential(first=first, last=nn.Conv2d(4, 6, 3, rng=rng), **behind).eval()
+    x = rng.standard_normal((2, 5, 5, 3), dtype=np.float32)
+    small = md.compact(model)
+    np.testing.assert_allclose(small(x).data, model(x).data, rtol=1e-5, atol=1e-6)
+    counted = [layer.weights[0] for layer in md.count(model, (2, 5, 5))]
+    assert [p.size for p in small.parameters() if p.ndim > 1] == counted
+    predicted = md.Predictor(small, (2, 5, 5))(x.transpose(3, 0, 1, 2))
+    np.testing.assert_allclose(np.moveaxis(predicted, 0, -1), small(x).data, rtol=1e-4, atol=1e-5)

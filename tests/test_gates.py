@@ -790,3 +790,22 @@ def test_an_input_that_does_not_fit_is_told_the_same_whatever_is_closed() -> Non
         layer.weights[0].gate.phi.data[3] = -1 if closed else 1
         with pytest.raises(ValueError, match=r"linear: x of shape \(2, 4\) and weight of shape"):
             layer(np.ones((2, 4), np.float32))
+
+
+def test_what_is_no_class_of_gates_and_no_groups_is_refused_with_the_way_to_give_it() -> None:
+    linear = nn.Linear(4, 3, rng=np.random.default_rng(0))
+    for gate_layer in (md.gate_units, md.gate_inputs, md.gate_weights):
+        with pytest.raises(TypeError, match=r"expected a class.*Gated\(layer, outputs=gate\)"):
+            gate_layer(linear, gate=md.Gate(3))  # type: ignore[arg-type]  # the mistake
+    with pytest.raises(TypeError, match=r"expected Groups \(Groups\(labels\)"):
+        md.gate_weights(linear, groups=np.arange(12).reshape(3, 4))  # type: ignore[arg-type]  # likewise
+    with pytest.raises(ValueError, match="block 4 does not fit"):
+        md.gate_blocks(linear, 4)  # type: ignore[arg-type]  # likewise
+    with pytest.raises(ValueError, match="count is True"):
+        md.Gate(True)
+
+
+def test_a_phi_that_is_not_a_number_shows_in_the_surrogate() -> None:
+    layer = md.gate_units(nn.Linear(4, 3, rng=np.random.default_rng(0)))
+    layer.outputs.phi.data[1] = math.nan
+    assert math.isnan(md.Surrogate(layer, (4,))().item())

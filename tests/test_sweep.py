@@ -1,6 +1,7 @@
 """Sweeps: every run has its line, whoever does it, and whatever happens in between."""
 
 import json
+import math
 import os
 import time
 from pathlib import Path
@@ -82,9 +83,10 @@ def test_a_line_that_a_kill_has_cut_short_is_made_again(tmp_path: Path) -> None:
     whole = comparable(path)
     text = path.read_bytes()
     path.write_bytes(text[:-40])
-    assert len(read_results(path)) == 1
-    sweep(configs(0, 1), path, say=quiet)
-    assert comparable(path) == whole
+    with pytest.warns(UserWarning, match=r"1 of its lines are left out.*line 2: .* cut short"):
+        sweep(configs(0, 1), path, say=quiet)
+    with pytest.warns(UserWarning, match="line 2"):
+        assert comparable(path) == whole
     assert path.read_bytes().count(b"\n") == 3  # the torn line stays, by itself
 
 
@@ -101,11 +103,42 @@ def test_lines_of_other_versions_are_read_if_their_settings_are_known(tmp_path: 
     path = tmp_path / "runs.jsonl"
     older = {name: value for name, value in SHORT.to_json().items() if name != "dropout"}
     for config in (older, SHORT.to_json() | {"depth": 3}, SHORT.to_json() | {"seed": -1}, 7):
-        append_line(path, json.dumps({"config": config, "result": {}}))
-    append_line(path, "[]")
+        append_line(path, json.dumps({"config": config, "error": "of memory"}))
     with pytest.warns(UserWarning, match=r"3 of its lines are left out.*line 2: .*'depth'"):
         lines = read_results(path)
     assert [line["config"] for line in lines] == [SHORT]  # with the default for it
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda line: b"\xff\xfe\x80", "not JSON"),
+        (lambda line: b"[" * 100_000, "not JSON"),
+        (lambda line: b"[]", "not of a run"),
+        (lambda line: line | {"result": None}, "neither a result"),
+        (lambda line: {k: v for k, v in line.items() if k != "history"}, "neither a result"),
+        (lambda line: line | {"result": {}}, "its weights is missing"),
+        (lambda line: line | {"history": {}}, "its epoch is missing"),
+        (lambda line: line | {"result": line["result"] | {"test_error": "abc"}}, "its test_error"),
+        (lambda line: line | {"result": line["result"] | {"test_error": math.nan}}, "not JSON"),
+    ],
+)
+def test_a_damaged_line_is_named_and_its_run_made_again(
+    tmp_path: Path, done: bytes, damage: Any, said: str
+) -> None:
+    path = tmp_path / "runs.jsonl"
+    damaged = damage(json.loads(done))
+    text = damaged if isinstance(damaged, bytes) else json.dumps(damaged).encode()
+    path.write_bytes(text + b"\n" + done)
+    with pytest.warns(UserWarning, match=f"1 of its lines are left out.*line 1: .*{said}"):
+        assert [line["config"] for line in read_results(path)] == [SHORT]
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path = tmp_path_factory.mktemp("sweep") / "runs.jsonl"
+    sweep([SHORT], path, say=quiet)
+    return path.read_bytes()
 
 
 @pytest.mark.slow
@@ -137,8 +170,10 @@ def test_a_worker_that_dies_costs_the_runs_under_way_and_no_more(
         if settings["seed"] == 2:
             time.sleep(1)  # so that those before have been told of
             os._exit(1)
-        result = {"weights": 0, "macs": 0, "architecture": "0"}
-        return {"config": settings, "result": result}
+        result = dict.fromkeys(("weights", "dense_weights", "macs", "dense_macs", "seconds"), 0)
+        sizes = {"architecture": "0", "dense_architecture": "0"}
+        history = {"epoch": [], "architecture": []}
+        return {"config": settings, "result": {**result, **sizes}, "history": history}
 
     monkeypatch.setattr(sweeps, "run_once", stand_in)
     path, said = tmp_path / "runs.jsonl", []

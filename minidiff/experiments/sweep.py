@@ -25,6 +25,8 @@ from .training import Config, ConfigError, Trainer, error_rate
 
 __all__ = ["read_results", "run_once", "sweep"]
 
+# What a result tells at least; errors are there as far as they were asked for.
+NUMBERS = ("weights", "dense_weights", "macs", "dense_macs", "seconds")
 # What is kept of the way there, of at most so many epochs; the rest is of the last epoch only.
 KEPT = ("epoch", "loss", "train_error", "held_out_error", "weights", "macs", "architecture")
 POINTS = 30
@@ -99,8 +101,8 @@ def _dataset(name: str, held_out: int) -> Dataset:
 def read_results(path: Path) -> list[dict[str, Any]]:
     """Read the lines of a results file, as :func:`run_once` has made them.
 
-    Left out are lines that a kill has cut short. So are those with settings that are unknown here,
-    with a warning, as their runs would be made again.
+    Left out, with a warning, are lines that are damaged, as a kill may have cut them short, or have
+    settings that are unknown here. A sweep makes their runs again.
 
     Parameters
     ----------
@@ -116,29 +118,57 @@ def read_results(path: Path) -> list[dict[str, Any]]:
     --------
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as directory:
-    ...     append_line(Path(directory) / "runs.jsonl", '{"config": {"seed": 3}}')
-    ...     append_line(Path(directory) / "runs.jsonl", '{"config": {"se')
+    ...     line = '{"config": {"seed": 3}, "error": "MemoryError: "}'
+    ...     append_line(Path(directory) / "runs.jsonl", line)
     ...     [line["config"].seed for line in read_results(Path(directory) / "runs.jsonl")]
     [3]
     """
     if not path.exists():
         return []
     lines, refused = [], []
-    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, text in enumerate(path.read_bytes().splitlines(), 1):
         try:
-            line = json.loads(text)
-            lines.append({**line, "config": Config.from_json(line["config"])})
-        except ConfigError as error:
+            lines.append(_checked(text))
+        except ValueError as error:
             refused.append(f"line {number}: {error}")
-        except (ValueError, TypeError, KeyError):
-            continue
     if refused:
         warnings.warn(
-            f"{path}: {len(refused)} of its lines are left out, as their settings are none of this "
-            f"version's; {refused[0]}",
+            f"{path}: {len(refused)} of its lines are left out, and their runs count as not made; "
+            f"{refused[0]}",
             stacklevel=1,  # one place: who reads a file twice is told once
         )
     return lines
+
+
+def _checked(text: bytes) -> dict[str, Any]:
+    """Read a line as :func:`run_once` makes it; ValueError says what is wrong."""
+    try:
+        line = json.loads(text, parse_constant=_no_number)
+    except (ValueError, RecursionError):
+        raise ValueError("it is not JSON, or was cut short.") from None
+    if not isinstance(line, dict) or "config" not in line:
+        raise ValueError("it is not of a run.")
+    config = Config.from_json(line["config"])
+    if "error" not in line:
+        result, history = line.get("result"), line.get("history")
+        if not isinstance(result, dict) or not isinstance(history, dict):
+            raise ValueError("it has neither a result with its history nor an error.")
+        errors = {name: result.get(name) for name in ("held_out_error", "test_error")}
+        wrong = [name for name in NUMBERS if not _is_number(result.get(name))]
+        wrong += [name for name, v in errors.items() if v is not None and not _is_number(v)]
+        wrong += [name for name in ("architecture", "dense_architecture") if name not in result]
+        wrong += [name for name in ("epoch", "architecture") if name not in history]
+        if wrong:
+            raise ValueError(f"its {wrong[0]} is missing, or not what it should be.")
+    return {**line, "config": config}
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON.")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def sweep(

@@ -5,7 +5,7 @@ surrogate, skipping, counts, compaction.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -15,7 +15,7 @@ from minidiff.engine._types import Array
 from minidiff.engine.nn import Module
 from minidiff.engine.tensor import logistic
 
-from .gates import Gate, Gated, normal_tail
+from .gates import Gate, Gated, binarize, normal_tail
 from .groups import Groups
 from .transform import GateTransform, check_positive
 
@@ -235,8 +235,11 @@ class _Part:
         return total
 
     def norms(self) -> Array:
-        """Return the L2 norm of each group of weights, shape (count,)."""
-        return np.sqrt(self._sums(lambda parameter: parameter.data**2))
+        """Return the L2 norm of each group of weights, shape (count,); ArithmeticError if none."""
+        norms = np.sqrt(self._sums(lambda parameter: parameter.data**2))
+        if not np.isfinite(norms).all():
+            raise ArithmeticError("weights are not finite, so groups have no norms; lower the lr.")
+        return norms
 
     def sizes(self) -> Array:
         """Return the number of weights in each group."""
@@ -248,8 +251,8 @@ class _Part:
             parameter.data *= factors.astype(parameter.dtype)[groups.labels]
 
 
-def _parts(model: Module) -> Iterator[_Part]:
-    """Yield the gates of a model's layers with the weights, not biases, that they gate."""
+def _parts(model: Module) -> list[_Part]:
+    """List the gates of a model's layers with the weights, not biases, that they gate."""
     parts: dict[int, _Part] = {}
     for module in model.modules():
         if not isinstance(module, Gated):
@@ -262,10 +265,18 @@ def _parts(model: Module) -> Iterator[_Part]:
             if gate is not None
         ]
         for gate, groups in found:
+            if gate.noise is not None:
+                raise ValueError(
+                    f"the model has a stochastic {type(gate).__name__}, whose noise opens again "
+                    f"what a rule has closed; expected deterministic gates, such as Gate(count)."
+                )
             parts.setdefault(id(gate), _Part(gate)).add(weight, groups)
     if not parts:
         raise ValueError("the model has no Gated layer, so no groups of weights to prune.")
-    yield from parts.values()
+    values = [part.gate.evaluated() for part in parts.values()]
+    if any(((z > 0) & (z < 1)).any() for z in values):
+        binarize(model)  # as rules open gates fully, and what is computed shall stay
+    return list(parts.values())
 
 
 class GroupLasso:
@@ -273,9 +284,10 @@ class GroupLasso:
 
     The penalty is ``strength * sum_g sqrt(size_g) * |w_g|`` over the groups of weights that the
     model's gates define. Its proximal step, taken after each step of SGD, multiplies each group by
-    ``max(0, 1 - lr * strength * sqrt(size_g) / |w_g|)``. Gates are not learned: they are open, and
-    where a group has come to 0 its gate is closed for good. (Where groups overlap, as those of
-    a layer's inputs and outputs do, their steps are taken in turn.)
+    ``max(0, 1 - lr * strength * sqrt(size_g) / |w_g|)``. Gates are not learned: they are
+    binary (:func:`~minidiff.binarize`), and where a group has come to 0 its gate is closed for
+    good. (Where groups overlap, as those of a layer's inputs and outputs do, their steps are taken
+    in turn.)
 
     Parameters
     ----------
@@ -285,7 +297,10 @@ class GroupLasso:
     Raises
     ------
     ValueError
-        If the model has no Gated layer.
+        If the model has no Gated layer, or a stochastic gate. When stepped, if ``lr`` or
+        ``strength`` is no finite number, 0 or more.
+    ArithmeticError
+        When stepped, if weights are not finite.
 
     Examples
     --------
@@ -303,6 +318,10 @@ class GroupLasso:
 
     def step(self, lr: float, strength: float) -> None:
         """Shrink every group; ``lr`` is that of the step of SGD before."""
+        if not (0 <= lr < math.inf and 0 <= strength < math.inf):
+            raise ValueError(
+                f"lr is {lr} and strength {strength}; expected finite numbers, 0 or more."
+            )
         for part, roots in self.parts:
             norms = part.norms()
             shrunk = np.maximum(0, norms - lr * strength * roots)
@@ -318,7 +337,8 @@ class MagnitudePruning:
     ``keep + (1 - keep) (1 - t)^3`` of all groups are left, the weights train on in between, and
     after that they are fine-tuned. A group's size is its norm beside the mean norm of its gate's
     groups, so that layers whose weights are small by nature are not emptied; single weights are
-    compared as they are, over all layers.
+    compared as they are, over all layers. Gates are not learned: they are binary
+    (:func:`~minidiff.binarize`).
 
     Parameters
     ----------
@@ -330,7 +350,9 @@ class MagnitudePruning:
     Raises
     ------
     ValueError
-        If the model has no Gated layer, or ``keep`` is out of range.
+        If the model has no Gated layer, or a stochastic gate, or ``keep`` is out of range.
+    ArithmeticError
+        When stepped, if weights are not finite.
 
     Examples
     --------
@@ -344,7 +366,7 @@ class MagnitudePruning:
     def __init__(self, model: Module, keep: float) -> None:
         if not 0 < keep <= 1:
             raise ValueError(f"keep is {keep}; expected a share above 0 and at most 1.")
-        self.parts, self.keep = list(_parts(model)), keep
+        self.parts, self.keep = _parts(model), keep
         self.single = all((part.sizes() == 1).all() for part in self.parts)
 
     def step(self, progress: float) -> None:

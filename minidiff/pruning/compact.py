@@ -167,29 +167,31 @@ def compact(model: Module) -> Sequential:
     >>> [parameter.shape for parameter in small.parameters()]
     [(2, 4), (2,), (2, 2), (2,)]
     """
-    pieces, behind = _fold(model)
+    pieces, behind, end = _fold(model)
     _settle(pieces)
-    _keep(pieces)
+    _keep(pieces, end)
     layers: dict[str, Module] = {}
     names = {name for piece in pieces for name, _ in [*piece.before, (piece.name, None), *behind]}
     shared: dict[int, object] = {}  # what several modules hold, a generator say, is copied once
     left: Bools | None = None  # of the outputs of the layer before; None for the network's input
     for piece in pieces:
         layers.update((name, copy.deepcopy(module, shared)) for name, module in piece.before)
-        flow, kept = piece.flow, piece.inputs
-        left = np.ones(flow.count, np.bool_) if left is None else left
-        rank = np.cumsum(left) - 1  # the channels that are left, numbered anew
-        positions = rank[flow.channel[kept]] * flow.places + flow.origin[kept] % flow.places
-        size = int(left.sum()) * flow.places
-        if len(positions) < size:
-            layers[_free(f"{piece.name}_select", names)] = nn.Select(positions, size=size)
+        kept = piece.inputs
+        left = np.ones(piece.flow.count, np.bool_) if left is None else left
+        select = _select(piece.flow, left, kept)
+        if select:
+            layers[_free(f"{piece.name}_select", names)] = select
         left = piece.outputs
         layer = copy.copy(piece.layer)
         weight = piece.weight[np.ix_(left, kept)]
         layer.weight = Parameter(weight.reshape(*weight.shape[:2], *piece.layer.weight.shape[2:]))
         layer.bias = Parameter(piece.bias[left])
         layers[piece.name] = layer
-    layers.update((name, copy.deepcopy(module, shared)) for name, module in behind)
+    rest = {name: copy.deepcopy(module, shared) for name, module in behind}
+    select = _select(end, pieces[-1].outputs, np.ones(len(end.origin), np.bool_))
+    last = {_free("select", names): select} if select else {}
+    # Of whole channels it comes first, as behind it a Flatten may have made them into features.
+    layers.update({**last, **rest} if end.places == 1 else {**rest, **last})
     return Sequential(**layers).train(model.training)
 
 
@@ -237,8 +239,19 @@ def _times(array: Array, z: Array) -> Array:
     return np.multiply(array, z, out=np.zeros_like(array), where=z != 0, casting="same_kind")
 
 
-def _fold(model: Module) -> tuple[list[Piece], list[tuple[str, Module]]]:
-    """Split a network into layers with weights, gates folded in, and what is behind the last."""
+def _select(flow: Flow, left: Bools, kept: Bools) -> nn.Select | None:
+    """Return what takes the inputs that are kept from the channels that are left, if not all."""
+    rank = np.cumsum(left) - 1  # the channels that are left, numbered anew
+    positions = rank[flow.channel[kept]] * flow.places + flow.origin[kept] % flow.places
+    size = int(left.sum()) * flow.places
+    return nn.Select(positions, size=size) if len(positions) < size else None
+
+
+def _fold(model: Module) -> tuple[list[Piece], list[tuple[str, Module]], Flow]:
+    """Split a network into layers with weights, gates folded in, and what is behind the last.
+
+    The Flow is what lies behind the last, too, up to the outputs of the network.
+    """
     layers = unnested(model)
     sizes = [_size(module) for _, module in layers]
     pieces: list[Piece] = []
@@ -295,7 +308,7 @@ def _fold(model: Module) -> tuple[list[Piece], list[tuple[str, Module]]]:
     if not pieces or flow is None:
         raise ValueError("the model has no layer with weights, so there is nothing to compact.")
     _fold_back(pieces[-1], flow)
-    return pieces, before
+    return pieces, [item for item in before if not isinstance(item[1], nn.Select)], flow
 
 
 def _fold_back(last: Piece, flow: Flow) -> None:
@@ -371,9 +384,11 @@ def _rectifies(module: Module) -> bool:
     return isinstance(module, nn.ReLU) or (isinstance(module, nn.MaxPool2d) and module.relu)
 
 
-def _keep(pieces: list[Piece]) -> None:
+def _keep(pieces: list[Piece], end: Flow) -> None:
     """Find what is of use, from the end; every layer keeps at least one input."""
     empty: str | None = None
+    pieces[-1].outputs[:] = False
+    pieces[-1].outputs[end.channel] = True
     for piece, source in zip(reversed(pieces), [*pieces[-2::-1], None], strict=True):
         piece.inputs = piece.varying & piece.weight[piece.outputs].any(axis=(0, 2))
         nothing = not piece.inputs.any()

@@ -109,7 +109,7 @@ class Gate(Module):
         rng: np.random.Generator | None = None,
         dtype: DTypeLike = np.float32,
     ) -> None:
-        if not isinstance(count, int | np.integer) or count < 1:
+        if not isinstance(count, int | np.integer) or isinstance(count, bool) or count < 1:
             raise ValueError(f"Gate: count is {count!r}; expected an integer >= 1.")
         check_positive("width", width, float_dtype(dtype))
         check_positive("sigma", sigma, dtype)
@@ -255,7 +255,7 @@ class Gate(Module):
         number = phi.dtype.type
         if self.noise is None:
             p, density = np.zeros_like(phi), np.zeros_like(phi)
-            is_open = (phi > number(-self.width / 2)).nonzero()[0]
+            is_open = (~(phi <= number(-self.width / 2))).nonzero()[0]  # NaN is kept
             t = (phi[is_open] + number(self.width / 2)) * number(1 / self.sigma)
             p[is_open], slope = normal_tail(t)
             density[is_open] = slope * number(1 / self.sigma)
@@ -712,7 +712,7 @@ def gate_filters(layer: Conv2d | Gated, *, gate: type[Gate] = Gate, **settings: 
     20
     """
     inner = _inner(layer, (Conv2d,), "gate_filters")
-    return _more(layer, "outputs", gate(len(inner.weight), **settings))
+    return _more(layer, "outputs", _new(gate, len(inner.weight), **settings))
 
 
 def gate_units(layer: Linear | Gated, *, gate: type[Gate] = Gate, **settings: Any) -> Gated:
@@ -734,7 +734,7 @@ def gate_units(layer: Linear | Gated, *, gate: type[Gate] = Gate, **settings: An
     array([0.5, 0.5, 0.5], dtype=float32)
     """
     inner = _inner(layer, (Linear,), "gate_units")
-    return _more(layer, "outputs", gate(len(inner.weight), **settings))
+    return _more(layer, "outputs", _new(gate, len(inner.weight), **settings))
 
 
 def gate_inputs(
@@ -761,7 +761,7 @@ def gate_inputs(
     {'inputs': 4, 'outputs': 3}
     """
     inner = _inner(layer, (Conv2d, Linear), "gate_inputs")
-    return _more(layer, "inputs", gate(inner.weight.shape[1], **settings))
+    return _more(layer, "inputs", _new(gate, inner.weight.shape[1], **settings))
 
 
 def gate_weights(
@@ -796,7 +796,12 @@ def gate_weights(
     """
     inner = _inner(layer, (Conv2d, Linear), "gate_weights")
     groups = Groups.elements(inner.weight.shape) if groups is None else groups
-    return _more(layer, "weights", Mask(gate(groups.count, **settings), groups))
+    if not isinstance(groups, Groups):
+        raise TypeError(
+            f"groups is a {type(groups).__name__}; expected Groups (Groups(labels) makes them of "
+            f"an array)."
+        )
+    return _more(layer, "weights", Mask(_new(gate, groups.count, **settings), groups))
 
 
 def gate_blocks(
@@ -829,6 +834,15 @@ def gate_blocks(
     inner = _inner(layer, (Conv2d, Linear), "gate_blocks")
     groups = Groups.blocks(inner.weight.shape, block)
     return gate_weights(layer, groups=groups, gate=gate, **settings)
+
+
+def _new(gate: type[Gate], count: int, **settings: Any) -> Gate:
+    if not (isinstance(gate, type) and issubclass(gate, Gate)):
+        raise TypeError(
+            f"gate is {gate!r:.80}; expected a class, such as Gate. A gate that is there already, "
+            f"to be shared, is set by Gated(layer, outputs=gate), or inputs=gate."
+        )
+    return gate(count, **settings)
 
 
 def _inner(layer: Module, kinds: tuple[type[Module], ...], caller: str) -> Conv2d | Linear:

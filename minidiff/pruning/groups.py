@@ -116,10 +116,11 @@ class Groups:
         array([[0, 0, 1, 1, 2],
                [0, 0, 1, 1, 2]])
         """
-        shape, block = tuple(shape), tuple(block)
+        shape, given = tuple(shape), block
+        block = tuple(given) if isinstance(given, Iterable) else ()
         if not 0 < len(block) <= len(shape) or any(not _is_size(b) for b in block):
             raise ValueError(
-                f"block {block} does not fit an array of shape {shape}; expected 1 to "
+                f"block {given} does not fit an array of shape {shape}; expected 1 to "
                 f"{len(shape)} integers >= 1."
             )
         labels = np.zeros((1,) * len(shape), np.int64)
