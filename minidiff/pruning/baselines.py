@@ -252,7 +252,10 @@ class _Part:
 
 
 def _parts(model: Module) -> list[_Part]:
-    """List the gates of a model's layers with the weights, not biases, that they gate."""
+    """List the gates of a model's layers with the weights, not biases, that they gate.
+
+    Partly open ones are made binary, in place.
+    """
     parts: dict[int, _Part] = {}
     for module in model.modules():
         if not isinstance(module, Gated):
