@@ -794,13 +794,16 @@ def test_an_input_that_does_not_fit_is_told_the_same_whatever_is_closed() -> Non
 
 def test_what_is_no_class_of_gates_and_no_groups_is_refused_with_the_way_to_give_it() -> None:
     linear = nn.Linear(4, 3, rng=np.random.default_rng(0))
+    gate: Any = md.Gate(3)
     for gate_layer in (md.gate_units, md.gate_inputs, md.gate_weights):
         with pytest.raises(TypeError, match=r"expected a class.*Gated\(layer, outputs=gate\)"):
-            gate_layer(linear, gate=md.Gate(3))  # type: ignore[arg-type]  # the mistake
+            gate_layer(linear, gate=gate)
+    labels: Any = np.arange(12).reshape(3, 4)
     with pytest.raises(TypeError, match=r"expected Groups \(Groups\(labels\)"):
-        md.gate_weights(linear, groups=np.arange(12).reshape(3, 4))  # type: ignore[arg-type]  # likewise
+        md.gate_weights(linear, groups=labels)
+    block: Any = 4
     with pytest.raises(ValueError, match="block 4 does not fit"):
-        md.gate_blocks(linear, 4)  # type: ignore[arg-type]  # likewise
+        md.gate_blocks(linear, block)
     with pytest.raises(ValueError, match="count is True"):
         md.Gate(True)
 

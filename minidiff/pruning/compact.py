@@ -176,9 +176,9 @@ def compact(model: Module) -> Sequential:
     left: Bools | None = None  # of the outputs of the layer before; None for the network's input
     for piece in pieces:
         layers.update((name, copy.deepcopy(module, shared)) for name, module in piece.before)
-        kept = piece.inputs
-        left = np.ones(piece.flow.count, np.bool_) if left is None else left
-        select = _select(piece.flow, left, kept)
+        flow, kept = piece.flow, piece.inputs
+        left = np.ones(flow.count, np.bool_) if left is None else left
+        select = _select(flow.origin[kept], flow.places, left)
         if select:
             layers[_free(f"{piece.name}_select", names)] = select
         left = piece.outputs
@@ -188,7 +188,7 @@ def compact(model: Module) -> Sequential:
         layer.bias = Parameter(piece.bias[left])
         layers[piece.name] = layer
     rest = {name: copy.deepcopy(module, shared) for name, module in behind}
-    select = _select(end, pieces[-1].outputs, np.ones(len(end.origin), np.bool_))
+    select = _select(end.origin, end.places, pieces[-1].outputs)
     last = {_free("select", names): select} if select else {}
     # Of whole channels it comes first, as behind it a Flatten may have made them into features.
     layers.update({**last, **rest} if end.places == 1 else {**rest, **last})
@@ -239,11 +239,11 @@ def _times(array: Array, z: Array) -> Array:
     return np.multiply(array, z, out=np.zeros_like(array), where=z != 0, casting="same_kind")
 
 
-def _select(flow: Flow, left: Bools, kept: Bools) -> nn.Select | None:
-    """Return what takes the inputs that are kept from the channels that are left, if not all."""
+def _select(origin: Indices, places: int, left: Bools) -> nn.Select | None:
+    """Return what takes inputs of that origin from the channels that are left, if not all."""
     rank = np.cumsum(left) - 1  # the channels that are left, numbered anew
-    positions = rank[flow.channel[kept]] * flow.places + flow.origin[kept] % flow.places
-    size = int(left.sum()) * flow.places
+    positions = rank[origin // places] * places + origin % places
+    size = int(left.sum()) * places
     return nn.Select(positions, size=size) if len(positions) < size else None
 
 
