@@ -1,18 +1,19 @@
 """minidiff: automatic differentiation in NumPy and Numba, and networks that prune themselves.
 
-The engine (:mod:`minidiff.engine`) differentiates; :mod:`minidiff.pruning` gates and counts;
-:mod:`minidiff.experiments` trains LeNet5 on MNIST, from Python or from the command line.
+The engine (:mod:`minidiff.engine`) differentiates, :mod:`minidiff.pruning` gates, counts and
+compacts, and :mod:`minidiff.training` trains LeNet5 on MNIST, from Python or the command line.
 """
 
 import sys as _sys
 
+from ._version import __version__ as __version__
 from .engine import nn, ops, optim
 from .engine.gradcheck import gradcheck
 from .engine.predictor import Predictor
 from .engine.tensor import Tensor, no_grad
-from .experiments.checkpoint import load, save
-from .experiments.export import export
-from .experiments.models import LeNet5
+from .io.checkpoint import load, save
+from .io.export import export
+from .models import LeNet5
 from .pruning.baselines import GaussianGate, GroupLasso, HardConcrete, MagnitudePruning
 from .pruning.compact import compact
 from .pruning.gates import (
@@ -37,8 +38,6 @@ from .pruning.penalty import (
     split_parameters,
 )
 from .pruning.transform import binary_gate
-
-__version__ = "0.1.0"
 
 # So that `from minidiff.optim import SGD` works, too; `os` does it for `os.path`.
 _sys.modules |= {"minidiff.nn": nn, "minidiff.ops": ops, "minidiff.optim": optim}

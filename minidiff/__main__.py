@@ -2,6 +2,6 @@
 
 import sys
 
-from .experiments.cli import main
+from .cli.parser import main
 
 sys.exit(main())

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from minidiff.experiments.augment import Affine, transform
-from minidiff.experiments.data import Pixels, Split, batches
+from minidiff.data.augment import Affine, transform
+from minidiff.data.datasets import Pixels, Split, batches
 
 fuzz = settings(deadline=None, max_examples=60)
 seeds = st.integers(0, 2**32 - 1)
@@ -44,7 +44,7 @@ def test_amounts_are_the_largest_to_either_side(monkeypatch: pytest.MonkeyPatch)
         given.update(amounts)
         return images
 
-    monkeypatch.setattr("minidiff.experiments.augment.transform", recorded)
+    monkeypatch.setattr("minidiff.data.augment.transform", recorded)
     Affine(2.0, 5.0, 0.1)(np.zeros((4000, 1, 1, 1), np.uint8), np.random.default_rng(0))
     down, right = given["shifts"].T
     for values, middle, most in (

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from minidiff.cli import bench
+from minidiff.cli.parser import main
 from minidiff.engine import kernels, ops
-from minidiff.experiments import bench
-from minidiff.experiments.cli import main
-from minidiff.experiments.plots import bench_figure
+from minidiff.figures.plots import bench_figure
 
 
 @pytest.fixture

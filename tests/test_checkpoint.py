@@ -16,7 +16,7 @@ import minidiff as md
 from minidiff import nn
 from minidiff.engine.nn import Module
 from minidiff.engine.optim import SGD, Adam
-from minidiff.experiments.checkpoint import (
+from minidiff.io.checkpoint import (
     FORMAT,
     GENERATORS,
     Checkpoint,
@@ -25,7 +25,7 @@ from minidiff.experiments.checkpoint import (
     generator_state,
     restore_generator,
 )
-from minidiff.experiments.files import write_whole
+from minidiff.io.files import write_whole
 from minidiff.pruning.gates import Gate, Gated
 from tests.strategies import Network, networks, seeds
 

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 import minidiff
-from minidiff.experiments import cli, commands
-from minidiff.experiments.checkpoint import Checkpoint
-from minidiff.experiments.runs import Run
-from minidiff.experiments.training import RECIPES, Config
+from minidiff.cli import commands
+from minidiff.cli import parser as cli
+from minidiff.io.checkpoint import Checkpoint
+from minidiff.training.runs import Run
+from minidiff.training.trainer import RECIPES, Config
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
 safetensors = pytest.importorskip("safetensors.numpy", reason="checkpoints need safetensors")

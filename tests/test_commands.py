@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 import minidiff as md
-from minidiff.experiments import cli, commands
-from minidiff.experiments.commands import Trained
-from minidiff.experiments.compare import compare
-from minidiff.experiments.data import load_dataset
-from minidiff.experiments.training import Config, error_rate
+from minidiff.cli import commands
+from minidiff.cli import parser as cli
+from minidiff.cli.commands import Trained
+from minidiff.cli.compare import compare
+from minidiff.data.datasets import load_dataset
+from minidiff.training.trainer import Config, error_rate
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
 pytest.importorskip("safetensors", reason="checkpoints need safetensors")
@@ -67,7 +68,7 @@ def test_a_run_on_all_images_is_evaluated_as_it_was_trained(
     assert trained.mean != load_dataset("digits").mean  # some are held out there
     asked = []
     monkeypatch.setattr(
-        "minidiff.experiments.commands.error_rate",
+        "minidiff.cli.commands.error_rate",
         lambda model, split, *, mean, std: asked.append((mean, std)) or 0.0,
     )
     said(capsys, "evaluate", tmp_path / "run")
@@ -187,8 +188,8 @@ def test_compare_prints_a_row_for_each(
     run: Path, dense: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("onnxruntime", reason="it is compared with")
-    monkeypatch.setattr("minidiff.experiments.bench.REST", 0)
-    monkeypatch.setattr("minidiff.experiments.compare.ROUNDS", 1)
+    monkeypatch.setattr("minidiff.cli.bench.REST", 0)
+    monkeypatch.setattr("minidiff.cli.compare.ROUNDS", 1)
     out = said(capsys, "compare", run, "--dense", dense)
     names = [line[:22].strip() for line in out.splitlines()[1:5]]
     assert names == ["dense", "gated", "compact", "compact, onnxruntime"]
@@ -214,8 +215,8 @@ def test_compare_evaluates_a_dense_network_as_it_was_trained(
         given.update(options)
         return [], ""
 
-    monkeypatch.setattr("minidiff.experiments.compare.compare", measure)
-    monkeypatch.setattr("minidiff.experiments.compare.table", lambda rows: "")
+    monkeypatch.setattr("minidiff.cli.compare.compare", measure)
+    monkeypatch.setattr("minidiff.cli.compare.table", lambda rows: "")
     trained = Trained.open(dense)
     monkeypatch.setattr(trained, "mean", 0.25)
     opened = {run: Trained.open(run), dense: trained}
@@ -232,8 +233,8 @@ def test_the_dense_network_has_its_own_normalisation(
     run: Path, dense: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("onnxruntime", reason="it is compared with")
-    monkeypatch.setattr("minidiff.experiments.bench.REST", 0)
-    monkeypatch.setattr("minidiff.experiments.compare.ROUNDS", 1)
+    monkeypatch.setattr("minidiff.cli.bench.REST", 0)
+    monkeypatch.setattr("minidiff.cli.compare.ROUNDS", 1)
     gated, whole, test = Trained.open(run), Trained.open(dense), load_dataset("digits").test
     rows, _ = compare(
         whole.model,
@@ -322,7 +323,7 @@ def test_ctrl_c_is_no_traceback(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("minidiff.experiments.commands.load_dataset", interrupt)
+    monkeypatch.setattr("minidiff.cli.commands.load_dataset", interrupt)
     assert cli.main(["evaluate", str(run)]) == 130
 
 

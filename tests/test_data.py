@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from minidiff.experiments import data
-from minidiff.experiments.data import (
+from minidiff.data import datasets as data
+from minidiff.data.datasets import (
     DataError,
     Dataset,
     MissingDataError,

@@ -27,15 +27,15 @@ API = Path(__file__).parents[1] / "docs" / "api"
 MACHINERY = {
     "minidiff.engine.compiled",
     "minidiff.engine.memory",
-    "minidiff.experiments.commands",
-    "minidiff.experiments.extras",
-    "minidiff.experiments.files",
+    "minidiff.cli.commands",
+    "minidiff.io.extras",
+    "minidiff.io.files",
 }
 # Modules that say nowhere which of their names are public.
 NO_EXAMPLE = {
-    "minidiff.experiments.bench.TorchProcess": "needs PyTorch",
-    "minidiff.experiments.bench.report": "writes what takes minutes to measure",
-    "minidiff.experiments.compare.compare": "measures for half a minute",
+    "minidiff.cli.bench.TorchProcess": "needs PyTorch",
+    "minidiff.cli.bench.report": "writes what takes minutes to measure",
+    "minidiff.cli.compare.compare": "measures for half a minute",
 }
 
 

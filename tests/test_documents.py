@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from minidiff.experiments import cli
+from minidiff.cli import parser as cli
 
 sybil = pytest.importorskip("sybil")
 markdown = pytest.importorskip("sybil.parsers.markdown")

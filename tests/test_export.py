@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 
 import minidiff as md
 from minidiff import nn
-from minidiff.experiments.data import MissingDataError, batches, load_dataset
-from minidiff.experiments.export import ExportError
-from minidiff.experiments.training import Config, Trainer
+from minidiff.data.datasets import MissingDataError, batches, load_dataset
+from minidiff.io.export import ExportError
+from minidiff.training.trainer import Config, Trainer
 from tests.strategies import Network, networks
 from tests.test_predictor import narrow
 

@@ -18,8 +18,8 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from minidiff.experiments import data
-from minidiff.experiments.images import ImageError, Prepared, prepare_digit, prepare_pixels
+from minidiff.data import datasets as data
+from minidiff.data.photos import ImageError, Prepared, prepare_digit, prepare_pixels
 
 few = settings(max_examples=20)
 digits = st.sampled_from("2479")

@@ -1,4 +1,4 @@
-"""The layers of the package: engine <- pruning <- experiments, and extras only where needed."""
+"""The house: imports run one way, files and folders stay small, extras only where needed."""
 
 import ast
 import importlib
@@ -63,20 +63,61 @@ def test_the_reader_of_imports_resolves_relative_ones():
     assert found == {"a.b", "p.q.c", "p.q.d.e", "p.f.g", "h.i"}
 
 
-@pytest.mark.parametrize(
-    ("package", "forbidden"),
-    [("engine", ("pruning", "experiments")), ("pruning", ("experiments",))],
+#: The rooms of the house from the ground up; each imports from those before it, and from itself.
+ROOMS = (
+    ("engine",),
+    ("pruning",),
+    ("baselines", "models"),
+    ("io",),
+    ("data",),
+    ("training", "figures"),
+    ("cli",),
+    ("__init__", "__main__"),
 )
-def test_imports_run_from_experiments_through_pruning_to_the_engine(package, forbidden):
-    files = sorted((ROOT / package).rglob("*.py"))
-    assert len(files) > 3
-    for path in files:
-        for module in imports(path):
-            # What ``minidiff`` itself offers comes from everywhere.
-            parts = module.split(".")
-            assert parts[0] != "minidiff" or parts[1] in ("engine", "pruning"), name(path)
-            for other in forbidden:
-                assert not belongs(module, f"minidiff.{other}"), name(path)
+FLOOR = {room: floor for floor, rooms in enumerate(ROOMS) for room in rooms} | {"_version": -1}
+
+
+def room(module: str) -> str:
+    """Return the folder or file directly below the package that a module is in."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 and parts[1] in FLOOR else "__init__"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name)
+def test_imports_run_down_the_house(path):
+    own = path.relative_to(ROOT).parts[0].removesuffix(".py")
+    for module in imports(path):
+        if belongs(module, "minidiff"):
+            other = room(module)
+            assert other == own or FLOOR[other] < FLOOR[own], f"{name(path)} imports {module}"
+
+
+def test_no_files_import_each_other_in_a_circle():
+    files = {".".join(p.relative_to(ROOT.parent).with_suffix("").parts): p for p in SOURCES}
+    uses = {
+        module: {
+            other
+            for found in imports(path)
+            for other in (found, found.rpartition(".")[0])
+            if other in files and other != module
+        }
+        for module, path in files.items()
+    }
+    while uses:
+        free = [module for module, others in uses.items() if not others & uses.keys()]
+        assert free, f"a circle among {sorted(uses)}"
+        for module in free:
+            del uses[module]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name)
+def test_no_file_has_more_than_650_lines(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 650
+
+
+@pytest.mark.parametrize("folder", sorted({path.parent for path in SOURCES}), ids=name)
+def test_no_folder_has_more_than_12_files(folder):
+    assert len(list(folder.glob("*.py"))) <= 12
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 import minidiff as md
 from minidiff import nn
-from minidiff.experiments.models import SPARSITIES
+from minidiff.models import SPARSITIES
 from minidiff.pruning.penalty import gated_sizes, in_use
 from tests.strategies import arrays, seeds
 

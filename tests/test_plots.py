@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.text import Text
 
-from minidiff.experiments import plots
+from minidiff.figures import plots
 
 GROUPS = {"conv1.outputs": 20, "conv2.outputs": 50, "dense1.inputs": 800, "dense1.outputs": 500}
 LIMITS = (-0.5, 0.5)
@@ -96,7 +96,7 @@ def test_a_users_settings_neither_show_nor_change(tmp_path: Path) -> None:
 def test_pyplot_is_never_imported_nor_matplotlib_before_a_figure_is_made() -> None:
     program = """
 import sys
-import minidiff.experiments.plots as plots
+import minidiff.figures.plots as plots
 assert "matplotlib" not in sys.modules
 import numpy as np
 plots.first_filters(np.ones((2, 1, 3, 3)), np.array([True, False]))

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minidiff.experiments import report
-from minidiff.experiments.report import Mistake, report_page
+from minidiff.figures import report
+from minidiff.figures.report import Mistake, report_page
 
 GROUPS = {"conv1.outputs": 20, "conv2.outputs": 50, "dense1.inputs": 800, "dense1.outputs": 500}
 VOID = {"br", "img", "meta"}  # elements without an end

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from minidiff.experiments import plots
-from minidiff.experiments.cli import main
-from minidiff.experiments.published import PUBLISHED, Published, lenet5_cost
-from minidiff.experiments.results import (
+from minidiff.cli.parser import main
+from minidiff.cli.published import PUBLISHED, Published, lenet5_cost
+from minidiff.cli.results import (
     EXPERIMENTS,
     Aim,
     Experiment,
@@ -21,7 +20,8 @@ from minidiff.experiments.results import (
     spread,
     write_results,
 )
-from minidiff.experiments.training import Config
+from minidiff.figures import plots
+from minidiff.training.trainer import Config
 
 SIZES = {"lenet5": ("8-10-112-68", "20-50-800-500"), "lenet300": ("90-40-30", "784-300-100")}
 
@@ -223,7 +223,7 @@ def test_the_command_trains_and_writes_the_page(
     base = {"epochs": 1, "batch_size": 400, "held_out": 0}
     short = Experiment("Short", "About.", "structured", base, ({"penalty": 0.01},))
     monkeypatch.setitem(EXPERIMENTS, "short", short)
-    monkeypatch.setattr("minidiff.experiments.results.QUICK", {})
+    monkeypatch.setattr("minidiff.cli.results.QUICK", {})
     out = tmp_path / "results"
     words = ["reproduce", "short", "--dataset", "digits", "--quick", "--out", str(out)]
     assert main(words) == 0

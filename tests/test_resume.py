@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minidiff.experiments import cli, commands
-from minidiff.experiments.checkpoint import Checkpoint
-from minidiff.experiments.runs import Run, RunError
+from minidiff.cli import commands
+from minidiff.cli import parser as cli
+from minidiff.io.checkpoint import Checkpoint
+from minidiff.training.runs import Run, RunError
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
 pytest.importorskip("safetensors", reason="checkpoints need safetensors")

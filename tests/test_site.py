@@ -26,9 +26,9 @@ import numpy as np
 import pytest
 
 import minidiff as md
-from minidiff.experiments import images
-from minidiff.experiments.checkpoint import Checkpoint
-from minidiff.experiments.data import MissingDataError, load_dataset
+from minidiff.data import photos as images
+from minidiff.data.datasets import MissingDataError, load_dataset
+from minidiff.io.checkpoint import Checkpoint
 
 ROOT = Path(__file__).parents[1]
 SITE = Path(os.environ.get("MINIDIFF_SITE", ROOT / "docs" / "_build" / "html")).resolve()

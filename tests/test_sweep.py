@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from minidiff.experiments import sweep as sweeps
-from minidiff.experiments.cli import main
-from minidiff.experiments.files import append_line
-from minidiff.experiments.runs import versions
-from minidiff.experiments.sweep import read_results, run_once, sweep
-from minidiff.experiments.training import Config, ConfigError
+from minidiff.cli.parser import main
+from minidiff.io.files import append_line
+from minidiff.training import sweep as sweeps
+from minidiff.training.runs import versions
+from minidiff.training.sweep import read_results, run_once, sweep
+from minidiff.training.trainer import Config, ConfigError
 
 SHORT = Config.recipe("digits", epochs=1, batch_size=400)
 

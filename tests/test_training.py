@@ -10,9 +10,9 @@ import pytest
 
 import minidiff as md
 from minidiff import nn, no_grad
-from minidiff.experiments.data import Dataset, Split, batches
-from minidiff.experiments.models import MODELS
-from minidiff.experiments.training import (
+from minidiff.data.datasets import Dataset, Split, batches
+from minidiff.models import MODELS
+from minidiff.training.trainer import (
     METHODS,
     RECIPES,
     Config,

@@ -19,8 +19,8 @@ from matplotlib.ticker import LogLocator
 from support import SMALL, check, data
 
 import minidiff as md
+from minidiff.data.datasets import Split, batches
 from minidiff.engine.optim import SGD, ParameterGroup, cosine
-from minidiff.experiments.data import Split, batches
 
 dataset = data(train=2_000 if SMALL else 20_000)
 scale = {"mean": dataset.mean, "std": dataset.std}

@@ -22,7 +22,7 @@ from support import SMALL, check, data
 
 import minidiff as md
 from minidiff import nn
-from minidiff.experiments.training import error_rate
+from minidiff.training.trainer import error_rate
 
 rng = np.random.default_rng(0)
 BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#666666"

@@ -20,9 +20,9 @@ from support import SMALL, check, data, scratch
 
 import minidiff as md
 from minidiff import nn, ops
+from minidiff.data.datasets import batches
 from minidiff.engine.optim import SGD, Adam, ParameterGroup, cosine
-from minidiff.experiments.data import batches
-from minidiff.experiments.training import error_rate
+from minidiff.training.trainer import error_rate
 
 rng = np.random.default_rng(0)
 

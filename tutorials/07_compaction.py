@@ -26,7 +26,7 @@ from support import SMALL, check, data, scratch
 import minidiff as md
 from minidiff import nn, ops
 from minidiff.engine.optim import SGD, ParameterGroup
-from minidiff.experiments.training import Config, Trainer
+from minidiff.training.trainer import Config, Trainer
 
 rng = np.random.default_rng(0)
 

@@ -21,10 +21,10 @@ import numpy as np
 from support import SMALL, check, data
 
 import minidiff as md
-from minidiff.experiments.published import PUBLISHED
-from minidiff.experiments.results import EXPERIMENTS, rows_of, spread
-from minidiff.experiments.sweep import read_results
-from minidiff.experiments.training import Config, Trainer, error_rate
+from minidiff.cli.published import PUBLISHED
+from minidiff.cli.results import EXPERIMENTS, rows_of, spread
+from minidiff.training.sweep import read_results
+from minidiff.training.trainer import Config, Trainer, error_rate
 
 dataset = data(train=2_000 if SMALL else 20_000)
 print(len(dataset.train), "images to train on,", len(dataset.held_out), "held out")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from minidiff.experiments.data import Dataset, Split, load_dataset
+from minidiff.data.datasets import Dataset, Split, load_dataset
 
 # Without ipywidgets, a progress bar of a download is drawn as text, which needs no warning.
 warnings.filterwarnings("ignore", message="IProgress not found")

@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import minidiff as md
-from minidiff.experiments.data import Split, load_dataset
-from minidiff.experiments.runs import Run
+from minidiff.data.datasets import Split, load_dataset
+from minidiff.training.runs import Run
 
 PLAY = Path(__file__).parents[1] / "_static" / "play"
 PLACES = 16  # of each channel of the second pool, 4x4, which the first dense layer reads

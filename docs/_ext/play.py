@@ -92,7 +92,7 @@ def write_network(path: Path) -> None:
     import onnx
 
     import minidiff as md
-    from minidiff.experiments.checkpoint import Checkpoint
+    from minidiff.io.checkpoint import Checkpoint
 
     saved = Checkpoint.read(SOURCE / "lenet5.safetensors")
     md.export(path, saved.model, **saved.info)

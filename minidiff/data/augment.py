@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from minidiff.data.datasets import Pixels
 from minidiff.engine.compiled import plain
-
-from .data import Pixels
 
 __all__ = ["Affine", "transform"]
 

@@ -3,7 +3,7 @@
 :func:`report_page` takes plain data and returns the page. Text keeps its size at any width: a chart
 is an SVG without a viewBox, whose text and grid are placed in percent, and only its lines are in a
 second SVG that is stretched. What a mapping says of a run is as in
-:mod:`~minidiff.experiments.plots`; values that may be missing are left out of the page.
+:mod:`~minidiff.figures.plots`; values that may be missing are left out of the page.
 """
 
 import base64
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .plots import (
+from minidiff.figures.plots import (
     BLUE,
     GREEN,
     PURPLE,
@@ -103,7 +103,7 @@ def report_page(
     config
         All settings of the run.
     records
-        The record of each epoch, see :mod:`~minidiff.experiments.plots`.
+        The record of each epoch, see :mod:`~minidiff.figures.plots`.
     result
         What is left in the end, as in ``result.json``.
     gates
@@ -400,7 +400,7 @@ def _card(mistake: Mistake) -> str:
 
 
 def _settings(config: Mapping[str, Any], source: str) -> str:
-    from minidiff import __version__
+    from minidiff._version import __version__
 
     items = ""
     for name, value in config.items():

@@ -33,8 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minidiff.engine._types import Array
-
-from .files import write_whole
+from minidiff.io.files import write_whole
 
 # Matplotlib is imported where it is used, to keep importing minidiff quick.
 if TYPE_CHECKING:
@@ -42,8 +41,8 @@ if TYPE_CHECKING:
     from matplotlib.cm import ScalarMappable
     from matplotlib.figure import Figure
 
-    from .published import Published
-    from .results import Row
+    from minidiff.cli.published import Published
+    from minidiff.cli.results import Row
 
 __all__ = [
     "architecture_over_time",
@@ -348,7 +347,7 @@ def bench_figure(results: Mapping[str, Any]) -> "Figure":
     Parameters
     ----------
     results
-        Of :meth:`minidiff.experiments.bench.Bench.run`.
+        Of :meth:`minidiff.cli.bench.Bench.run`.
 
     Examples
     --------
@@ -426,8 +425,8 @@ def pareto_figure(rows: "Sequence[Row]", published: "Sequence[Published]") -> "F
 
     Examples
     --------
-    >>> from minidiff.experiments.results import Row
-    >>> from minidiff.experiments.training import Config
+    >>> from minidiff.cli.results import Row
+    >>> from minidiff.training.trainer import Config
     >>> sizes = ("5-16-157-61",), "20-50-800-500"
     >>> row = Row(Config(), "", None, (0.7,), (35.0,), (10.9,), *sizes, minutes=2.0, history={})
     >>> [axes.get_xlabel() for axes in pareto_figure([row], []).axes]

@@ -23,16 +23,15 @@ from typing import Any
 
 import numpy as np
 
+from minidiff.data.datasets import Dataset, Split
 from minidiff.engine import compiled, kernels, memory, ops
 from minidiff.engine._types import Array
 from minidiff.engine.predictor import Predictor
 from minidiff.engine.tensor import Op, Tensor
+from minidiff.io.extras import extra
 from minidiff.pruning.compact import compact
-
-from .data import Dataset, Split
-from .extras import extra
-from .runs import peak_megabytes
-from .training import Config, Trainer
+from minidiff.training.runs import peak_megabytes
+from minidiff.training.trainer import Config, Trainer
 
 __all__ = ["Bench", "TorchProcess", "report"]
 
@@ -66,7 +65,7 @@ import time
 start = time.perf_counter()
 import minidiff
 imported = time.perf_counter()
-from minidiff.experiments import bench
+from minidiff.cli import bench
 bench.first_step()
 print(imported - start, time.perf_counter() - imported)
 """
@@ -75,7 +74,7 @@ print(imported - start, time.perf_counter() - imported)
 EPOCH = """
 import json, sys
 import numba
-from minidiff.experiments import bench
+from minidiff.cli import bench
 numba.set_num_threads(int(sys.argv[2]))
 print(json.dumps(bench.dense_epoch(int(sys.argv[1]))))
 """

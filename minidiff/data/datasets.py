@@ -26,8 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minidiff.engine.ops import generator
-
-from .extras import extra
+from minidiff.io.extras import extra
 
 __all__ = [
     "Augment",
@@ -44,7 +43,7 @@ __all__ = [
 #: Images in 0..255 or in 0..1, as of :class:`Split`.
 Pixels: TypeAlias = NDArray[np.uint8] | NDArray[np.float32]
 #: What :func:`batches` calls with images and a generator, such as an
-#: :class:`~minidiff.experiments.augment.Affine`.
+#: :class:`~minidiff.data.augment.Affine`.
 Augment: TypeAlias = Callable[[Pixels, np.random.Generator], Pixels]
 
 DATASETS = ("auto", "mnist", "digits")

@@ -9,11 +9,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from minidiff.data.augment import Affine
+from minidiff.data.datasets import DATASETS, MNIST_TRAINING_IMAGES, Dataset, Split, batches
 from minidiff.engine import ops
 from minidiff.engine._types import Array
 from minidiff.engine.nn import Module
 from minidiff.engine.optim import SGD, Adam, Average, Optimizer, ParameterGroup, cosine
 from minidiff.engine.tensor import no_grad
+from minidiff.io.checkpoint import (
+    MALFORMED,
+    Checkpoint,
+    CheckpointError,
+    generator_state,
+    restore_generator,
+)
+from minidiff.models import MODELS, SPARSITIES
 from minidiff.pruning.baselines import (
     GaussianGate,
     GroupLasso,
@@ -32,17 +42,6 @@ from minidiff.pruning.penalty import (
     gates_of,
     split_parameters,
 )
-
-from .augment import Affine
-from .checkpoint import (
-    MALFORMED,
-    Checkpoint,
-    CheckpointError,
-    generator_state,
-    restore_generator,
-)
-from .data import DATASETS, MNIST_TRAINING_IMAGES, Dataset, Split, batches
-from .models import MODELS, SPARSITIES
 
 __all__ = [
     "METHODS",

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from .checkpoint import Checkpoint
-from .files import PART, write_whole
+from minidiff.io.checkpoint import Checkpoint
+from minidiff.io.files import PART, write_whole
 
 __all__ = ["Run", "RunError", "peak_megabytes", "versions"]
 
@@ -183,7 +183,7 @@ def versions() -> dict[str, str]:
     import numba
     from llvmlite import binding
 
-    from minidiff import __version__
+    from minidiff._version import __version__
 
     return {
         "minidiff": __version__,

@@ -10,19 +10,18 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from minidiff.cli.bench import in_turns
+from minidiff.data.datasets import Split, batches
 from minidiff.engine import nn
 from minidiff.engine.nn import Module, Shape
 from minidiff.engine.predictor import Predictor
 from minidiff.engine.tensor import no_grad
+from minidiff.io.checkpoint import save
+from minidiff.io.export import export
+from minidiff.io.extras import extra
 from minidiff.pruning.compact import compact, unnested
 from minidiff.pruning.gates import Gate, Gated
 from minidiff.pruning.penalty import count
-
-from .bench import in_turns
-from .checkpoint import save
-from .data import Split, batches
-from .export import export
-from .extras import extra
 
 __all__ = ["Row", "compare", "table"]
 

@@ -1,6 +1,6 @@
 """Sweeps: many training runs, several at a time, on one machine or on a Dask cluster.
 
-Each run is a :class:`~minidiff.experiments.training.Config`; what it has come to is one line of
+Each run is a :class:`~minidiff.training.trainer.Config`; what it has come to is one line of
 JSON in a file. A sweep that was killed goes on with the runs that have no line yet, and a run that
 fails has a line that says how, which the next sweep tries again. A line stays for good, whatever
 changes in the code: it names the versions that it is of, and is to be deleted to be made again.
@@ -17,11 +17,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from .data import Dataset, load_dataset
-from .extras import extra
-from .files import append_line
-from .runs import versions
-from .training import Config, ConfigError, Trainer, error_rate
+from minidiff.data.datasets import Dataset, load_dataset
+from minidiff.io.extras import extra
+from minidiff.io.files import append_line
+from minidiff.training.runs import versions
+from minidiff.training.trainer import Config, ConfigError, Trainer, error_rate
 
 __all__ = ["read_results", "run_once", "sweep"]
 
@@ -38,7 +38,7 @@ def run_once(settings: dict[str, Any], *, test: bool, threads: int) -> dict[str,
     Parameters
     ----------
     settings
-        Of a :class:`~minidiff.experiments.training.Config`, as its ``to_json`` gives.
+        Of a :class:`~minidiff.training.trainer.Config`, as its ``to_json`` gives.
     test
         Whether to read the test set when the run has ended: for results, not for choices.
     threads
@@ -112,7 +112,7 @@ def read_results(path: Path) -> list[dict[str, Any]]:
     Returns
     -------
     list of dict
-        Their "config" is a :class:`~minidiff.experiments.training.Config`.
+        Their "config" is a :class:`~minidiff.training.trainer.Config`.
 
     Examples
     --------

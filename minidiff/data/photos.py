@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from .extras import extra
+from minidiff.io.extras import extra
 
 __all__ = ["ImageError", "Prepared", "prepare_digit", "prepare_pixels"]
 

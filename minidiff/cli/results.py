@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .files import write_whole
-from .published import DENSE, PUBLISHED, Published
-from .sweep import read_results
-from .training import RECIPES, Config
+from minidiff.cli.published import DENSE, PUBLISHED, Published
+from minidiff.io.files import write_whole
+from minidiff.training.sweep import read_results
+from minidiff.training.trainer import RECIPES, Config
 
 __all__ = [
     "EXPERIMENTS",
@@ -64,7 +64,7 @@ class Experiment:
     title, about : str
     setting : str
         Which published results it stands beside, as in
-        :class:`~minidiff.experiments.published.Published`.
+        :class:`~minidiff.cli.published.Published`.
     base : dict
         What all its runs change of the recipe.
     variants : tuple of dict
@@ -349,7 +349,7 @@ def rows_of(
     experiment
         The table.
     lines
-        As :func:`~minidiff.experiments.sweep.read_results` gives them.
+        As :func:`~minidiff.training.sweep.read_results` gives them.
     dataset, quick
         As of :func:`runs_of`.
 
@@ -446,7 +446,7 @@ def write_results(directory: Path, names: Sequence[str], dataset: str, *, quick:
     ...     "Not run yet." in page.read_text(encoding="utf-8")
     True
     """
-    from .plots import architecture_over_time, pareto_figure, save
+    from minidiff.figures.plots import architecture_over_time, pareto_figure, save
 
     lines = read_results(directory / "runs.jsonl")
     serious = dataset == "mnist" and not quick

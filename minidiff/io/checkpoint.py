@@ -27,12 +27,11 @@ from numpy.typing import NDArray
 
 from minidiff.engine import nn
 from minidiff.engine.nn import Module, Sequential
+from minidiff.io.extras import extra
+from minidiff.io.files import write_whole
 from minidiff.pruning.baselines import GaussianGate, HardConcrete
 from minidiff.pruning.gates import Gate, Gated, Mask
 from minidiff.pruning.groups import Groups
-
-from .extras import extra
-from .files import write_whole
 
 __all__ = [
     "MALFORMED",

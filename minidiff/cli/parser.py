@@ -8,17 +8,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from minidiff.cli import commands
+from minidiff.cli.results import EXPERIMENTS
+from minidiff.data.datasets import DATASETS, DataError
+from minidiff.io.checkpoint import CheckpointError
+from minidiff.io.export import FORMATS, ExportError
+from minidiff.models import MODELS, SPARSITIES
 from minidiff.pruning.gates import NOISES
 from minidiff.pruning.penalty import COSTS
-
-from . import commands
-from .checkpoint import CheckpointError
-from .data import DATASETS, DataError
-from .export import FORMATS, ExportError
-from .models import MODELS, SPARSITIES
-from .results import EXPERIMENTS
-from .runs import RunError
-from .training import METHODS, RECIPES, ConfigError, NonFiniteLossError
+from minidiff.training.runs import RunError
+from minidiff.training.trainer import METHODS, RECIPES, ConfigError, NonFiniteLossError
 
 __all__ = ["main"]
 
@@ -71,7 +70,7 @@ def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from minidiff import __version__
+    from minidiff._version import __version__
 
     parser = argparse.ArgumentParser(
         prog="minidiff",

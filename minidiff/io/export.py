@@ -11,11 +11,10 @@ from numpy.typing import NDArray
 
 from minidiff.engine import nn
 from minidiff.engine.nn import Module, Shape
+from minidiff.io.checkpoint import Checkpoint
+from minidiff.io.extras import extra
+from minidiff.io.files import write_whole
 from minidiff.pruning.compact import compact
-
-from .checkpoint import Checkpoint
-from .extras import extra
-from .files import write_whole
 
 __all__ = ["ExportError", "export"]
 
@@ -99,7 +98,7 @@ def export(
 
 
 def _write_onnx(path: Path, model: nn.Sequential, shape: Shape, mean: float, std: float) -> None:
-    from minidiff import __version__
+    from minidiff._version import __version__
 
     onnx = extra("onnx", needed_by="onnx")
     helper, floats = onnx.helper, onnx.TensorProto.FLOAT

@@ -15,19 +15,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from minidiff.data.datasets import Dataset, load_dataset
 from minidiff.engine import nn
 from minidiff.engine._types import Array
 from minidiff.engine.nn import Module, Shape
 from minidiff.engine.predictor import Predictor
+from minidiff.io.checkpoint import MALFORMED, Checkpoint
+from minidiff.io.extras import extra
 from minidiff.pruning.compact import compact
 from minidiff.pruning.gates import Gated
 from minidiff.pruning.penalty import count, gates_of, in_use
-
-from .checkpoint import MALFORMED, Checkpoint
-from .data import Dataset, load_dataset
-from .extras import extra
-from .runs import Run, RunError, peak_megabytes, versions
-from .training import Config, ConfigError, Trainer, error_rate
+from minidiff.training.runs import Run, RunError, peak_megabytes, versions
+from minidiff.training.trainer import Config, ConfigError, Trainer, error_rate
 
 __all__ = [
     "INTERRUPTED",
@@ -245,7 +244,7 @@ def _line(record: dict[str, Any]) -> str:
 
 
 def _plot(run: Run, model: Module, shape: Shape, records: list[dict[str, Any]]) -> None:
-    from .plots import plot_run
+    from minidiff.figures.plots import plot_run
 
     gates = gates_of(model)
     name, weight = _first_layer(model)
@@ -339,7 +338,7 @@ def _table(result: dict[str, Any]) -> str:
 
 def sweep(options: argparse.Namespace) -> int:
     """Train many networks: every method with every strength and every seed."""
-    from .sweep import sweep as run_all
+    from minidiff.training.sweep import sweep as run_all
 
     names = [field.name for field in fields(Config)]
     listed = ("method", "penalty", "keep", "seed")
@@ -372,9 +371,9 @@ def _which_dataset(name: str | None) -> str:
 
 def reproduce(options: argparse.Namespace) -> int:
     """Train every run of the results and write the page about them."""
-    from .results import EXPERIMENTS, runs_of, write_results
-    from .sweep import read_results
-    from .sweep import sweep as run_all
+    from minidiff.cli.results import EXPERIMENTS, runs_of, write_results
+    from minidiff.training.sweep import read_results
+    from minidiff.training.sweep import sweep as run_all
 
     names = options.experiments or list(EXPERIMENTS)
     directory: Path = options.out or Path("runs") / ("quick" if options.quick else "results")
@@ -414,8 +413,8 @@ def bench(options: argparse.Namespace) -> int:
     """Measure the speed of kernels, training steps and predictions."""
     import numba
 
-    from .bench import Bench, TorchProcess, report
-    from .plots import bench_figure, save
+    from minidiff.cli.bench import Bench, TorchProcess, report
+    from minidiff.figures.plots import bench_figure, save
 
     _set_threads(options.threads)
     threads = numba.get_num_threads()
@@ -483,7 +482,7 @@ def evaluate(options: argparse.Namespace) -> int:
 
 def export(options: argparse.Namespace) -> int:
     """Write the compact network to a file for other software."""
-    from .export import export as write
+    from minidiff.io.export import export as write
 
     trained = Trained.open(options.directory)
     trained.run.refuse_own(options.file)
@@ -503,7 +502,7 @@ def export(options: argparse.Namespace) -> int:
 
 def predict(options: argparse.Namespace) -> int:
     """Print what the network thinks of images."""
-    from .images import ImageError, prepare_digit
+    from minidiff.data.photos import ImageError, prepare_digit
 
     extra("PIL.Image", "pillow")
     predictor = Trained.open(options.directory).predictor()
@@ -571,8 +570,8 @@ def _of(left: int, whole: int) -> str:
 
 def report(options: argparse.Namespace) -> int:
     """Write a page about a run."""
-    from .files import write_whole
-    from .report import Mistake, report_page
+    from minidiff.figures.report import Mistake, report_page
+    from minidiff.io.files import write_whole
 
     trained = Trained.open(options.directory)
     run = trained.run
@@ -611,8 +610,8 @@ def report(options: argparse.Namespace) -> int:
 
 def compare(options: argparse.Namespace) -> int:
     """Measure a dense, the gated and the compact network side by side."""
-    from .compare import compare as measure
-    from .compare import table
+    from minidiff.cli.compare import compare as measure
+    from minidiff.cli.compare import table
 
     _set_threads(options.threads)
     trained = Trained.open(options.directory)

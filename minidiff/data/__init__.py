@@ -1,0 +1,1 @@
+"""Images: where they come from, batches, augmentation, photos of digits."""

@@ -1,1 +1,0 @@
-"""Experiments: data, models, training and the command line. They know engine and pruning."""

@@ -1,0 +1,1 @@
+"""Files: checkpoints, exports, and files that appear whole or not at all."""

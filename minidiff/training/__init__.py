@@ -1,0 +1,1 @@
+"""Training: configuration, trainer, run directories, sweeps."""
