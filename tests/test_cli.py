@@ -66,7 +66,7 @@ def test_train_prints_a_closing_table(tmp_path: Path, capsys: pytest.CaptureFixt
     assert train(tmp_path / "run", "--epochs", "1", "--batch-size", "400") == 0
     out = capsys.readouterr().out
     for words in (
-        "1,197 to train on, 300 held out",
+        "1,197 to train on, 300 for validation",
         "test error",
         "MACs a sample",
         "training step",
@@ -167,11 +167,11 @@ def test_a_name_that_another_process_has_taken_is_not_taken_again(
 
 
 @pytest.mark.parametrize("number", ["60000", "-1"])
-def test_more_images_held_out_than_there_are_is_an_error(
+def test_more_images_validation_than_there_are_is_an_error(
     number: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    error = failure(capsys, "train", "--dataset", "digits", "--held-out", number)
-    assert f"held_out is {number}; expected an integer in 0..59,999" in error
+    error = failure(capsys, "train", "--dataset", "digits", "--validation", number)
+    assert f"validation is {number}; expected an integer in 0..59,999" in error
 
 
 def failure(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

@@ -62,7 +62,7 @@ def test_the_run_has_pruned_something(run: Path) -> None:
 def test_a_run_on_all_images_is_evaluated_as_it_was_trained(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = ["train", "--dataset", "digits", "--epochs", "1", "--held-out", "0"]
+    words = ["train", "--dataset", "digits", "--epochs", "1", "--validation", "0"]
     said(capsys, *words, "--out", tmp_path / "run")
     trained = Trained.open(tmp_path / "run")
     assert trained.mean != load_dataset("digits").mean  # some are held out there
@@ -73,8 +73,8 @@ def test_a_run_on_all_images_is_evaluated_as_it_was_trained(
     )
     said(capsys, "evaluate", tmp_path / "run")
     assert asked == [(trained.mean, trained.std)]
-    assert trained.records[-1]["held_out_error"] is None
-    for command in ("inspect", "report"):  # which have no held-out error to show
+    assert trained.records[-1]["validation_error"] is None
+    for command in ("inspect", "report"):  # which have no validation error to show
         monkeypatch.undo()
         said(capsys, command, tmp_path / "run")
 

@@ -238,7 +238,7 @@ def test_dataset_rejects() -> None:
     good = make_split()
     with pytest.raises(DataError, match=r"test labels\[3\] is 3; expected 0..2 for 3 classes"):
         Dataset("n", "s", make_split(3), make_split(2), good, classes=3)
-    with pytest.raises(DataError, match=r"held_out images are \(1, 3, 2\) float32; .* uint8"):
+    with pytest.raises(DataError, match=r"validation images are \(1, 3, 2\) float32; .* uint8"):
         Dataset("n", "s", good, make_split(dtype=np.float32), good)
     with pytest.raises(DataError, match="classes is 1"):
         Dataset("n", "s", make_split(1), make_split(1), make_split(1), classes=1)
@@ -325,12 +325,12 @@ def test_mnist_from_data_dir(
 ) -> None:
     place(tmp_path / "mnist", originals)
     monkeypatch.setenv("MINIDIFF_DATA_DIR", str(tmp_path))
-    dataset = load_dataset(held_out=7)
+    dataset = load_dataset(validation=7)
 
     images = read_idx(tmp_path / "mnist" / "train-images-idx3-ubyte.gz")
     np.testing.assert_array_equal(dataset.train.images[:, 0], images[:33])
-    np.testing.assert_array_equal(dataset.held_out.images[:, 0], images[33:])
-    np.testing.assert_array_equal(dataset.held_out.labels, np.arange(33, 40) % 10)
+    np.testing.assert_array_equal(dataset.validation.images[:, 0], images[33:])
+    np.testing.assert_array_equal(dataset.validation.labels, np.arange(33, 40) % 10)
     assert (dataset.name, len(dataset.test)) == ("mnist", 10)
     assert "$MINIDIFF_DATA_DIR/mnist" in dataset.source
     assert not cache.exists()
@@ -340,11 +340,11 @@ def test_mnist_from_cache_tells_of_empty_data_dir(
     cache: Path, originals: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place(cache, originals)
-    assert load_dataset(held_out=7).source == "MNIST, from the cache directory."
+    assert load_dataset(validation=7).source == "MNIST, from the cache directory."
     elsewhere = tmp_path / "elsewhere"
     monkeypatch.setenv("MINIDIFF_DATA_DIR", str(elsewhere))
     note = f"{elsewhere / 'mnist'} (from MINIDIFF_DATA_DIR) lacks"
-    assert note in load_dataset(held_out=7).source
+    assert note in load_dataset(validation=7).source
     assert not elsewhere.exists()
 
 
@@ -413,7 +413,7 @@ def test_download_fills_the_cache_only(
     place(user / "mnist", {names[3]: originals[names[3]]})
     monkeypatch.setenv("MINIDIFF_DATA_DIR", str(user))
 
-    dataset = load_dataset("mnist", held_out=7)
+    dataset = load_dataset("mnist", validation=7)
     assert dataset.source.startswith("MNIST, downloaded into the cache")
     assert "MINIDIFF_DATA_DIR) lacks train-images-idx3-ubyte.gz, train-labels" in dataset.source
     assert contents(cache) == originals
@@ -511,7 +511,7 @@ def test_auto_falls_back_to_digits_and_says_so(cache: Path) -> None:
 def test_digits() -> None:
     sklearn = pytest.importorskip("sklearn.datasets")
     dataset = load_dataset("digits")
-    splits = (dataset.train, dataset.held_out, dataset.test)
+    splits = (dataset.train, dataset.validation, dataset.test)
     assert [len(split) for split in splits] == [1197, 300, 300]
     images = np.concatenate([split.images for split in splits])
     assert images.dtype == np.uint8
@@ -536,7 +536,7 @@ def test_digits() -> None:
     ink = bunch.images.sum() * (255 / 16) * (20 / 8) ** 2  # enlargement spreads ink evenly
     assert images.sum() == pytest.approx(ink, rel=0.05)
 
-    again = load_dataset("digits", held_out=100)
+    again = load_dataset("digits", validation=100)
     np.testing.assert_array_equal(again.test.images, dataset.test.images)
 
 
@@ -556,18 +556,18 @@ def test_unknown_dataset() -> None:
         load_dataset("cifar")
 
 
-@pytest.mark.parametrize("held_out", [-1, 60_000, 2.5, True, "5"])
+@pytest.mark.parametrize("validation", [-1, 60_000, 2.5, True, "5"])
 @pytest.mark.parametrize("name", data.DATASETS)
-def test_held_out_rejected(name: str, held_out: Any) -> None:
+def test_validation_rejected(name: str, validation: Any) -> None:
     with pytest.raises(ValueError, match=r"expected an integer in 0\.\.59999"):
-        load_dataset(name, held_out=held_out)
+        load_dataset(name, validation=validation)
 
 
-def test_nothing_held_out_is_more_to_train_on() -> None:
-    some, everything = load_dataset("digits"), load_dataset("digits", held_out=0)
-    assert everything.held_out is None
-    assert some.held_out is not None
-    images = np.concatenate([some.train.images, some.held_out.images])
+def test_nothing_validation_is_more_to_train_on() -> None:
+    some, everything = load_dataset("digits"), load_dataset("digits", validation=0)
+    assert everything.validation is None
+    assert some.validation is not None
+    images = np.concatenate([some.train.images, some.validation.images])
     np.testing.assert_array_equal(everything.train.images, images)
     np.testing.assert_array_equal(everything.test.images, some.test.images)
 
@@ -582,7 +582,7 @@ def test_real_mnist() -> None:
     dataset = load_dataset("mnist", offline=True)
     assert dataset.name == "mnist"
     assert dataset.train.images.shape == (55_000, 1, 28, 28)
-    assert (len(dataset.held_out), len(dataset.test)) == (5_000, 10_000)
+    assert (len(dataset.validation), len(dataset.test)) == (5_000, 10_000)
     assert dataset.mean == pytest.approx(0.1307, abs=2e-4)
     assert dataset.std == pytest.approx(0.3081, abs=2e-4)
     np.testing.assert_array_equal(dataset.train.labels[:5], [5, 0, 4, 1, 9])

@@ -204,7 +204,7 @@ def test_mnist_passes_bit_for_bit() -> None:
         pytest.skip("MINIDIFF_DATA_DIR is not set")
     if not all((Path(directory) / "mnist" / name).exists() for name in data.MNIST_HASHES):
         pytest.skip("MINIDIFF_DATA_DIR does not hold the MNIST files")
-    images = data.load_dataset("mnist", offline=True).held_out.images[:2000, 0]
+    images = data.load_dataset("mnist", offline=True).validation.images[:2000, 0]
     for image in images:
         np.testing.assert_array_equal(prepare_pixels(image).pixels, image)
     distances = []

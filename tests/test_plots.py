@@ -34,7 +34,7 @@ def record(epoch: int = 1, **changes: Any) -> dict[str, Any]:
         "epoch": epoch,
         "loss": 0.3 / epoch,
         "train_error": 8.0 / epoch,
-        "held_out_error": 5.0 / epoch,
+        "validation_error": 5.0 / epoch,
         "expected_weights": 430_500 / epoch,
         "weights": 430_500 // epoch**2,
         "dense_weights": 430_500,
@@ -140,7 +140,7 @@ def test_the_final_numbers_are_written_in_the_figures() -> None:
     overview = texts(plots.overview(run, FILTERS, KEPT))
     for text in ("20-50-800-500 → 8-10-112-68", "41× fewer weights", "30× fewer MACs"):
         assert text in overview
-    assert "0.17 % held-out" in overview
+    assert "0.17 % validation" in overview
     assert "7 of 20 filters" in overview
     assert "112 of 800 dense1 inputs" in texts(plots.architecture_over_time(run))
     counts = texts(plots.expected_and_actual(run))
@@ -172,7 +172,7 @@ def test_any_run_can_be_drawn(errors: list[float], loss: float, left: int) -> No
         record(
             epoch,
             train_error=error,
-            held_out_error=0.0,
+            validation_error=0.0,
             loss=loss,
             expected_weights=float(left),
             weights=left,

@@ -24,7 +24,7 @@ def record(epoch: int, **changes: Any) -> dict[str, Any]:
         "epoch": epoch,
         "loss": 0.3 / epoch,
         "train_error": 8.0 / epoch,
-        "held_out_error": 5.0 / epoch,
+        "validation_error": 5.0 / epoch,
         "expected_weights": 430_500 / epoch,
         "weights": 430_500 // epoch**2,
         "dense_weights": 430_500,
@@ -106,7 +106,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "no mistakes": {"mistakes": []},
     "one epoch": {"records": [record(1)]},
     "one dense epoch": dense(1),
-    "no errors at all": {"records": [record(1, train_error=0.0, held_out_error=0.0, loss=0.0)]},
+    "no errors at all": {"records": [record(1, train_error=0.0, validation_error=0.0, loss=0.0)]},
     "no number": {"records": [record(1, loss=float("nan")), record(2, loss=float("inf"))]},
     "little known": {"result": {}, "config": {}, "gates": {}},
     "nothing known": {"result": dict.fromkeys(result()), "config": {"dataset": None}},
@@ -237,7 +237,7 @@ def test_a_network_with_nothing_left_is_told_so():
 
 
 def test_settings_source_and_version_are_all_there(monkeypatch):
-    monkeypatch.setattr("minidiff.__version__", "1.2.3")
+    monkeypatch.setattr("minidiff._version.__version__", "1.2.3")
     config = {f"setting{i}": value for i, value in enumerate((1, 0.5, "text", None, True))}
     text = Reader(page(config=config)).text
     assert "setting0 1 setting1 0.5 setting2 text setting3 null setting4 true" in " ".join(

@@ -33,7 +33,7 @@ def line(config: Config, error: float) -> dict[str, Any]:
         "config": config,
         "history": {"epoch": [1, 2], "architecture": [dense, left]},
         "result": {
-            "held_out_error" if config.held_out else "test_error": error,
+            "validation_error" if config.validation else "test_error": error,
             "weights": 10_000,
             "dense_weights": 430_500,
             "macs": 200_000,
@@ -106,7 +106,7 @@ def test_the_page_says_what_the_runs_have_come_to(tmp_path: Path) -> None:
 def test_an_aim_is_held_beside_what_was_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: Aim, said: str
 ) -> None:
-    short = Experiment("Short", "", "structured", {"held_out": 0}, ({}, {}), aims={1: asked})
+    short = Experiment("Short", "", "structured", {"validation": 0}, ({}, {}), aims={1: asked})
     monkeypatch.setitem(EXPERIMENTS, "short", short)
     page = written(tmp_path, ["short"], [0.5, 0.7, 0.6, 0.8, 0.9])
     table = page.split("## Short")[0].replace("\N{NO-BREAK SPACE}", " ").splitlines()
@@ -120,7 +120,7 @@ def test_an_aim_that_some_seeds_reach_is_reached_so_far(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     aim = {0: Aim(0.6, 40), 1: Aim(0.6, 40)}
-    short = Experiment("Short", "", "structured", {"held_out": 0}, ({}, {"width": 2.0}), aims=aim)
+    short = Experiment("Short", "", "structured", {"validation": 0}, ({}, {"width": 2.0}), aims=aim)
     monkeypatch.setitem(EXPERIMENTS, "short", short)
     save_lines(tmp_path, [line(config, 0.5) for _, config in short.configs("mnist")][:4])
     page = write_results(tmp_path, ["short"], "mnist", quick=False).read_text()
@@ -148,9 +148,9 @@ def test_pages_of_trials_do_not_speak_of_mnist(tmp_path: Path) -> None:
 
 
 def test_rows_that_were_replaced_stay_on_the_page(tmp_path: Path) -> None:
-    old = Config.recipe("mnist", held_out=0, penalty=0.123, augment=True)
+    old = Config.recipe("mnist", validation=0, penalty=0.123, augment=True)
     lines = [line(replace(old, seed=seed), error) for seed, error in enumerate((0.5, 0.7))]
-    choices = line(replace(old, held_out=5000), 0.4)  # which has not read the test set
+    choices = line(replace(old, validation=5000), 0.4)  # which has not read the test set
     save_lines(tmp_path, [*lines, choices, line(runs_of(["structured"], "mnist")[0], 0.6)])
     page = write_results(tmp_path, ["structured"], "mnist", quick=False).read_text()
     table = page.split("## Other runs on the test set")[1].split("\n##")[0]
@@ -186,7 +186,7 @@ def test_every_run_is_its_own_and_only_last_trainings_read_the_test_set() -> Non
         runs = runs_of(list(EXPERIMENTS), "mnist", quick=quick)
         for experiment in EXPERIMENTS.values():
             for _, config in experiment.configs("mnist", quick=quick):
-                assert (config.held_out == 0) == (experiment.error == "test_error")
+                assert (config.validation == 0) == (experiment.error == "test_error")
         assert {config.seed for config in runs} == set(range(2 if quick else 5))
         for name in EXPERIMENTS:
             own = runs_of([name], "mnist", quick=quick)
@@ -220,7 +220,7 @@ def test_points_without_savings_are_not_drawn_and_no_rows_are_an_error() -> None
 def test_the_command_trains_and_writes_the_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    base = {"epochs": 1, "batch_size": 400, "held_out": 0}
+    base = {"epochs": 1, "batch_size": 400, "validation": 0}
     short = Experiment("Short", "About.", "structured", base, ({"penalty": 0.01},))
     monkeypatch.setitem(EXPERIMENTS, "short", short)
     monkeypatch.setattr("minidiff.cli.results.QUICK", {})

@@ -63,7 +63,7 @@ def run(config: Config, data: Dataset | None = None) -> tuple[Trainer, list[dict
 def test_training_learns_and_prunes_and_freezes_the_gates() -> None:
     trainer, records = run(SHORT)
     assert records[-1]["loss"] < records[0]["loss"] / 2
-    assert records[-1]["held_out_error"] < 30
+    assert records[-1]["validation_error"] < 30
     assert records[-1]["weights"] < records[0]["weights"] == 430_500
     assert records[-1]["macs"] < records[0]["macs"] == 2_293_000
     assert [r["frozen"] for r in records] == 6 * [False] + 4 * [True]
@@ -174,8 +174,8 @@ def test_the_record_of_an_epoch_is_of_all_its_images_and_of_the_network() -> Non
     assert record["loss"] == pytest.approx(loss, rel=1e-4)
     wrong = 100 * np.mean(logits.data.argmax(axis=0) != labels)
     assert record["train_error"] == pytest.approx(wrong)
-    held_out = error_rate(trainer.model, data.held_out, mean=data.mean, std=data.std)
-    assert record["held_out_error"] == held_out
+    validation = error_rate(trainer.model, data.validation, mean=data.mean, std=data.std)
+    assert record["validation_error"] == validation
     for cost in ("weights", "macs"):
         expected = md.expected_cost(trainer.model, trainer.shape, cost=cost).item()
         assert record[f"expected_{cost}"] == pytest.approx(expected)
@@ -414,7 +414,7 @@ def test_a_configuration_survives_json_and_names_what_does_not_fit() -> None:
         {"method": "magnitude", "gate_stop": 0.5, "gate_start": 0.5},
         {"sparsity": "dense", "swa_lr": 0.01},
         {"swa_lr": 0.01, "gate_stop": 1.0},
-        {"held_out": 60_000},
+        {"validation": 60_000},
     ],
 )
 def test_a_setting_that_would_be_ignored_is_an_error(changes: dict[str, Any]) -> None:

@@ -28,8 +28,8 @@ few = len(dataset.train) < 5_000
 BATCH = 64 if few else 128
 EPOCHS = 6 if SMALL else 20 if few else 8
 part = slice(1_000 if SMALL else None)
-held_out = Split(dataset.held_out.images[part], dataset.held_out.labels[part])
-print(len(dataset.train), "images to train on,", len(held_out), "held out")
+validation = Split(dataset.validation.images[part], dataset.validation.labels[part])
+print(len(dataset.train), "images to train on,", len(validation), "held out")
 
 # %% [markdown]
 # ## The loss
@@ -107,15 +107,15 @@ def error(logits, labels):
 rng = np.random.default_rng(0)
 model = md.LeNet5(rng=rng, sparsity="dense")  # dense: without gates, which tutorial 4 is about
 optimizer = SGD(model.parameters(), lr=0.05)
-print(f"before: loss {evaluate(model, held_out)[0]:.2f}")
+print(f"before: loss {evaluate(model, validation)[0]:.2f}")
 for images, labels in batches(dataset.train, BATCH, **scale, rng=rng):
     loss = md.ops.cross_entropy(model(images), labels)
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
-loss, logits = evaluate(model, held_out)
-first = error(logits, held_out.labels)
-print(f"after one epoch: loss {loss:.2f}, held-out error {first:.2f} %")
+loss, logits = evaluate(model, validation)
+first = error(logits, validation.labels)
+print(f"after one epoch: loss {loss:.2f}, validation error {first:.2f} %")
 assert loss < np.log(10)
 
 # %% [markdown]
@@ -213,7 +213,7 @@ assert needed["momentum", 1_000] / needed["momentum", 100] < 4
 
 # %%
 def train(seed, *, lr=0.05, momentum=0.9, schedule=True, decay=5e-4, most=None):
-    """Return a LeNet5, the loss of each step, and (loss, error) on held-out images."""
+    """Return a LeNet5, the loss of each step, and (loss, error) on validation images."""
     rng = np.random.default_rng(seed)
     model = md.LeNet5(rng=rng, sparsity="dense")
     weights = ParameterGroup([p for p in model.parameters() if p.ndim > 1], lr, decay)
@@ -232,8 +232,8 @@ def train(seed, *, lr=0.05, momentum=0.9, schedule=True, decay=5e-4, most=None):
             losses.append(loss.item())
             if len(losses) == most:
                 return model, losses, scores
-        loss, logits = evaluate(model, held_out)
-        scores.append((loss, error(logits, held_out.labels)))
+        loss, logits = evaluate(model, validation)
+        scores.append((loss, error(logits, validation.labels)))
     return model, losses, scores
 
 
@@ -262,7 +262,7 @@ for name, (_, _, scores) in runs.items():
 assert fitted["momentum"] < min(fitted["long steps"], fitted["plain"])
 assert fitted["momentum"] < 0.5 * runs["momentum"][2][-1][0]
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Left: loss over epochs on a log axis for the network with momentum. The training loss falls throughout; the held-out loss falls at first and then stays well above it. Right: held-out error over epochs of three networks. That of plain SGD is the highest throughout or nearly so; those with momentum and with long steps end close to each other.", "width": "100%"}, "figure": {"caption": "Learning curves. Left: the network with momentum. Right: all three, on held-out images."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Left: loss over epochs on a log axis for the network with momentum. The training loss falls throughout; the held-out loss falls at first and then stays well above it. Right: validation error over epochs of three networks. That of plain SGD is the highest throughout or nearly so; those with momentum and with long steps end close to each other.", "width": "100%"}, "figure": {"caption": "Learning curves. Left: the network with momentum. Right: all three, on validation images."}}
 figure, (left, right) = plt.subplots(1, 2, figsize=(7, 3.2), layout="constrained")
 colours = {"plain": "#777777", "momentum": "#0072b2", "long steps": "#d55e00"}
 epochs = np.arange(1, EPOCHS + 1)
@@ -278,7 +278,7 @@ left.set_ylabel("loss, nats")
 left.set_xlim(1, EPOCHS * 1.4)
 for name, (_, _, scores) in runs.items():
     right.plot(epochs, [score for _, score in scores], color=colours[name], label=name)
-right.set_ylabel("held-out error, %")
+right.set_ylabel("validation error, %")
 right.legend(frameon=False, labelcolor="linecolor")
 for axes in (left, right):
     axes.set_yscale("log")
@@ -296,7 +296,7 @@ plt.show()
 # Momentum fits the training images best, as asserted. Long steps without momentum mostly come
 # second: a part of what momentum is praised for is the length of its steps together with the
 # schedule, which these runs do not tell apart.
-# What the order on held-out images says is the question of the next section.
+# What the order on validation images says is the question of the next section.
 #
 # ## Held out, and test
 #
@@ -327,8 +327,8 @@ assert rate < 12
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Twenty small squares, the filters, that look like noise, and below each its feature map of a digit 5. Each map shows other parts of the five: horizontal strokes, the left side, the diagonal in the middle.", "width": "100%"}, "figure": {"caption": "The 20 filters (blue below 0, red above), and below each what it makes of a 5, after the ReLU."}}
 weight = model.layers[0].weight.data[:, 0]  # (20, 5, 5)
-five = int(np.flatnonzero(held_out.labels == 5)[0])
-one = Split(held_out.images[five : five + 1], held_out.labels[five : five + 1])
+five = int(np.flatnonzero(validation.labels == 5)[0])
+one = Split(validation.images[five : five + 1], validation.labels[five : five + 1])
 ((images, _),) = batches(one, 1, **scale)
 maps = md.ops.relu(model.layers[0](images)).data[..., 0]  # (20, 24, 24)
 reach = np.abs(weight).max()
@@ -370,7 +370,7 @@ def without(filters):
     return 1_000 * (loss - whole)
 
 
-some = Split(held_out.images[:1_000], held_out.labels[:1_000])
+some = Split(validation.images[:1_000], validation.labels[:1_000])
 whole, _ = evaluate(model, some)
 worth = np.array([without([n]) for n in range(20)])
 print(f"loss {whole:.3f}; without one filter it rises by, in thousandths:")
@@ -392,14 +392,14 @@ assert together > alone
 #
 # ## Which digits are got wrong
 #
-# We look at held-out images here, not at those for testing: what one sees leads to ideas.
+# We look at validation images here, not at those for testing: what one sees leads to ideas.
 
 # %%
-_, logits = evaluate(model, held_out)
+_, logits = evaluate(model, validation)
 probabilities = md.ops.softmax(logits).data
 guess, sure = probabilities.argmax(axis=0), probabilities.max(axis=0)
-wrong = guess != held_out.labels
-pairs = list(zip(held_out.labels[wrong], guess[wrong], strict=True))
+wrong = guess != validation.labels
+pairs = list(zip(validation.labels[wrong], guess[wrong], strict=True))
 often = sorted(set(pairs), key=lambda pair: -pairs.count(pair))[:4]
 print(f"{wrong.sum()} of {len(wrong)} wrong; most often:")
 for truth, told in often:
@@ -416,8 +416,8 @@ figure.get_layout_engine().set(h_pad=0.12)
 for axes in panels.flat:
     axes.axis("off")
 for axes, n in zip(panels.flat, worst, strict=False):
-    axes.imshow(held_out.images[n, 0], cmap="Greys")
-    axes.set_title(f"{held_out.labels[n]}→{guess[n]}  {sure[n]:.2f}")
+    axes.imshow(validation.images[n, 0], cmap="Greys")
+    axes.set_title(f"{validation.labels[n]}→{guess[n]}  {sure[n]:.2f}")
 plt.show()
 
 # %% [markdown]
@@ -518,6 +518,6 @@ with np.errstate(all="ignore"):
     assert check("03.log_softmax", log_softmax_solution)
 assert check("03.nesterov", nesterov_solution)
 assert check("03.confusion", confusion_solution)
-table = confusion_solution(held_out.labels, guess)
+table = confusion_solution(validation.labels, guess)
 missed = 1 - np.diag(table) / table.sum(axis=1)
 print(f"missed most often: {missed.argmax()}, {missed.max():.1%} of them")

@@ -309,7 +309,7 @@ def train(model, cost, strength, *, start=0.1, ramp=0.3, stop=0.8):
 # %% [markdown]
 # And what is left in the end: open filters of `conv1` and of `conv2`, inputs of `dense1` in use and
 # its units, as in `12-24-384-64`, with how many times fewer weights and multiply-adds (MACs) that
-# is, and the error on held-out images. Below it is the uncoupled sum.
+# is, and the error on validation images. Below it is the uncoupled sum.
 
 
 # %%
@@ -317,7 +317,7 @@ def describe(name, model):
     counts = md.count(model, shape)
     weights = np.sum([layer.weights for layer in counts], axis=0)  # left, of how many
     macs = np.sum([layer.macs for layer in counts], axis=0)
-    error = error_rate(model, dataset.held_out, mean=dataset.mean, std=dataset.std)
+    error = error_rate(model, dataset.validation, mean=dataset.mean, std=dataset.std)
     fewer = [whole / left if left else math.inf for left, whole in (weights, macs)]
     what = md.architecture(counts) if weights[0] else "nothing"
     print(f"{name:20} {what:14} {fewer[0]:6.1f}x {fewer[1]:7.1f}x {error:7.2f} %")

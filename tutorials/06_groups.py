@@ -342,7 +342,7 @@ print(f"all weights: {whole:,}; a tenth: {whole // 10:,}")
 
 # %%
 small = {name: md.compact(model) for name, model in models.items()}
-images = dataset.held_out.images[:1000]
+images = dataset.validation.images[:1000]
 predictors = {name: md.Predictor(model, SHAPE, **settings) for name, model in small.items()}
 times = {name: [] for name in small}
 for turn in range(25):  # in turns, so that a slow moment of the machine hits all alike
@@ -362,7 +362,7 @@ for name, model in small.items():
         "macs": left(model, "macs"),
         "bytes": file.stat().st_size,
         "ms": 1000 * float(np.median(times[name])),
-        "error": error_rate(model, dataset.held_out, **settings),
+        "error": error_rate(model, dataset.validation, **settings),
     }
     print(
         f"{name:13} {found['weights']:8,} {found['stored']:8,} {found['macs']:9,} "
@@ -373,7 +373,7 @@ for name, model in small.items():
 # %% [markdown]
 # (Weights that are not zero; weights of the compact network; its MACs for an image; bytes of a
 # compressed `.npz`; milliseconds for the images above through {py:class}`minidiff.Predictor`;
-# held-out error in %, of one seed each, so its differences are no ranking.)
+# validation error in %, of one seed each, so its differences are no ranking.)
 
 # %%
 groupings = ("slices", "blocks", "weights")

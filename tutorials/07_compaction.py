@@ -432,7 +432,7 @@ config = Config.recipe(
 trainer = Trainer(config, dataset)
 for _ in range(config.epochs):
     record = trainer.train_epoch()
-print(f"{record['architecture']}, held-out error {record['held_out_error']:.2f} %")
+print(f"{record['architecture']}, validation error {record['validation_error']:.2f} %")
 
 lenet, settings = trainer.model.eval(), {"mean": dataset.mean, "std": dataset.std}
 compact = md.compact(lenet)
@@ -489,11 +489,11 @@ def numpy_predict(path, images):
 
 
 # %% [markdown]
-# All are asked about the same held-out images, and must give the same classes.
+# All are asked about the same validation images, and must give the same classes.
 
 # %%
-images = np.float32(dataset.held_out.images[:1000]) / 255
-answers = dataset.held_out.labels[:1000]
+images = np.float32(dataset.validation.images[:1000]) / 255
+answers = dataset.validation.labels[:1000]
 loaded = md.load(directory / "compact.safetensors").eval()
 
 

@@ -27,7 +27,7 @@ from minidiff.training.sweep import read_results
 from minidiff.training.trainer import Config, Trainer, error_rate
 
 dataset = data(train=2_000 if SMALL else 20_000)
-print(len(dataset.train), "images to train on,", len(dataset.held_out), "held out")
+print(len(dataset.train), "images to train on,", len(dataset.validation), "held out")
 
 # %% [markdown]
 # ## The experiment
@@ -61,7 +61,7 @@ for _ in range(config.epochs):
     record = trainer.train_epoch()
     if record["epoch"] % (config.epochs // 6) == 0:
         print(
-            f"epoch {record['epoch']:3}  held-out error {record['held_out_error']:5.2f} %  "
+            f"epoch {record['epoch']:3}  validation error {record['validation_error']:5.2f} %  "
             f"{record['architecture']:14}  {record['step_ms']:5.1f} ms a step"
         )
 
@@ -73,13 +73,13 @@ for _ in range(config.epochs):
 # and cosine, and with *smoothed labels* (a tenth of the target is spread over all classes), which would have blurred
 # what a group is worth while gates learnt. The error often jumps there, because the step size does, and then falls.
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Two panels over epochs. Left: held-out error, which falls, jumps where the gates are frozen, and falls again. Right: the share of weights and of multiply-adds that is left, on a log axis, falling between two moments and constant afterwards.", "width": "100%"}, "figure": {"caption": "The network becomes small while it learns, and is trained on at its final size."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Two panels over epochs. Left: validation error, which falls, jumps where the gates are frozen, and falls again. Right: the share of weights and of multiply-adds that is left, on a log axis, falling between two moments and constant afterwards.", "width": "100%"}, "figure": {"caption": "The network becomes small while it learns, and is trained on at its final size."}}
 records = trainer.records
 epochs = [record["epoch"] for record in records]
 frozen = config.gate_stop * config.epochs
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained")
-left.plot(epochs, [record["held_out_error"] for record in records], color="#0072b2")
-left.set_ylabel("held-out error, %")
+left.plot(epochs, [record["validation_error"] for record in records], color="#0072b2")
+left.set_ylabel("validation error, %")
 for what, noun, colour in (("weights", "weights", "#d55e00"), ("macs", "MACs", "#009e73")):
     share = [100 * record[what] / record[f"dense_{what}"] for record in records]
     right.plot(epochs, share, color=colour, label=noun)
@@ -192,10 +192,10 @@ for count in (10, 30):
 
 # %% [markdown]
 # Epochs of one run are not independent, as the network hardly changes from one to the next, so the real gain is
-# smaller. One run gives one example of it: take the held-out images of the run above for a test set.
+# smaller. One run gives one example of it: take the validation images of the run above for a test set.
 
 # %%
-settled = [record["held_out_error"] for record in records if record["frozen"]]
+settled = [record["validation_error"] for record in records if record["frozen"]]
 print(
     f"last epoch {settled[-1]:.2f} %, best of the {len(settled)} epochs at the final size {min(settled):.2f} %"
 )
@@ -220,9 +220,9 @@ before, after = (
 for what in ("weights", "macs"):
     old, new = (sum(getattr(layer, what)[0] for layer in layers) for layers in (before, after))
     print(f"{what:8} {old:10,} -> {new:9,}: {old / new:.1f}x fewer")
-same = error_rate(small, dataset.held_out, mean=dataset.mean, std=dataset.std)
-print(f"held-out error {same:.2f} %")
-assert abs(same - records[-1]["held_out_error"]) <= 100 / len(dataset.held_out)
+same = error_rate(small, dataset.validation, mean=dataset.mean, std=dataset.std)
+print(f"validation error {same:.2f} %")
+assert abs(same - records[-1]["validation_error"]) <= 100 / len(dataset.validation)
 
 # %% [markdown]
 # The compact network is an ordinary one, with fewer filters, inputs and units, and makes the same predictions. Unstructured

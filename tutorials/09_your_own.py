@@ -48,10 +48,10 @@ labels = digits.target.astype(np.int64)
 SHAPE = raw.shape[1:]
 
 order = np.random.default_rng(0).permutation(len(labels))
-train, held_out, test = np.split(order, [997, 1397])
+train, validation, test = np.split(order, [997, 1397])
 mean, std = float(raw[train].mean()), float(raw[train].std())
 inputs = np.ascontiguousarray(np.moveaxis((raw - mean) / std, 0, -1))  # (cell, 1, time, N)
-print("inputs", inputs.shape, "split into", len(train), len(held_out), len(test))
+print("inputs", inputs.shape, "split into", len(train), len(validation), len(test))
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Three digits, a 5, a 6 and a 9, as grey images of 8 by 8. The horizontal axis is the number of the cell, 0 to 7, the vertical axis is time. In all three, the outermost columns are white or nearly so.", "width": "90%"}, "figure": {"caption": "What the bar sees of three digits: a column is a cell, a row is a moment."}}
 figure, axes = plt.subplots(1, 3, figsize=(6.6, 2.4), layout="constrained")
@@ -196,7 +196,7 @@ def learn(model, rng, epochs, *, price=None, gate_lr=GATE_LR):
                 optimizer.step()
             step += 1
         values = [gate.evaluated() for gate in md.gates_of(model).values()]
-        records.append((error(model, held_out), values))
+        records.append((error(model, validation), values))
     return records
 
 
@@ -219,19 +219,19 @@ def prune(seed, lam, *, gate_lr=GATE_LR):
         return (lam / len(train)) * cost()
 
     records = learn(model, rng, PRUNE, price=price, gate_lr=gate_lr)
-    logits = answers(model, held_out)
+    logits = answers(model, validation)
     md.binarize(model)
-    assert np.allclose(answers(model, held_out), logits, rtol=1e-3, atol=1e-3)
+    assert np.allclose(answers(model, validation), logits, rtol=1e-3, atol=1e-3)
     for gate in md.gates_of(model).values():
         gate.frozen = True
     return model, records + learn(model, rng, SETTLE)
 
 
 model, records = prune(seed=0, lam=0.3)
-print(f"{size(model):,} weights of {dense_weights:,}, held-out error {records[-1][0]:.2f} %")
+print(f"{size(model):,} weights of {dense_weights:,}, validation error {records[-1][0]:.2f} %")
 assert size(model) < dense_weights / 2
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Two panels over epochs. Above, a row of colour for each of the eight cells, dark where its gate is open. The rows of the outer cells, 0, 1 and 7, turn white one after another; those of the middle cells fade to a medium tone until the gates are frozen and are dark again afterwards. Below, the held-out error, which falls quickly, rises a little while gates close, and is small in the end.", "width": "100%"}, "figure": {"caption": "Above: the gates of the cells; white is exactly 0. Below: held-out error. The dotted line is where gates are made binary."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Two panels over epochs. Above, a row of colour for each of the eight cells, dark where its gate is open. The rows of the outer cells, 0, 1 and 7, turn white one after another; those of the middle cells fade to a medium tone until the gates are frozen and are dark again afterwards. Below, the validation error, which falls quickly, rises a little while gates close, and is small in the end.", "width": "100%"}, "figure": {"caption": "Above: the gates of the cells; white is exactly 0. Below: validation error. The dotted line is where gates are made binary."}}
 cells = np.array([gates[0] for _, gates in records]).T  # conv1's inputs: (cell, epoch)
 figure = plt.figure(figsize=(6.6, 4.4), layout="constrained")
 above, below = figure.subplots(2, 1, height_ratios=(2, 1), sharex=True)
@@ -299,7 +299,7 @@ for decay in (0.0, 0.02):
 #
 # ## 6. How strong?
 #
-# Write the rule down before you look. Ours: the *smallest* network whose held-out error, averaged
+# Write the rule down before you look. Ours: the *smallest* network whose validation error, averaged
 # over seeds, is at most one percentage point above that of the dense one. The dense network is
 # trained for as many epochs in all, with one cosine.
 
@@ -317,7 +317,7 @@ def dense(seed):
     return train_alone(md.compact(network(np.random.default_rng(seed))), seed)
 
 
-def mean_error(models, chosen=held_out):
+def mean_error(models, chosen=validation):
     return float(np.mean([error(model, chosen) for model in models]))
 
 
@@ -330,7 +330,7 @@ best = max(allowed)  # the strongest leaves the smallest network
 for lam, models in runs.items():
     left = [int(m.layers[0].inputs.is_open().sum()) for m in models]
     print(
-        f"lambda {lam:4}: held-out error {mean_error(models):5.2f} %, "
+        f"lambda {lam:4}: validation error {mean_error(models):5.2f} %, "
         f"{np.mean([size(m) for m in models]):6,.0f} weights, cells left {left}"
     )
 print(f"dense {mean_error(dense_models):.2f} %, limit {limit:.2f} %: lambda {best}")
@@ -341,7 +341,7 @@ assert all(
 
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Held-out error over the number of weights left, on a log axis, with a point and an error bar for each lambda and one for the dense network. The error is close to that of the dense network down to a tenth of the weights or so and rises steeply below. A dashed line marks the limit of one point above the dense network.", "width": "90%"}, "figure": {"caption": "Mean and standard deviation over seeds, on held-out digits. At the left end too much is gone."}}
-def spread(models, chosen=held_out):
+def spread(models, chosen=validation):
     found = [error(model, chosen) for model in models]
     return np.mean(found), np.std(found, ddof=1)
 
@@ -364,7 +364,7 @@ axes.minorticks_off()
 axes.set_xlim(350, 40_000)
 axes.set_ylim(0)
 axes.set_xlabel("weights left")
-axes.set_ylabel("held-out error, %")
+axes.set_ylabel("validation error, %")
 plt.show()
 
 # %% [markdown]
@@ -391,26 +391,26 @@ assert size(small) == size(gated) == sum(p.size for p in small.parameters() if p
 place = scratch()
 md.save(place / "small.safetensors", small, mean=mean, std=std)
 predict = md.Predictor(md.load(place / "small.safetensors"), SHAPE, mean=mean, std=std)
-logits = predict(raw[held_out])
-assert np.allclose(logits, answers(gated, held_out).T, rtol=1e-3, atol=1e-3)
+logits = predict(raw[validation])
+assert np.allclose(logits, answers(gated, validation).T, rtol=1e-3, atol=1e-3)
 
-blind = raw[held_out].copy()
+blind = raw[validation].copy()
 blind[:, np.setdiff1d(range(8), kept)] = np.nan  # cells that are not there
 assert np.array_equal(predict(blind), logits)
 
 md.export(place / "small.onnx", gated, SHAPE, mean=mean, std=std)
 session = onnxruntime.InferenceSession(place / "small.onnx")
-(theirs,) = session.run(None, {"images": raw[held_out]})
+(theirs,) = session.run(None, {"images": raw[validation]})
 assert np.allclose(theirs, logits, rtol=1e-3, atol=1e-3)
 
 whole = md.Predictor(dense_models[0], SHAPE, mean=mean, std=std)
 for name, run in (("dense", whole), ("small", predict)):
-    run(raw[held_out])
+    run(raw[validation])
     begin = time.perf_counter()
     for _ in range(50):
-        run(raw[held_out])
+        run(raw[validation])
     taken = (time.perf_counter() - begin) / 50
-    print(f"{name}: {1e6 * taken / len(held_out):.2f} µs a digit")
+    print(f"{name}: {1e6 * taken / len(validation):.2f} µs a digit")
 print((place / "small.onnx").stat().st_size, "bytes of ONNX")
 
 # %% [markdown]
@@ -485,7 +485,7 @@ plt.show()
 # trained in milliseconds, so we let it have every set of as many cells, and see where ours comes.
 
 # %%
-rest = np.concatenate([held_out, test])
+rest = np.concatenate([validation, test])
 found = []
 for chosen in combinations(range(8), len(kept)):
     seen = raw[:, chosen].reshape(len(raw), -1)

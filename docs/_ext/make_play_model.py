@@ -80,7 +80,7 @@ def main() -> None:
         run.read_json("result.json"),
         run.checkpoint(),
     )
-    test = load_dataset("mnist", held_out=config["held_out"]).test
+    test = load_dataset("mnist", validation=config["validation"]).test
     settings = {name: checkpoint.info[name] for name in ("mean", "std")}
     shape = tuple(checkpoint.info["shape"])
     small = md.export(PLAY / "lenet5.safetensors", checkpoint.model, shape, **settings)

@@ -453,7 +453,7 @@ class Bench:
 
 def dense_epoch(count: int) -> tuple[float, float | None]:
     """Train dense LeNet5 for an epoch of ``count`` images; return seconds and peak megabytes."""
-    data = replace(random_data(count), held_out=None)  # as PyTorch has none to evaluate
+    data = replace(random_data(count), validation=None)  # as PyTorch has none to evaluate
     trainer = Trainer(Config(sparsity="dense"), data)
     first_step()
     start = time.perf_counter()

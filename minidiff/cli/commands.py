@@ -71,12 +71,12 @@ def train(options: argparse.Namespace) -> int:
             except MALFORMED as error:
                 raise RunError(f"{run.path / 'result.json'} is not what was written.") from error
             return 0
-        data = load_dataset(config.dataset, held_out=config.held_out)
+        data = load_dataset(config.dataset, validation=config.validation)
     else:
         changes = {name: getattr(options, name) for name in names if name != "dataset"}
         _refuse_gates_of_dense(options)
-        held_out = Config.recipe("mnist", held_out=options.held_out).held_out  # is in range
-        data = load_dataset(options.dataset or "auto", held_out=held_out)
+        validation = Config.recipe("mnist", validation=options.validation).validation  # is in range
+        data = load_dataset(options.dataset or "auto", validation=validation)
         config = Config.recipe(data.name, **changes)
         plain = {name: getattr(Config(), name) for name in ("model", "sparsity", "method")}
         kind = "".join(
@@ -108,7 +108,7 @@ def _train(run: Run, config: Config, data: Dataset) -> int:
     if checkpoint:
         run.write_metrics(trainer.records)  # which a crash may have left behind
     sizes = (
-        f"{len(data.train):,} to train on, {len(data.held_out or ()):,} held out for choices, "
+        f"{len(data.train):,} to train on, {len(data.validation or ()):,} for validation, "
         f"{len(data.test):,} to test on."
     )
     indent = " " * 9
@@ -218,7 +218,8 @@ def _live(records: list[dict[str, Any]]) -> str:
         return ""
     last = records[-1]
     return (
-        f", error {last['train_error']:.2f}% train {_percent(last['held_out_error'])} held out, "
+        f", error {last['train_error']:.2f}% train "
+        f"{_percent(last['validation_error'])} validation, "
         f"{last['architecture']}, {_ratio(last, 'weights')} fewer weights, "
         f"{_ratio(last, 'macs')} fewer MACs"
     )
@@ -230,7 +231,7 @@ def _percent(error: float | None) -> str:
 
 def _header() -> str:
     return (
-        f"{'epoch':>5}  {'loss':>7}  {'train':>7}  {'held out':>8}  {'architecture':<16}"
+        f"{'epoch':>5}  {'loss':>7}  {'train':>7}  {'validation':>10}  {'architecture':<16}"
         f"{'fewer weights':>14}{'fewer MACs':>12}{'ms/step':>9}"
     )
 
@@ -238,7 +239,7 @@ def _header() -> str:
 def _line(record: dict[str, Any]) -> str:
     return (
         f"{record['epoch']:>5}  {record['loss']:>7.4f}  {record['train_error']:>6.2f}%  "
-        f"{_percent(record['held_out_error']):>8}  {record['architecture']:<16}"
+        f"{_percent(record['validation_error']):>10}  {record['architecture']:<16}"
         f"{_ratio(record, 'weights'):>14}{_ratio(record, 'macs'):>12}{record['step_ms']:>9.1f}"
     )
 
@@ -283,7 +284,7 @@ def _result(trainer: Trainer, error: float) -> dict[str, Any]:
         "versions": versions(),
         "gated": trainer.config.gated,
         "test_error": error,
-        "held_out_error": last["held_out_error"],
+        "validation_error": last["validation_error"],
         "architecture": last["architecture"],
         "weights": last["weights"],
         "dense_weights": last["dense_weights"],
@@ -392,7 +393,7 @@ def reproduce(options: argparse.Namespace) -> int:
         directory.mkdir(parents=True, exist_ok=True)
         runs = runs_of(names, dataset, quick=options.quick)
         for test in (False, True):  # where images are held out, choices are made
-            part = [config for config in runs if test == (config.held_out == 0)]
+            part = [config for config in runs if test == (config.validation == 0)]
             if part:
                 failed += run_all(
                     part,

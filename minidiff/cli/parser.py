@@ -270,7 +270,7 @@ def _add_run_options(group: Any, *, several: bool = False) -> None:
     )
     group.add_argument("--model", choices=tuple(MODELS), help="default: lenet5")
     group.add_argument(
-        "--held-out",
+        "--validation",
         type=int,
         metavar="N",
         help="of MNIST's training images (default: 5,000); 0 trains on all of them",

@@ -92,7 +92,7 @@ class Experiment:
     @property
     def error(self) -> str:
         """Which error it is about."""
-        return "held_out_error" if self.base.get("held_out", 1) else "test_error"
+        return "validation_error" if self.base.get("validation", 1) else "test_error"
 
     def configs(self, dataset: str, *, quick: bool = False) -> Iterator[tuple[int, Config]]:
         """Yield (number of the variant, configuration) for every run."""
@@ -114,8 +114,8 @@ def _epochs(gates: int, settle: int, *, ramp: int) -> dict[str, Any]:
 
 
 DENSE_RUN = {"sparsity": "dense", "epochs": 40}
-FINAL = {"held_out": 0}  # all has been chosen
-LIGHT = {"held_out": 0, "augment": True, "label_smoothing": 0.0}  # augmentation is enough
+FINAL = {"validation": 0}  # all has been chosen
+LIGHT = {"validation": 0, "augment": True, "label_smoothing": 0.0}  # augmentation is enough
 LONGER = _epochs(56, 62, ramp=24)  # gates learn for twice as long as in the recipe
 # Where the aim is about weights alone, they are what to count. What augmentation or its size keeps
 # from learning images by heart hardly needs smoothed labels, but gains by an average of weights.
@@ -127,7 +127,7 @@ SMALL = {**AVERAGED, **_epochs(56, 40, ramp=24)}
 PATIENT = {**AVERAGED, "swa_lr": 0.03, **_epochs(56, 120, ramp=24)}
 # Gates on each weight take longer to close than gates on groups.
 UNSTRUCTURED = {**AVERAGED, "sparsity": "unstructured", **_epochs(36, 44, ramp=18)}
-# Larger steps of the gates than the recipe's did better there on held-out images.
+# Larger steps of the gates than the recipe's did better there on validation images.
 UNSTRUCTURED_LENET5 = {**UNSTRUCTURED, "gate_lr": 0.01}
 # What each row of an ablation changes of the recipe.
 CHOICES: dict[str, Mapping[str, Any]] = {
@@ -619,7 +619,7 @@ def _changes(config: Config) -> str:
         if isinstance(value, float)
         else f"{name} = {value}"
         for name, value in config.to_json().items()
-        if value != usual[name] and name not in ("held_out", "seed")
+        if value != usual[name] and name not in ("validation", "seed")
     )
 
 

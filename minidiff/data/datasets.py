@@ -241,7 +241,7 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Three disjoint splits: to train on, to choose by (held out), and to report on (test).
+    """Three disjoint splits: to train on, to choose by (validation), and to report on (test).
 
     Attributes
     ----------
@@ -249,8 +249,8 @@ class Dataset:
         "mnist" or "digits".
     source : str
         A sentence for the reader on where the data came from.
-    train, held_out, test : Split
-        Images of one shape (C, H, W) and one dtype. ``held_out`` is None if all are trained on.
+    train, validation, test : Split
+        Images of one shape (C, H, W) and one dtype. ``validation`` is None if all are trained on.
     classes : int
         The number of classes; labels are 0..classes-1.
 
@@ -270,7 +270,7 @@ class Dataset:
     name: str
     source: str
     train: Split
-    held_out: Split | None
+    validation: Split | None
     test: Split
     classes: int = 10
 
@@ -278,7 +278,7 @@ class Dataset:
         if self.classes < 2:
             raise DataError(f"classes is {self.classes}; expected 2 or more.")
         expected = self.train.images.shape[1:], self.train.images.dtype
-        for name in ("train", "held_out", "test"):
+        for name in ("train", "validation", "test"):
             split: Split | None = getattr(self, name)
             if split is None:
                 continue
@@ -329,7 +329,7 @@ def _full_scale(pixels: Pixels) -> float:
 # ----------------------------------------------------------------------------------------- loading
 
 
-def load_dataset(name: str = "auto", *, held_out: int = 5000, offline: bool = False) -> Dataset:
+def load_dataset(name: str = "auto", *, validation: int = 5000, offline: bool = False) -> Dataset:
     """Load a dataset of 28x28 grey images of handwritten digits, uint8 of shape (N, 1, 28, 28).
 
     MNIST is looked for in ``$MINIDIFF_DATA_DIR/mnist``, then in the user's cache directory, and
@@ -341,10 +341,10 @@ def load_dataset(name: str = "auto", *, held_out: int = 5000, offline: bool = Fa
     ----------
     name
         "mnist"; "digits", the 1,797 digits of scikit-learn enlarged from 8x8, split once and for
-        all into 1,197 for training, 300 held out and 300 for testing; or "auto", which is MNIST
-        if it can be had and digits otherwise, as ``source`` then says.
-    held_out
-        How many of MNIST's 60,000 training images to hold out: the last ones of the file. 0 is for
+        all into 1,197 for training, 300 for validation and 300 for testing; or "auto", which is
+        MNIST if it can be had and digits otherwise, as ``source`` then says.
+    validation
+        The size of MNIST's validation set: the last of the 60,000 training images. 0 is for
         a last training on all of them, once everything has been chosen. The split of digits does
         not depend on it, but for 0.
     offline
@@ -353,7 +353,7 @@ def load_dataset(name: str = "auto", *, held_out: int = 5000, offline: bool = Fa
     Raises
     ------
     ValueError
-        If ``name`` is unknown or ``held_out`` is not an integer in 0..59999.
+        If ``name`` is unknown or ``validation`` is not an integer in 0..59999.
     MissingDataError
         If MNIST is asked for and not to be had, or under "auto" neither dataset is.
     DataError
@@ -364,42 +364,42 @@ def load_dataset(name: str = "auto", *, held_out: int = 5000, offline: bool = Fa
     Examples
     --------
     >>> data = load_dataset("digits")
-    >>> data.train.images.shape, len(data.held_out), len(data.test)
+    >>> data.train.images.shape, len(data.validation), len(data.test)
     ((1197, 1, 28, 28), 300, 300)
     """
     if name not in DATASETS:
         raise ValueError(f"dataset {name!r} is unknown; expected one of {', '.join(DATASETS)}.")
-    if not _is_integer(held_out) or not 0 <= held_out < MNIST_TRAINING_IMAGES:
+    if not _is_integer(validation) or not 0 <= validation < MNIST_TRAINING_IMAGES:
         raise ValueError(
-            f"held_out is {held_out!r}; expected an integer in 0..{MNIST_TRAINING_IMAGES - 1} "
+            f"validation is {validation!r}; expected an integer in 0..{MNIST_TRAINING_IMAGES - 1} "
             f"(MNIST has {MNIST_TRAINING_IMAGES} training images)."
         )
     if name == "digits":
-        return _load_digits(held_out=held_out)
+        return _load_digits(validation=validation)
     try:
-        return _load_mnist(held_out, offline)
+        return _load_mnist(validation, offline)
     except MissingDataError as missing:
         if name == "mnist":
             raise
         try:
-            return _load_digits(f" It stands in for MNIST. {missing}", held_out=held_out)
+            return _load_digits(f" It stands in for MNIST. {missing}", validation=validation)
         except ImportError as error:
             raise MissingDataError(f"{missing} The stand-in is not to be had: {error}") from error
 
 
-def _load_mnist(held_out: int, offline: bool) -> Dataset:
+def _load_mnist(validation: int, offline: bool) -> Dataset:
     directory, source = _find_mnist(offline)
     arrays = [
         read_idx(directory / name, rank=3 if "images" in name else 1) for name in MNIST_HASHES
     ]
     images, test_images = arrays[0][:, None], arrays[2][:, None]
     labels, test_labels = arrays[1].astype(np.int64), arrays[3].astype(np.int64)
-    first = len(images) - held_out
+    first = len(images) - validation
     return Dataset(
         name="mnist",
         source=source,
         train=Split(images[:first], labels[:first]),
-        held_out=Split(images[first:], labels[first:]) if held_out else None,
+        validation=Split(images[first:], labels[first:]) if validation else None,
         test=Split(test_images, test_labels),
     )
 
@@ -525,7 +525,7 @@ def _probe(downloader: Any, url: str) -> None:
         raise FileNotFoundError("the server does not offer the file")
 
 
-def _load_digits(note: str = "", *, held_out: int) -> Dataset:
+def _load_digits(note: str = "", *, validation: int) -> Dataset:
     bunch = extra("sklearn.datasets", "scikit-learn").load_digits()
     labels = np.asarray(bunch.target, dtype=np.int64)
 
@@ -541,7 +541,7 @@ def _load_digits(note: str = "", *, held_out: int) -> Dataset:
     # this dataset *is*, rather than cut from it in order.
     order = np.random.default_rng(1797).permutation(len(labels))
     source = "The 1,797 handwritten 8x8 digits of scikit-learn, enlarged to 28x28." + note
-    if not held_out:
+    if not validation:
         train, test = (Split(images[i], labels[i]) for i in np.split(order, [1497]))
         return Dataset("digits", source, train, None, test)
     train, chosen, test = (Split(images[i], labels[i]) for i in np.split(order, [1197, 1497]))

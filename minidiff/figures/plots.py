@@ -6,7 +6,7 @@ mapping that describes the network after an epoch:
 
 ``epoch``
     Its number.
-``loss``, ``train_error``, ``held_out_error`` (None if nothing is held out)
+``loss``, ``train_error``, ``validation_error`` (None without a validation set)
     The loss on the training data without the penalty; errors in %.
 ``expected_weights``, ``weights``, ``dense_weights``
     The surrogate of L0, what it stands for, and how many weights the network has without gates.
@@ -123,7 +123,7 @@ def _styled(function: Callable[P, R]) -> Callable[P, R]:
 
 @_styled
 def error_and_loss(records: Records) -> "Figure":
-    """Draw training and held-out error beside the training loss, over epochs, on log axes.
+    """Draw training and validation error beside the training loss, over epochs, on log axes.
 
     Parameters
     ----------
@@ -137,7 +137,7 @@ def error_and_loss(records: Records) -> "Figure":
 
     Examples
     --------
-    >>> record = {"epoch": 1, "loss": 0.2, "train_error": 5.0, "held_out_error": None}
+    >>> record = {"epoch": 1, "loss": 0.2, "train_error": 5.0, "validation_error": None}
     >>> figure = error_and_loss([record | {"frozen": False}])
     >>> [axes.get_title(loc="left") for axes in figure.axes]
     ['Classification error', 'Training loss, without the penalty']
@@ -321,10 +321,10 @@ def overview(records: Records, filters: Array, kept: NDArray[np.bool_]) -> "Figu
 
     Examples
     --------
-    >>> record = {"epoch": 1, "loss": 0.2, "train_error": 5.0, "held_out_error": 4.5}
+    >>> record = {"epoch": 1, "loss": 0.2, "train_error": 5.0, "validation_error": 4.5}
     >>> record |= {"open": {}, "frozen": False}
     >>> overview([record], np.ones((3, 1, 5, 5)), np.ones(3, np.bool_)).get_suptitle()
-    '4.50 % held-out error'
+    '4.50 % validation error'
     """
     check_records(records)
     check_filters(filters, kept)
@@ -551,7 +551,7 @@ def plot_run(
     Examples
     --------
     >>> import tempfile
-    >>> record = {"epoch": 1, "loss": 0.2, "train_error": 5.0, "held_out_error": 4.5}
+    >>> record = {"epoch": 1, "loss": 0.2, "train_error": 5.0, "validation_error": 4.5}
     >>> records, filters = [record | {"open": {}, "frozen": False}], np.ones((3, 1, 5, 5))
     >>> with tempfile.TemporaryDirectory() as directory:
     ...     paths = plot_run(directory, records, {}, (0, 1), filters, np.ones(3, np.bool_))
@@ -577,8 +577,8 @@ def plot_run(
 
 def _draw_error(axes: "Axes", records: Records) -> None:
     lines = [("train", _series(records, "train_error"), MUTED)]
-    if records[-1]["held_out_error"] is not None:
-        lines.append(("held-out", _series(records, "held_out_error"), BLUE))
+    if records[-1]["validation_error"] is not None:
+        lines.append(("validation", _series(records, "validation_error"), BLUE))
     low, high = _log_axis(axes, np.concatenate([values for _, values, _ in lines]), "{:g} %")
     labels = []
     for name, values, colour in lines:
@@ -839,9 +839,9 @@ def _headline(record: Mapping[str, Any]) -> str:
         parts = [f"{weights} fewer weights", f"{macs} fewer MACs"]
         if len(record["open"]) <= 5:  # more do not fit
             parts.insert(0, f"{record['dense_architecture']} → {record['architecture']}")
-    error = record["held_out_error"]
+    error = record["validation_error"]
     if error is not None:
-        parts.append(f"{error:.2f} % held-out error")
+        parts.append(f"{error:.2f} % validation error")
     return "  ·  ".join(parts)
 
 

@@ -125,7 +125,7 @@ def report_page(
 
     Examples
     --------
-    >>> record = {"epoch": 1, "loss": 0.2, "train_error": 5.0, "held_out_error": None}
+    >>> record = {"epoch": 1, "loss": 0.2, "train_error": 5.0, "validation_error": None}
     >>> record |= {"open": {}, "groups": {}, "frozen": False}
     >>> record |= dict.fromkeys(["weights", "dense_weights", "macs", "dense_macs"], 9)
     >>> page = report_page(
@@ -196,8 +196,8 @@ def _headline(
     gated = bool(last["open"])
     tiles = []
     if result.get("test_error") is not None:
-        held_out = last["held_out_error"]
-        detail = "last epoch" if held_out is None else f"{held_out:.2f} % on held-out images"
+        validation = last["validation_error"]
+        detail = "last epoch" if validation is None else f"{validation:.2f} % on validation images"
         tiles.append((f"{result['test_error']:.2f} %", "test error", detail))
     for noun, key in (("weights", "weights"), ("MACs", "macs")):
         left, dense = last[key], last[f"dense_{key}"]
@@ -264,8 +264,8 @@ def _curves(records: Records) -> str:
         return [100 * (1 - record[key] / record[f"dense_{key}"]) for record in records]
 
     errors = [("training", "m", values("train_error"))]
-    if records[-1]["held_out_error"] is not None:
-        errors.insert(0, ("held out", "s0", values("held_out_error")))
+    if records[-1]["validation_error"] is not None:
+        errors.insert(0, ("validation", "s0", values("validation_error")))
     losses = [("without the penalty", "s0", values("loss"))]
     charts = [
         _chart("Error", records, errors, unit=" %"),

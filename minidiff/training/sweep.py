@@ -28,7 +28,7 @@ __all__ = ["read_results", "run_once", "sweep"]
 # What a result tells at least; errors are there as far as they were asked for.
 NUMBERS = ("weights", "dense_weights", "macs", "dense_macs", "seconds")
 # What is kept of the way there, of at most so many epochs; the rest is of the last epoch only.
-KEPT = ("epoch", "loss", "train_error", "held_out_error", "weights", "macs", "architecture")
+KEPT = ("epoch", "loss", "train_error", "validation_error", "weights", "macs", "architecture")
 POINTS = 30
 
 
@@ -68,7 +68,7 @@ def run_once(settings: dict[str, Any], *, test: bool, threads: int) -> dict[str,
     line: dict[str, Any] = {"config": settings, "versions": versions()}
     began = time.perf_counter()
     try:
-        data = _dataset(config.dataset, config.held_out)
+        data = _dataset(config.dataset, config.validation)
         trainer = Trainer(config, data)
         while trainer.step < trainer.steps:
             trainer.train_epoch()
@@ -94,8 +94,8 @@ def _history(records: list[dict[str, Any]]) -> dict[str, list[Any]]:
 
 
 @lru_cache(maxsize=1)
-def _dataset(name: str, held_out: int) -> Dataset:
-    return load_dataset(name, held_out=held_out)
+def _dataset(name: str, validation: int) -> Dataset:
+    return load_dataset(name, validation=validation)
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
@@ -153,7 +153,7 @@ def _checked(text: bytes) -> dict[str, Any]:
         result, history = line.get("result"), line.get("history")
         if not isinstance(result, dict) or not isinstance(history, dict):
             raise ValueError("it has neither a result with its history nor an error.")
-        errors = {name: result.get(name) for name in ("held_out_error", "test_error")}
+        errors = {name: result.get(name) for name in ("validation_error", "test_error")}
         wrong = [name for name in NUMBERS if not _is_number(result.get(name))]
         wrong += [name for name, v in errors.items() if v is not None and not _is_number(v)]
         wrong += [name for name in ("architecture", "dense_architecture") if name not in result]
@@ -318,7 +318,7 @@ def _summary(line: dict[str, Any]) -> str:
     result = line["result"]
     errors = [
         f"{result[f'{part}_error']:.2f} % {part.replace('_', ' ')} error"
-        for part in ("held_out", "test")
+        for part in ("validation", "test")
         if result.get(f"{part}_error") is not None
     ]
     fewer = [

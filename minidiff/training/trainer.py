@@ -74,8 +74,8 @@ class Config:
     ----------
     dataset : str
         "mnist" or "digits".
-    held_out : int
-        How many of MNIST's training images are held out for choices; 0 for a last training, once
+    validation : int
+        The number of MNIST training images in the validation set; 0 for a last training, once
         everything has been chosen.
     model : str
         "lenet5" or "lenet300".
@@ -135,7 +135,7 @@ class Config:
     """
 
     dataset: str = "mnist"
-    held_out: int = 5000
+    validation: int = 5000
     model: str = "lenet5"
     sparsity: str = "structured"
     method: str = "diffprune"
@@ -175,8 +175,8 @@ class Config:
         for name in ("seed", "warmup"):
             self._require(name, self._whole(name) and getattr(self, name) >= 0, "an integer >= 0")
         most = MNIST_TRAINING_IMAGES - 1
-        fits = self._whole("held_out") and 0 <= self.held_out <= most
-        self._require("held_out", fits, f"an integer in 0..{most:,}")
+        fits = self._whole("validation") and 0 <= self.validation <= most
+        self._require("validation", fits, f"an integer in 0..{most:,}")
         for name in ("lr", "gate_lr", "width", "sigma"):
             self._require(name, 0 < getattr(self, name) < math.inf, "a finite number above 0")
         for name in ("weight_decay", "penalty", "swa_lr"):
@@ -559,8 +559,8 @@ class Trainer:
             "step": self.step,
             "loss": sum(losses) / len(data.train),
             "train_error": 100 * wrong / len(data.train),
-            "held_out_error": data.held_out
-            and error_rate(self.model, data.held_out, mean=data.mean, std=data.std),
+            "validation_error": data.validation
+            and error_rate(self.model, data.validation, mean=data.mean, std=data.std),
             "expected_weights": self._expected("weights"),
             "expected_macs": self._expected("macs"),
             "weights": sum(c.weights[0] for c in counts),
