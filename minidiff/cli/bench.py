@@ -25,8 +25,8 @@ import numpy as np
 
 from minidiff.data.datasets import Dataset, Split
 from minidiff.engine import compiled, kernels, memory, ops
-from minidiff.engine._types import Array
-from minidiff.engine.predictor import Predictor
+from minidiff.engine.arrays import Array
+from minidiff.predict.predictor import Predictor
 from minidiff.engine.tensor import Op, Tensor
 from minidiff.io.extras import extra
 from minidiff.pruning.compact import compact

@@ -17,14 +17,16 @@ from numpy.typing import NDArray
 
 from minidiff.data.datasets import Dataset, load_dataset
 from minidiff.engine import nn
-from minidiff.engine._types import Array
-from minidiff.engine.nn import Module, Shape
-from minidiff.engine.predictor import Predictor
+from minidiff.engine.arrays import Array
+from minidiff.engine.arrays import Shape
+from minidiff.engine.module import Module, chain
+from minidiff.predict.predictor import Predictor
 from minidiff.io.checkpoint import MALFORMED, Checkpoint
 from minidiff.io.extras import extra
 from minidiff.pruning.compact import compact
-from minidiff.pruning.gates import Gated
-from minidiff.pruning.penalty import count, gates_of, in_use
+from minidiff.pruning.gated import Gated
+from minidiff.pruning.count import count, in_use
+from minidiff.pruning.network import gates_of
 from minidiff.training.runs import Run, RunError, peak_megabytes, versions
 from minidiff.training.trainer import Config, ConfigError, Trainer, error_rate
 
@@ -263,7 +265,7 @@ def _first_layer(model: Module) -> tuple[str, Array]:
     """Return the name of the first layer, and its weights as small images."""
     name, first = next(
         (name, layer)
-        for name, layer in nn.chain(model)
+        for name, layer in chain(model)
         if isinstance(layer, Gated | nn.Conv2d | nn.Linear)
     )
     weight = (first.layer if isinstance(first, Gated) else first).weight.data
@@ -279,7 +281,7 @@ def _result(trainer: Trainer, error: float) -> dict[str, Any]:
     last, dense_biases = records[-1], sum(layer.outputs[1] for layer in counts)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the table says it if nothing is left
-        small = compact(trainer.model)
+        small = compact(trainer.model, trainer.shape)
     return {
         "versions": versions(),
         "gated": trainer.config.gated,
@@ -468,7 +470,7 @@ class Trained:
 
     def predictor(self) -> Predictor:
         """Return the compact network, ready to be asked."""
-        return Predictor(compact(self.model), self.shape, mean=self.mean, std=self.std)
+        return Predictor(compact(self.model, self.shape), self.shape, mean=self.mean, std=self.std)
 
 
 def evaluate(options: argparse.Namespace) -> int:
@@ -536,7 +538,7 @@ def inspect(options: argparse.Namespace) -> int:
 
 def _layer_table(model: Module, shape: Shape) -> str:
     """Write what the compact network has of each layer with weights, of how much."""
-    small = compact(model)
+    small = compact(model, shape)
     layers = dict(small.children())
     rows = [("layer", "weight", "", "weights", "MACs", "bytes")]
     totals = [0] * 5

@@ -13,15 +13,17 @@ from numpy.typing import NDArray
 from minidiff.cli.bench import in_turns
 from minidiff.data.datasets import Split, batches
 from minidiff.engine import nn
-from minidiff.engine.nn import Module, Shape
-from minidiff.engine.predictor import Predictor
+from minidiff.engine.arrays import Shape
+from minidiff.engine.module import Module
+from minidiff.predict.predictor import Predictor
 from minidiff.engine.tensor import no_grad
 from minidiff.io.checkpoint import save
 from minidiff.io.export import export
 from minidiff.io.extras import extra
 from minidiff.pruning.compact import compact, unnested
-from minidiff.pruning.gates import Gate, Gated
-from minidiff.pruning.penalty import count
+from minidiff.pruning.gated import Gated
+from minidiff.pruning.gates import Gate
+from minidiff.pruning.count import count
 
 __all__ = ["Row", "compare", "table"]
 
@@ -91,7 +93,7 @@ def compare(
         If onnx, onnxruntime or safetensors is not installed.
     """
     plain = dense if dense is not None else _without_gates(gated)
-    small = compact(gated)
+    small = compact(gated, shape)
     dense_mean, dense_std = dense_scale or (mean, std)
     with tempfile.TemporaryDirectory() as directory:
         sizes = {}

@@ -15,7 +15,7 @@ from minidiff.io.checkpoint import CheckpointError
 from minidiff.io.export import FORMATS, ExportError
 from minidiff.models import MODELS, SPARSITIES
 from minidiff.pruning.gates import NOISES
-from minidiff.pruning.penalty import COSTS
+from minidiff.pruning.surrogate import COSTS
 from minidiff.training.runs import RunError
 from minidiff.training.trainer import METHODS, RECIPES, ConfigError, NonFiniteLossError
 

@@ -25,7 +25,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from minidiff.engine.ops import generator
+from minidiff.engine.functional import generator
 from minidiff.io.extras import extra
 
 __all__ = [

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, TypeAlias
 
 import llvmlite.binding as llvm
 from numba import config, njit
@@ -35,13 +35,13 @@ PRANGE = {
     "prange": True,
 }
 
-F = TypeVar("F", bound=Callable[..., Any])
+Function: TypeAlias = Callable[..., Any]
 
 
-def _compiled(**options: Any) -> Callable[[F], F]:
-    """Return a decorator; what it decorates compiles when first called, and is kept on disk."""
+def _compiled(**options: Any) -> Callable[[Function], Function]:
+    """Return a decorator: its functions compile when first called, and are kept on disk."""
 
-    def decorate(function: F) -> F:
+    def decorate(function: Function) -> Function:
         kernel: Any = njit(fastmath=FASTMATH, error_model="numpy", **options)(function)
         with suppress(RuntimeError):  # if there is nowhere to write, each process compiles anew
             kernel.enable_caching()

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from minidiff.engine._types import Array
+from minidiff.engine.arrays import Array
 from minidiff.io.files import write_whole
 
 # Matplotlib is imported where it is used, to keep importing minidiff quick.

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from minidiff.data.augment import Affine
 from minidiff.data.datasets import DATASETS, MNIST_TRAINING_IMAGES, Dataset, Split, batches
-from minidiff.engine import ops
-from minidiff.engine._types import Array
-from minidiff.engine.nn import Module
+from minidiff.engine import functional
+from minidiff.engine.arrays import Array
+from minidiff.engine.module import Module
 from minidiff.engine.optim import SGD, Adam, Average, Optimizer, ParameterGroup, cosine
 from minidiff.engine.tensor import no_grad
 from minidiff.io.checkpoint import (
@@ -24,24 +24,14 @@ from minidiff.io.checkpoint import (
     restore_generator,
 )
 from minidiff.models import MODELS, SPARSITIES
-from minidiff.pruning.baselines import (
-    GaussianGate,
-    GroupLasso,
-    HardConcrete,
-    MagnitudePruning,
-)
-from minidiff.pruning.gates import NOISES, Gate, binarize
-from minidiff.pruning.penalty import (
-    COSTS,
-    LayerCount,
-    Surrogate,
-    architecture,
-    count,
-    expected_cost,
-    gated_sizes,
-    gates_of,
-    split_parameters,
-)
+from minidiff.baselines.gaussian import GaussianGate
+from minidiff.baselines.hard_concrete import HardConcrete
+from minidiff.baselines.rules import GroupLasso, MagnitudePruning
+from minidiff.pruning.gated import fold_gates
+from minidiff.pruning.gates import NOISES, Gate
+from minidiff.pruning.count import LayerCount, architecture, count, gated_sizes
+from minidiff.pruning.network import gates_of, split_parameters
+from minidiff.pruning.surrogate import COSTS, Surrogate, expected_cost
 
 __all__ = [
     "METHODS",
@@ -298,7 +288,7 @@ def build_model(config: Config, rng: np.random.Generator) -> Module:
     settings: dict[str, Any] = {"dropout": config.dropout}
     if gate is Gate:
         settings |= {key: getattr(config, key) for key in ("width", "initial", "noise", "sigma")}
-    return MODELS[config.model](rng=rng, sparsity=config.sparsity, gate=gate, **settings)
+    return MODELS[config.model](rng=rng, sparsity=config.sparsity, kind=gate, **settings)
 
 
 def error_rate(model: Module, split: Split, *, mean: float, std: float) -> float:
@@ -490,14 +480,14 @@ class Trainer:
             group.lr = self.lr
         prunes, settles = self.prunes, self.step >= self.stop
         if self.gates and self.step == self.stop:
-            binarize(self.model)
+            fold_gates(self.model)
             for group in self.weights.groups:
-                group.forget()  # what was of weights that are others now
+                group.reset()  # what was of weights that are others now
         for gate in self.gates.values():
             gate.frozen = settles
         logits = self.model(images)
         smoothing = config.label_smoothing if settles else 0.0
-        loss = ops.cross_entropy(logits, labels, label_smoothing=smoothing)
+        loss = functional.cross_entropy(logits, labels, label_smoothing=smoothing)
         total = loss
         if prunes and self.phis is not None:
             total = loss + self.strength * self.surrogate()
