@@ -31,7 +31,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 
 from minidiff.io.files import write_whole
@@ -39,7 +38,8 @@ from minidiff.io.files import write_whole
 __all__ = ["curves", "first_filters", "gate_histogram", "gate_maps", "overview", "plot_run", "save"]
 
 Records: TypeAlias = Sequence[Mapping[str, Any]]
-Lines: TypeAlias = list[tuple[NDArray[Any], str, str]]  # values over epochs, label, colour
+Line: TypeAlias = tuple[NDArray[Any], str, str]  # values over epochs, label, colour
+Lines: TypeAlias = Sequence[Line]
 Bools: TypeAlias = NDArray[np.bool_]
 
 # ------------------------------------------------------------------------------------------- style
@@ -48,10 +48,10 @@ Bools: TypeAlias = NDArray[np.bool_]
 # left out, since text in them is hard to read on white.
 BLUE, VERMILION, GREEN, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9"
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, SKY)
-INK, MUTED, FAINT, SHADE = "#1F2328", "#6A737D", "#E4E7EB", "#F3F4F6"
+INK, MUTED = "#1F2328", "#6A737D"
+FAINT, SHADE = "#80808040", "#80808018"  # translucent, for paper of any colour
 
 STYLE: Any = {  # the type of the keys depends on the version of Matplotlib
-    "axes.axisbelow": True,
     "axes.edgecolor": MUTED,
     "axes.grid": True,
     "axes.grid.axis": "y",
@@ -59,7 +59,6 @@ STYLE: Any = {  # the type of the keys depends on the version of Matplotlib
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.titlelocation": "left",
-    "axes.titlepad": 10,
     "axes.titlesize": 11,
     "axes.titleweight": "bold",
     "figure.constrained_layout.h_pad": 0.1,  # inches
@@ -151,7 +150,7 @@ def curves(records: Records, *names: str) -> Figure:
     height = max(3.3, 0.5 + 0.4 * len(records[-1]["open"]))
     figure = new_figure(5 * len(names), height)
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False).flat, names, strict=True):
-        PANELS[name](axes, records)
+        _draw_panel(axes, records, name)
     return figure
 
 
@@ -170,31 +169,30 @@ def gate_histogram(gates: Mapping[str, NDArray[Any]], limits: tuple[float, float
     --------
     >>> phi = np.array([-1.0, 0.2, 1.5, 1.6])
     >>> figure = gate_histogram({"conv1.outputs": phi}, (-0.5, 0.5))
-    >>> [text.get_text() for text in figure.axes[0].texts]
-    ['1 closed', '1 partly', '2 fully open']
+    >>> [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    ['1 closed', '1 partly open', '2 fully open']
     """
-    figure, panels = _grid(len(gates))
+    figure, panels = _grid(len(gates), 7)
     low, high = limits
     values = np.concatenate([*gates.values(), limits])
     bins = np.linspace(values.min(), values.max(), 41).tolist()
     for (name, phi), axes in zip(gates.items(), panels, strict=True):
-        zones = [
-            ("closed", phi <= low, MUTED, "left"),
-            ("partly", (phi > low) & (phi < high), VERMILION, "center"),
-            ("fully open", phi >= high, BLUE, "right"),
-        ]
+        closed, opened = phi <= low, phi >= high
+        zones = {"closed": closed, "partly open": ~closed & ~opened, "fully open": opened}
         axes.axvspan(low, high, color=SHADE, zorder=0, linewidth=0)
-        # A bin that reaches over a limit has a bar of two colours.
-        parts = [phi[inside] for _, inside, _, _ in zones]
-        colours = [colour for *_, colour, _ in zones]
-        axes.hist(parts, bins, stacked=True, histtype="stepfilled", color=colours)
-        for i, (zone, inside, colour, side) in enumerate(zones):
-            text = f"{inside.sum():,} {zone}"
-            axes.text(i / 2, 1.02, text, transform=axes.transAxes, ha=side, size=8, color=colour)
+        axes.hist(  # a bin that reaches over a limit has a bar of two colours
+            [phi[inside] for inside in zones.values()],
+            bins,
+            stacked=True,
+            histtype="stepfilled",
+            color=(MUTED, VERMILION, BLUE),
+            label=[f"{inside.sum():,} {zone}" for zone, inside in zones.items()],
+        )
+        axes.legend(fontsize=8, frameon=False)
         axes.locator_params(nbins=5)
         axes.locator_params("y", integer=True)
         axes.yaxis.set_major_formatter("{x:,.0f}")
-        axes.set_title(spaced(name), pad=20)
+        axes.set_title(spaced(name))
         axes.set_xlabel("φ of a group")
     return figure
 
@@ -224,7 +222,7 @@ def gate_maps(
     >>> figure.axes[0].get_title(loc="left").splitlines()
     ['dense1 inputs', '1 of 3 kept, 1 unused']
     """
-    figure, panels = _grid(len(gates))
+    figure, panels = _grid(len(gates), 5)
     colours = ListedColormap(["#80808038", BLUE + "66", BLUE])  # closed, unused, kept
     for (name, is_open), axes in zip(gates.items(), panels, strict=True):
         kept = used.get(name, is_open)
@@ -265,9 +263,9 @@ def first_filters(filters: NDArray[Any], kept: Bools) -> Figure:
     width = max(4.2, 0.3 * columns)  # inches
     figure = new_figure(width + 0.8, width * rows / columns + 0.5)
     axes = figure.subplots()
-    image = _draw_filters(axes, filters, kept, columns)
+    _draw_filters(axes, filters, kept, columns)
     bar = axes.inset_axes((1.02, 0, 0.02, 1))
-    figure.colorbar(image, cax=bar, label="weight").outline.set_visible(False)
+    figure.colorbar(axes.images[0], cax=bar, label="weight").outline.set_visible(False)
     return figure
 
 
@@ -296,12 +294,13 @@ def overview(records: Records, filters: NDArray[Any], kept: Bools) -> Figure:
     figure = new_figure(12.5, 3.7)
     *panels, right = figure.subplots(1, len(names) + 1)
     for axes, name in zip(panels, names, strict=True):
-        PANELS[name](axes, records)
+        _draw_panel(axes, records, name)
     _draw_filters(right, filters, kept, math.isqrt(len(filters)))
 
     parts = []
     if last["open"]:
-        parts = [f"{_times(last, 'weights')} fewer weights", f"{_times(last, 'macs')} fewer MACs"]
+        for noun, key in (("weights", "weights"), ("MACs", "macs")):
+            parts.append(f"{times(last[f'dense_{key}'], last[key])} fewer {noun}")
         if len(last["open"]) <= 5:  # the sizes of more layers do not fit
             parts.insert(0, f"{last['dense_architecture']} → {last['architecture']}")
     if last["validation_error"] is not None:
@@ -361,79 +360,80 @@ def plot_run(
 # ------------------------------------------------------------------------------------------ panels
 
 
-def _draw_error(axes: Axes, records: Records) -> None:
-    lines = []
-    for name, key, colour in (("training", "train", MUTED), ("validation", "validation", BLUE)):
-        if records[-1][f"{key}_error"] is not None:
-            values = _series(records, f"{key}_error")
-            lines.append((values, f"{values[-1]:.2f} %\n{name} error", colour))
-    _log_axis(axes, lines, " %")
+def _draw_panel(axes: Axes, records: Records, name: str) -> None:
+    title, unit, lines_of = PANELS[name]
+    lines = lines_of(records)
+    if name == "gates":
+        axes.set_ylim(0, 105)
+        axes.yaxis.set_major_formatter("{x:g} %")
+    else:
+        _log_axis(axes, lines, unit)
     _draw_lines(axes, records, lines)
-    axes.set_title("Error")
+    axes.set_title(title)
 
 
-def _draw_loss(axes: Axes, records: Records) -> None:
-    values = _series(records, "loss")
-    lines = [(values, f"{values[-1]:.2g}", MUTED)]
-    _log_axis(axes, lines)
-    _draw_lines(axes, records, lines)
-    axes.set_title("Training loss, without the penalty")
+def _errors(records: Records) -> Lines:
+    lines = [_line(records, "train_error", "{:.2f} %\ntraining error", MUTED)]
+    if records[-1]["validation_error"] is not None:
+        lines.append(_line(records, "validation_error", "{:.2f} %\nvalidation error", BLUE))
+    return lines
 
 
-def _draw_weights(axes: Axes, records: Records) -> None:
-    lines = []
-    for name, key, colour in (
-        ("expected", "expected_weights", VERMILION),
-        ("actual", "weights", BLUE),
-        ("dense", "dense_weights", MUTED),
-    ):
-        values = _series(records, key)
-        lines.append((values, f"{values[-1]:,.0f} {name}", colour))
-    _log_axis(axes, lines)
-    _draw_lines(axes, records, lines)
-    axes.set_title("Weights left")
+def _loss(records: Records) -> Lines:
+    return [_line(records, "loss", "{:.2g}", MUTED)]
 
 
-def _draw_savings(axes: Axes, records: Records) -> None:
+def _weights(records: Records) -> Lines:
+    return [
+        _line(records, "expected_weights", "{:,.0f} expected", VERMILION),
+        _line(records, "weights", "{:,.0f} actual", BLUE),
+        _line(records, "dense_weights", "{:,.0f} dense", MUTED),
+    ]
+
+
+def _line(records: Records, key: str, label: str, colour: str) -> Line:
+    values = np.array([record[key] for record in records], np.float64)
+    return values, label.format(values[-1]), colour
+
+
+def _savings(records: Records) -> Lines:
     lines = []
     for noun, key, colour in (("weights", "weights", BLUE), ("MACs", "macs", VERMILION)):
+        dense = np.array([record[f"dense_{key}"] for record in records])
+        left = np.array([record[key] for record in records])
+        label = f"{times(dense[-1], left[-1])}\nfewer {noun}"
         # A network with nothing left is drawn as one with a single weight.
-        values = _series(records, f"dense_{key}") / np.maximum(_series(records, key), 1)
-        lines.append((values, f"{_times(records[-1], key)}\nfewer {noun}", colour))
-    _log_axis(axes, lines, "×")
-    _draw_lines(axes, records, lines)
-    axes.set_title("Savings")
+        lines.append((dense / np.maximum(left, 1), label, colour))
+    return lines
 
 
-def _draw_gates(axes: Axes, records: Records) -> None:
+def _open_gates(records: Records) -> Lines:
     lines = []
     for i, (name, groups) in enumerate(records[-1]["groups"].items()):
-        shares = np.array([100 * record["open"][name] / groups for record in records])
+        values = np.array([100 * record["open"][name] / groups for record in records])
         label = f"{records[-1]['open'][name]:,} of {groups:,}\n{spaced(name)}"
-        lines.append((shares, label, COLOURS[i % len(COLOURS)]))
-    axes.set_ylim(0, 105)
-    axes.yaxis.set_major_formatter("{x:g} %")
-    _draw_lines(axes, records, lines)
-    axes.set_title("Open gates")
+        lines.append((values, label, COLOURS[i % len(COLOURS)]))
+    return lines
 
 
-PANELS: dict[str, Callable[[Axes, Records], None]] = {
-    "error": _draw_error,
-    "loss": _draw_loss,
-    "weights": _draw_weights,
-    "savings": _draw_savings,
-    "gates": _draw_gates,
+# By name: the title, the unit of the axis, and a function from records to lines.
+PANELS: dict[str, tuple[str, str, Callable[[Records], Lines]]] = {
+    "error": ("Error", " %", _errors),
+    "loss": ("Training loss, without the penalty", "", _loss),
+    "weights": ("Weights left", "", _weights),
+    "savings": ("Savings", "×", _savings),
+    "gates": ("Open gates", " %", _open_gates),
 }
 
 
-def _draw_filters(axes: Axes, filters: NDArray[Any], kept: Bools, columns: int) -> AxesImage:
+def _draw_filters(axes: Axes, filters: NDArray[Any], kept: Bools, columns: int) -> None:
     images = filters.mean(axis=1)
     scale = float(np.abs(images).max()) or 1.0
     images = np.where(kept[:, None, None], images, -2 * scale)  # below the scale: a grey tile
     # The colour is the sign of a weight and the opacity is its size, on paper of any colour.
     stops = [(0, BLUE), (0.5, BLUE + "00"), (0.5, VERMILION + "00"), (1, VERMILION)]
     colours = LinearSegmentedColormap.from_list("weights", stops)
-    image = axes.imshow(
+    axes.imshow(
         _mosaic(images[np.argsort(~kept, kind="stable")], columns),
         colours.with_extremes(under="#80808038"),
         vmin=-scale,
@@ -443,20 +443,16 @@ def _draw_filters(axes: Axes, filters: NDArray[Any], kept: Bools, columns: int) 
     axes.set_anchor("NW")
     axes.set_axis_off()
     axes.set_title(f"{kept.sum()} of {len(kept)} filters")
-    return image
 
 
 # ------------------------------------------------------------------------------------------- parts
 
 
-def _grid(count: int) -> tuple[Figure, list[Axes]]:
-    """Return a figure with a number of panels, in rows of two."""
+def _grid(count: int, width: float) -> tuple[Figure, list[Axes]]:
+    """Return a figure with a number of panels, in rows of two; the width is in inches."""
     rows = math.ceil(count / 2)
-    figure = new_figure(7.2, 2.7 * rows)
-    panels = list(figure.subplots(rows, 2, squeeze=False).flat)
-    for axes in panels[count:]:
-        axes.set_axis_off()
-    return figure, panels[:count]
+    figure = new_figure(width, 0.4 * width * rows)
+    return figure, [figure.add_subplot(rows, 2, place) for place in range(1, count + 1)]
 
 
 def _mosaic(images: NDArray[Any], columns: int) -> NDArray[Any]:
@@ -469,7 +465,7 @@ def _mosaic(images: NDArray[Any], columns: int) -> NDArray[Any]:
     return grid.reshape(rows * (height + 1), columns * (width + 1))
 
 
-def _log_axis(axes: Axes, lines: Lines, unit: str = "") -> None:
+def _log_axis(axes: Axes, lines: Lines, unit: str) -> None:
     """Make the axis of y logarithmic, with ticks as close as there is room for."""
     values = np.concatenate([values for values, *_ in lines])
     positive = values[values > 0] if values.any() else np.ones(1)
@@ -522,7 +518,7 @@ def _label_ends(axes: Axes, heights: NDArray[Any], lines: Lines) -> None:
     text_lines = 1 + max(label.count("\n") for _, label, _ in lines)
     gap = (1.2 * text_lines + 0.4) * size / 72 * axes.figure.dpi / axes.bbox.height
     gaps = gap * np.arange(count)
-    order = np.lexsort((-np.arange(count), heights))  # of equal heights, the first comes on top
+    order = np.argsort(heights)
     # Heights less the gaps below them must not fall: raise some, lower others, and take the mean.
     free = heights[order] - gaps
     raised = np.maximum.accumulate(free)
@@ -534,14 +530,6 @@ def _label_ends(axes: Axes, heights: NDArray[Any], lines: Lines) -> None:
             label, (1, height), (8, 0), xycoords="axes fraction", textcoords="offset points",
             va="center", size=size, weight="bold", linespacing=1.1, color=colour,
         )  # fmt: skip
-
-
-def _series(records: Records, key: str) -> NDArray[np.float64]:
-    return np.array([record[key] for record in records], np.float64)
-
-
-def _times(record: Mapping[str, Any], key: str) -> str:
-    return times(record[f"dense_{key}"], record[key])
 
 
 def times(dense: float, left: float) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -20,8 +21,8 @@ from minidiff.figures.plots import Bools, Records
 
 __all__ = ["Mistake", "report_page"]
 
+STYLE = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
 MOST_MISTAKES = 100  # that are shown
-FIRST_MISTAKES = 24  # that are not folded away
 MOST_GROUPS = 4096  # of a gate that has a map
 
 
@@ -44,8 +45,8 @@ class Mistake:
     --------
     >>> image = np.zeros((28, 28), np.uint8)
     >>> mistake = Mistake(3, image, 1, np.array([0.25, 0.125, 0.625]))
-    >>> mistake.answer, mistake.confidence
-    (2, 0.625)
+    >>> mistake.answer
+    2
     """
 
     index: int
@@ -57,11 +58,6 @@ class Mistake:
     def answer(self) -> int:
         """The class with the highest probability."""
         return int(self.probabilities.argmax())
-
-    @property
-    def confidence(self) -> float:
-        """The probability of the answer."""
-        return float(self.probabilities.max())
 
 
 def report_page(
@@ -117,20 +113,21 @@ def report_page(
     >>> page.splitlines()[0], "A dense run" in page
     ('<!DOCTYPE html>', True)
     """
-    layers, gated = result["layers"], bool(records[-1]["open"])
+    last, layers = records[-1], result["layers"]
+    gated = bool(last["open"])
     names = ["error", "loss", *(("weights", "savings", "gates") if gated else ())]
-    figures = [plots.curves(records, name) for name in names]
-    small = {name: is_open for name, is_open in gates.items() if len(is_open) <= MOST_GROUPS}
-    if small:
+    training = [plots.curves(records, name) for name in names]
+    left = [plots.first_filters(filters, used[f"{layers[0]['name']}.outputs"])]
+    mapped = {name: is_open for name, is_open in gates.items() if len(is_open) <= MOST_GROUPS}
+    if mapped:
         channels = {f"{b['name']}.inputs": a["outputs"][1] for a, b in pairwise(layers)}
-        figures.append(plots.gate_maps(small, used, channels))
-    figures.append(plots.first_filters(filters, used[f"{layers[0]['name']}.outputs"]))
+        left.insert(0, plots.gate_maps(mapped, used, channels))
 
     about = ["A pruning run" if gated else "A dense run", config["dataset"]]
     about += [f"{len(records)} epochs", f"{result['seconds']:,.0f} s of training"]
     if result["peak_megabytes"] is not None:
         about.append(f"{result['peak_megabytes']:,.0f} MB of memory at most")
-    nothing = "" if result["weights"] else "Nothing is left of the network: try a smaller --lambda."
+    nothing = "" if last["weights"] else "Nothing is left of the network: try a smaller --lambda."
     # The policy forbids every request, and the page needs none.
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -140,25 +137,22 @@ def report_page(
 style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{escape(title)} · minidiff</title>
-<style>
-:root {{ color-scheme: light dark; {_variables(0)} }}
-@media (prefers-color-scheme: dark) {{ :root {{ {_variables(1)} }} }}
-{STYLE}</style>
+<style>{STYLE}</style>
 </head>
 <body>
-<p class="note">{escape(" · ".join(about))}</p>
+<small>{escape(" · ".join(about))}</small>
 <h1>{escape(title)}</h1>
-<p class="note">{escape(source)} <b>{nothing}</b></p>
-{_tiles(records[-1], result, gated)}
+<p>{escape(source)} <b>{nothing}</b></p>
+<div class="tiles">{_tiles(last, result, gated)}</div>
 <h2>{"What is left" if gated else "The network"}</h2>
-<div class="grid">{_layers(layers, gated)}{_network(result, gated)}</div>
+<div class="grid">{_layers(layers, gated)}{_network(result, gated)}{_svg(left)}</div>
 <h2>Training</h2>
-<div class="grid">{"".join(map(_svg, figures))}</div>
-<h2>Mistakes</h2>
-{_mistakes(mistakes)}
+<div class="grid">{_svg(training)}</div>
 <h2>Settings</h2>
 <dl>{_settings(config)}</dl>
-<p class="note">{escape(source)} This page was written by minidiff {__version__}.</p>
+<h2>Mistakes</h2>
+{_mistakes(mistakes)}
+<small>{escape(source)} This page was written by minidiff {__version__}.</small>
 </body>
 </html>
 """
@@ -179,11 +173,9 @@ def _tiles(last: Mapping[str, Any], result: Mapping[str, Any], gated: bool) -> s
             tiles.append((f"{left:,}", noun, "of a dense network"))
     if gated:
         tiles.append((last["architecture"], "architecture", f"of {last['dense_architecture']}"))
-    cells = [
-        f"<div><b>{escape(value)}</b>{label}<small>{escape(detail)}</small></div>"
-        for value, label, detail in tiles
-    ]
-    return f'<div class="tiles">{"".join(cells)}</div>'
+    return "".join(
+        f"<div><b>{value}</b>{label}<small>{detail}</small></div>" for value, label, detail in tiles
+    )
 
 
 def _layers(layers: Sequence[Mapping[str, Any]], gated: bool) -> str:
@@ -205,12 +197,9 @@ def _network(result: Mapping[str, Any], gated: bool) -> str:
         ("bytes", "dense_bytes", "bytes", "{:,}"),
         ("training step", "first_step_ms", "step_ms", "{:.1f} ms"),
     ):
-        left = form.format(result[key])
-        if gated:
-            dense = result[dense_key]
-            rows.append([label, form.format(dense), left, plots.times(dense, result[key])])
-        else:
-            rows.append([label, left])
+        dense, left = result[dense_key], result[key]
+        texts = [form.format(dense), form.format(left), plots.times(dense, left)]
+        rows.append([label, *(texts if gated else texts[1:2])])
     header = ["", "dense", "pruned", "saving"] if gated else ["", "dense"]
     return _table("The whole network", header, rows)
 
@@ -218,21 +207,15 @@ def _network(result: Mapping[str, Any], gated: bool) -> str:
 def _mistakes(mistakes: Sequence[Mistake]) -> str:
     if not mistakes:
         return "<p>Every test image is classified correctly.</p>"
-    worst = sorted(mistakes, key=lambda mistake: (-mistake.confidence, mistake.index))
+    worst = sorted(mistakes, key=lambda mistake: (-mistake.probabilities.max(), mistake.index))
     pairs = Counter((mistake.label, mistake.answer) for mistake in worst).most_common(3)
     often = ", ".join(f"{label} as {answer} ({n}×)" for (label, answer), n in pairs)
     cards = [_card(mistake) for mistake in worst[:MOST_MISTAKES]]
-    first, more = cards[:FIRST_MISTAKES], cards[FIRST_MISTAKES:]
-    page = (
-        f"<p>Misclassified test images: {len(worst):,}, most often {often}. Those with the most "
-        f'confident wrong answers come first.</p><div class="cards">{"".join(first)}</div>'
+    text = (
+        f"{len(worst):,} test images are misclassified, most often {often}. Here are those with "
+        f"the most confident wrong answers."
     )
-    if more:
-        page += (
-            f"<details><summary>The next {len(more)}</summary>"
-            f'<div class="cards">{"".join(more)}</div></details>'
-        )
-    return page
+    return f'<p>{text}</p><div class="cards">{"".join(cards)}</div>'
 
 
 def _card(mistake: Mistake) -> str:
@@ -273,16 +256,16 @@ def _table(caption: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -
 
 
 @plots.styled
-def _svg(figure: Figure) -> str:
-    """Return a figure as SVG in the font and the colours of the page."""
-    buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none"}):  # text stays text
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]  # what comes before is for files
-    for name, (colour, _) in COLOURS.items():
-        svg = svg.replace(colour.lower(), f"var(--{name})")
-    return f"<figure>{svg}</figure>"
+def _svg(figures: Sequence[Figure]) -> str:
+    """Return figures as SVG that takes the font and the colour of text from the page."""
+    drawn = ""
+    for figure in figures:
+        file = io.StringIO()
+        with matplotlib.rc_context({"svg.fonttype": "none"}):  # text stays text
+            figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+        _, tag, rest = file.getvalue().partition("<svg")  # before it are lines for files
+        drawn += f"<figure>{tag}{rest}</figure>".replace(plots.INK.lower(), "currentColor")
+    return drawn
 
 
 def _png(image: NDArray[np.uint8]) -> str:
@@ -292,53 +275,3 @@ def _png(image: NDArray[np.uint8]) -> str:
     file = io.BytesIO()
     Image.fromarray(image).save(file, "PNG")
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
-def _variables(mode: int) -> str:
-    return "".join(f"--{name}: {colours[mode]}; " for name, colours in COLOURS.items())
-
-
-# The colours of figures and page, in light and in dark mode.
-COLOURS = {
-    "paper": ("#FFFFFF", "#121519"),
-    "ink": (plots.INK, "#E6E9ED"),
-    "muted": (plots.MUTED, "#9AA5B1"),
-    "faint": (plots.FAINT, "#2C333B"),
-    "shade": (plots.SHADE, "#1B2026"),
-    "blue": (plots.BLUE, plots.SKY),
-    "sky": (plots.SKY, plots.BLUE),
-}
-
-STYLE = """
-* { box-sizing: border-box; margin: 0; padding: 0 }
-body { max-width: 70rem; margin: auto; padding: 2rem 1rem; background: var(--paper);
-  color: var(--ink); font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere }
-h1 { font-size: 2.2rem; line-height: 1.3 }
-h2 { margin: 3rem 0 1rem }
-small { display: block }
-small, .note, caption, dt { color: var(--muted) }
-.tiles, .grid, .cards, dl { display: grid; gap: 1rem;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, var(--least)), 1fr)) }
-.tiles { --least: 10rem; margin-top: 2rem }
-.tiles div, .cards figure { padding: 1rem; background: var(--shade); border-radius: .75rem }
-.tiles b { display: block; font-size: 1.6rem }
-.grid { --least: 26rem; gap: 2rem 3rem }
-table { border-collapse: collapse; align-self: start; width: 100%; font-size: .9rem }
-caption { text-align: left }
-th, td { padding: .4rem; border-top: 1px solid var(--faint); text-align: right;
-  vertical-align: top; font-variant-numeric: tabular-nums }
-th:first-child { text-align: left; padding-left: 0 }
-svg { width: 100%; height: auto }
-svg text { font-family: inherit !important }
-.cards { --least: 14rem; margin: 1rem 0 }
-.cards figure { display: flex; gap: 1rem }
-.cards img { width: 5rem; height: 5rem; image-rendering: pixelated; filter: invert(1);
-  mix-blend-mode: multiply }
-figcaption { flex: 1 }
-figcaption small { float: right }
-li { display: flex; justify-content: space-between; padding: 0 .3rem; font-size: .8rem;
-  background: linear-gradient(90deg, var(--faint) var(--share), transparent 0) }
-dl { --least: 11rem; gap: 0 2rem; margin-bottom: 1rem; font-size: .9rem }
-dl div { display: flex; justify-content: space-between; border-bottom: 1px solid var(--faint) }
-@media (prefers-color-scheme: dark) { .cards img { filter: none; mix-blend-mode: screen } }
-"""
