@@ -139,6 +139,11 @@ def curves(records: Records, *names: str) -> Figure:
         One or more of "error", "loss", "weights" (expected and actual), "savings" (of weights and
         of MACs) and "gates" (the share of open groups of each gate).
 
+    Raises
+    ------
+    ValueError
+        If "gates" are asked for and the network has none.
+
     Examples
     --------
     >>> record = {"epoch": 1, "expected_weights": 70, "weights": 75, "dense_weights": 90}
@@ -146,6 +151,8 @@ def curves(records: Records, *names: str) -> Figure:
     >>> [text.get_text() for text in figure.axes[0].texts]
     ['70 expected', '75 actual', '90 dense']
     """
+    if "gates" in names and not records[-1]["open"]:
+        raise ValueError("the network has no gates, so panel 'gates' cannot be drawn.")
     # Each gate has a label of two lines beside its curve.
     height = max(3.3, 0.5 + 0.4 * len(records[-1]["open"]))
     figure = new_figure(5 * len(names), height)
@@ -169,10 +176,11 @@ def gate_histogram(gates: Mapping[str, NDArray[Any]], limits: tuple[float, float
     --------
     >>> phi = np.array([-1.0, 0.2, 1.5, 1.6])
     >>> figure = gate_histogram({"conv1.outputs": phi}, (-0.5, 0.5))
-    >>> [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    >>> sorted(text.get_text() for text in figure.axes[0].get_legend().get_texts())
     ['1 closed', '1 partly open', '2 fully open']
     """
     figure, panels = _grid(len(gates), 7)
+    colours = (MUTED, VERMILION, BLUE)
     low, high = limits
     values = np.concatenate([*gates.values(), limits])
     bins = np.linspace(values.min(), values.max(), 41).tolist()
@@ -180,14 +188,10 @@ def gate_histogram(gates: Mapping[str, NDArray[Any]], limits: tuple[float, float
         closed, opened = phi <= low, phi >= high
         zones = {"closed": closed, "partly open": ~closed & ~opened, "fully open": opened}
         axes.axvspan(low, high, color=SHADE, zorder=0, linewidth=0)
-        axes.hist(  # a bin that reaches over a limit has a bar of two colours
-            [phi[inside] for inside in zones.values()],
-            bins,
-            stacked=True,
-            histtype="stepfilled",
-            color=(MUTED, VERMILION, BLUE),
-            label=[f"{inside.sum():,} {zone}" for zone, inside in zones.items()],
-        )
+        parts = [phi[inside] for inside in zones.values()]
+        labels = [f"{inside.sum():,} {zone}" for zone, inside in zones.items()]
+        # A bin that reaches over a limit has a bar of two colours.
+        axes.hist(parts, bins, stacked=True, histtype="stepfilled", color=colours, label=labels)
         axes.legend(fontsize=8, frameon=False)
         axes.locator_params(nbins=5)
         axes.locator_params("y", integer=True)
@@ -223,7 +227,7 @@ def gate_maps(
     ['dense1 inputs', '1 of 3 kept, 1 unused']
     """
     figure, panels = _grid(len(gates), 5)
-    colours = ListedColormap(["#80808038", BLUE + "66", BLUE])  # closed, unused, kept
+    colours = ListedColormap([FAINT, BLUE + "66", BLUE])  # closed, unused, kept
     for (name, is_open), axes in zip(gates.items(), panels, strict=True):
         kept = used.get(name, is_open)
         states = is_open.astype(int) + kept
@@ -238,6 +242,7 @@ def gate_maps(
         axes.set_axis_off()
         unused = f", {(states == 1).sum():,} unused" if (states == 1).any() else ""
         axes.set_title(f"{spaced(name)}\n{kept.sum():,} of {count:,} kept{unused}", size=9)
+    figure.supxlabel("blue: kept · pale: open, but unused · grey: closed", size=8, color=MUTED)
     return figure
 
 
@@ -432,14 +437,9 @@ def _draw_filters(axes: Axes, filters: NDArray[Any], kept: Bools, columns: int) 
     images = np.where(kept[:, None, None], images, -2 * scale)  # below the scale: a grey tile
     # The colour is the sign of a weight and the opacity is its size, on paper of any colour.
     stops = [(0, BLUE), (0.5, BLUE + "00"), (0.5, VERMILION + "00"), (1, VERMILION)]
-    colours = LinearSegmentedColormap.from_list("weights", stops)
-    axes.imshow(
-        _mosaic(images[np.argsort(~kept, kind="stable")], columns),
-        colours.with_extremes(under="#80808038"),
-        vmin=-scale,
-        vmax=scale,
-        interpolation="none",
-    )
+    colours = LinearSegmentedColormap.from_list("weights", stops).with_extremes(under=FAINT)
+    mosaic = _mosaic(images[np.argsort(~kept, kind="stable")], columns)
+    axes.imshow(mosaic, colours, vmin=-scale, vmax=scale, interpolation="none")
     axes.set_anchor("NW")
     axes.set_axis_off()
     axes.set_title(f"{kept.sum()} of {len(kept)} filters")
@@ -468,10 +468,11 @@ def _mosaic(images: NDArray[Any], columns: int) -> NDArray[Any]:
 def _log_axis(axes: Axes, lines: Lines, unit: str) -> None:
     """Make the axis of y logarithmic, with ticks as close as there is room for."""
     values = np.concatenate([values for values, *_ in lines])
+    values = np.where(values < 1e-9, 0, values)
     positive = values[values > 0] if values.any() else np.ones(1)
     smallest = positive.min() if values.all() else positive.min() / 2  # room for 0 at the foot
     for digits in (range(1, 10), (1, 2, 5), (1,)):
-        steps = [float(f"{digit}e{power}") for power in range(-30, 31) for digit in digits]
+        steps = [float(f"{digit}e{power}") for power in range(-10, 40) for digit in digits]
         low = max(step for step in steps if step <= smallest)
         high = min(step for step in steps if step > positive.max())
         ticks = [step for step in steps if low <= step <= high]
@@ -518,7 +519,7 @@ def _label_ends(axes: Axes, heights: NDArray[Any], lines: Lines) -> None:
     text_lines = 1 + max(label.count("\n") for _, label, _ in lines)
     gap = (1.2 * text_lines + 0.4) * size / 72 * axes.figure.dpi / axes.bbox.height
     gaps = gap * np.arange(count)
-    order = np.argsort(heights)
+    order = np.lexsort((-np.arange(count), heights))  # of equal heights, the first comes on top
     # Heights less the gaps below them must not fall: raise some, lower others, and take the mean.
     free = heights[order] - gaps
     raised = np.maximum.accumulate(free)

@@ -101,14 +101,15 @@ def report_page(
     --------
     >>> record = {"epoch": 1, "loss": 0.2, "train_error": 5.0, "validation_error": None}
     >>> record |= {"open": {}, "groups": {}, "frozen": False}
-    >>> result = dict.fromkeys(["weights", "macs", "bytes", "step_ms", "seconds"], 9)
-    >>> result |= {"test_error": 4.0, "peak_megabytes": None}
-    >>> result["layers"] = [{"name": "conv1", "inputs": [1, 1], "outputs": [1, 1]}]
-    >>> result["layers"][0] |= {"weights": [9, 9], "macs": [9, 9]}
+    >>> sizes = dict.fromkeys(["weights", "dense_weights", "macs", "dense_macs"], 9)
+    >>> result = sizes | {"bytes": 40, "dense_bytes": 40, "step_ms": 1.5, "first_step_ms": 1.5}
+    >>> result |= {"test_error": 4.0, "seconds": 60.0, "peak_megabytes": None}
+    >>> layer = {"inputs": [1, 1], "outputs": [1, 1], "weights": [9, 9], "macs": [9, 9]}
+    >>> result["layers"] = [{"name": "conv1"} | layer]
     >>> page = report_page(
-    ...     title="a run", source="Noise.", config={"dataset": "noise"}, records=[record],
-    ...     result=result, gates={}, used={"conv1.outputs": np.ones(1, bool)},
-    ...     filters=np.ones((1, 1, 3, 3)), mistakes=[],
+    ...     title="a run", source="Noise.", config={"dataset": "noise"},
+    ...     records=[record | sizes], result=result, gates={},
+    ...     used={"conv1.outputs": np.ones(1, bool)}, filters=np.ones((1, 1, 3, 3)), mistakes=[],
     ... )
     >>> page.splitlines()[0], "A dense run" in page
     ('<!DOCTYPE html>', True)
@@ -123,8 +124,9 @@ def report_page(
         channels = {f"{b['name']}.inputs": a["outputs"][1] for a, b in pairwise(layers)}
         left.insert(0, plots.gate_maps(mapped, used, channels))
 
-    about = ["A pruning run" if gated else "A dense run", config["dataset"]]
-    about += [f"{len(records)} epochs", f"{result['seconds']:,.0f} s of training"]
+    epochs = "1 epoch" if len(records) == 1 else f"{len(records)} epochs"
+    about = ["A pruning run" if gated else "A dense run", config["dataset"], epochs]
+    about.append(f"{result['seconds']:,.0f} s of training")
     if result["peak_megabytes"] is not None:
         about.append(f"{result['peak_megabytes']:,.0f} MB of memory at most")
     nothing = "" if last["weights"] else "Nothing is left of the network: try a smaller --lambda."
@@ -174,7 +176,8 @@ def _tiles(last: Mapping[str, Any], result: Mapping[str, Any], gated: bool) -> s
     if gated:
         tiles.append((last["architecture"], "architecture", f"of {last['dense_architecture']}"))
     return "".join(
-        f"<div><b>{value}</b>{label}<small>{detail}</small></div>" for value, label, detail in tiles
+        f"<div><b>{escape(value)}</b>{label}<small>{escape(detail)}</small></div>"
+        for value, label, detail in tiles
     )
 
 
@@ -209,11 +212,11 @@ def _mistakes(mistakes: Sequence[Mistake]) -> str:
         return "<p>Every test image is classified correctly.</p>"
     worst = sorted(mistakes, key=lambda mistake: (-mistake.probabilities.max(), mistake.index))
     pairs = Counter((mistake.label, mistake.answer) for mistake in worst).most_common(3)
-    often = ", ".join(f"{label} as {answer} ({n}×)" for (label, answer), n in pairs)
+    often = ", ".join(f"{label} taken for {answer} ({n}×)" for (label, answer), n in pairs)
     cards = [_card(mistake) for mistake in worst[:MOST_MISTAKES]]
     text = (
-        f"{len(worst):,} test images are misclassified, most often {often}. Here are those with "
-        f"the most confident wrong answers."
+        f"Misclassified test images: {len(worst):,}. Most often: {often}. The most confident wrong "
+        f"answers come first; at most {MOST_MISTAKES} images are shown."
     )
     return f'<p>{text}</p><div class="cards">{"".join(cards)}</div>'
 
@@ -230,8 +233,8 @@ def _card(mistake: Mistake) -> str:
     return (
         f'<figure><img src="{_png(mistake.image)}" '
         f'alt="test image {mistake.index}, a {mistake.label}"><figcaption>'
-        f"<b>{mistake.label}</b> as <b>{mistake.answer}</b><small>image {mistake.index}</small>"
-        f"<ol>{answers}</ol></figcaption></figure>"
+        f"<b>{mistake.label}</b> taken for <b>{mistake.answer}</b>"
+        f"<small>image {mistake.index}</small><ol>{answers}</ol></figcaption></figure>"
     )
 
 
@@ -247,9 +250,9 @@ def _settings(config: Mapping[str, Any]) -> str:
 
 def _table(caption: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Write a table of cells that are HTML; the first cell of a row is its heading."""
-    head = "".join(f"<th>{name}</th>" for name in header)
+    head = "".join(f'<th scope="col">{name}</th>' for name in header)
     body = "".join(
-        f"<tr><th>{first}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+        f'<tr><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
         for first, *cells in rows
     )
     return f"<table><caption>{caption}</caption><tr>{head}</tr>{body}</table>"
