@@ -41,18 +41,13 @@ if TYPE_CHECKING:
     from matplotlib.cm import ScalarMappable
     from matplotlib.figure import Figure
 
-    from minidiff.cli.published import Published
-    from minidiff.cli.results import Row
-
 __all__ = [
     "architecture_over_time",
-    "bench_figure",
     "error_and_loss",
     "expected_and_actual",
     "first_filters",
     "gate_histogram",
     "overview",
-    "pareto_figure",
     "plot_run",
     "save",
 ]
@@ -338,145 +333,6 @@ def overview(records: Records, filters: Array, kept: NDArray[np.bool_]) -> "Figu
     last.set_title(f"{int(kept.sum())} of {len(kept)} filters")
     figure.suptitle(_headline(records[-1]), x=0.01, ha="left", fontsize=13.5, fontweight="bold")
     return figure
-
-
-@_styled
-def bench_figure(results: Mapping[str, Any]) -> "Figure":
-    """Draw what ``minidiff bench`` has measured: kernels beside the machine, steps beside MACs.
-
-    Parameters
-    ----------
-    results
-        Of :meth:`minidiff.cli.bench.Bench.run`.
-
-    Examples
-    --------
-    >>> results = {"batch": 128, "matmul_gflops": 180, "peak_gflops": 450, "dense_step": {}}
-    >>> results["kernels"] = [{"name": "conv1", "gflops": 250, "times_torch": None}]
-    >>> results["steps"] = [{"architecture": "2-2-9-9", "macs": 9000, "milliseconds": 2.0}]
-    >>> [axes.get_title(loc="left") for axes in bench_figure(results).axes]
-    ['Kernels', 'Training step, batch 128']
-    """
-    figure = _figure(11.5, 4.2)
-    left, right = figure.subplots(1, 2, width_ratios=[1.25, 1])
-    matmul, rows = results["matmul_gflops"], results["kernels"]
-    heights = np.arange(len(rows))[::-1]
-    left.barh(heights, [row["gflops"] for row in rows], color=BLUE, height=0.6, label="minidiff")
-    if rows[0]["times_torch"] is not None:
-        torch = [row["gflops"] / row["times_torch"] for row in rows]
-        left.plot(torch, heights, "o", color=VERMILION, label="PyTorch")
-        left.legend(loc="lower right", frameon=True, framealpha=1, edgecolor="white")
-    for value, name in ((matmul, "matmul"), (results["peak_gflops"], "peak")):
-        left.axvline(value, color=INK, linewidth=1, linestyle="--")
-        left.annotate(
-            name, (value, 1), (0, 3), xycoords=left.get_xaxis_transform(),
-            textcoords="offset points", ha="center", color=INK, fontsize=9,
-        )  # fmt: skip
-    left.set_yticks(heights, [row["name"] for row in rows])
-    left.set_xlim(0, 1.06 * max(results["peak_gflops"], *(row["gflops"] for row in rows)))
-    left.grid(axis="x")
-    left.grid(axis="y", visible=False)
-    left.set_xlabel("GFLOP/s")
-    left.set_title("Kernels", pad=18)
-
-    steps = results["steps"]
-    macs = [row["macs"] / 1e6 for row in steps]
-    times = [row["milliseconds"] for row in steps]
-    right.plot(macs, times, "o-", color=BLUE)
-    torch_step = results["dense_step"].get("torch_milliseconds")
-    if torch_step is not None:
-        right.plot(macs[:1], [torch_step], "o", color=VERMILION)
-        right.annotate(
-            "dense in PyTorch", (macs[0], torch_step), (-8, -3), textcoords="offset points",
-            ha="right", color=VERMILION,
-        )  # fmt: skip
-    right.set_xlim(0, 1.36 * macs[0])
-    highest = 1.12 * max(*times, torch_step or 0)
-    right.set_ylim(0, highest)
-    free = highest  # labels from the top down, where there is room for one
-    for row, x, y in zip(steps, macs, times, strict=True):
-        if y < free:
-            right.annotate(
-                row["architecture"], (x, y), (7, -9), textcoords="offset points", fontsize=8,
-                color=MUTED,
-            )  # fmt: skip
-            free = y - 0.045 * highest
-    right.set_xlabel("million MACs a sample")
-    right.set_ylabel("ms a training step")
-    right.set_title(f"Training step, batch {results['batch']}", pad=18)
-    return figure
-
-
-@_styled
-def pareto_figure(rows: "Sequence[Row]", published: "Sequence[Published]") -> "Figure":
-    """Draw test error over savings of weights and of MACs: ours by method, beside the published.
-
-    Parameters
-    ----------
-    rows
-        Ours, one or more.
-    published
-        Numbered in the order in which they are given.
-
-    Raises
-    ------
-    ValueError
-        If there are no rows.
-
-    Examples
-    --------
-    >>> from minidiff.cli.results import Row
-    >>> from minidiff.training.trainer import Config
-    >>> sizes = ("5-16-157-61",), "20-50-800-500"
-    >>> row = Row(Config(), "", None, (0.7,), (35.0,), (10.9,), *sizes, minutes=2.0, history={})
-    >>> [axes.get_xlabel() for axes in pareto_figure([row], []).axes]
-    ['times fewer weights', 'times fewer MACs']
-    """
-    if not rows:
-        raise ValueError("there are no rows to draw; expected one or more.")
-    figure = _figure(8.2, 3.8)  # a page is no wider, so that letters keep their size
-    panels = figure.subplots(1, 2, sharey=True)
-    for axes, noun in zip(panels, ("weights", "MACs"), strict=True):
-        _draw_pareto(axes, rows, published, noun)
-    panels[0].set_ylabel("test error, %")
-    # Above the panels, since points may lie in any corner of them.
-    handles, methods = panels[0].get_legend_handles_labels()
-    figure.legend(handles, methods, loc="outside upper center", ncols=len(methods), frameon=False)
-    return figure
-
-
-def _draw_pareto(
-    axes: "Axes", rows: "Sequence[Row]", published: "Sequence[Published]", noun: str
-) -> None:
-    from matplotlib.ticker import FixedLocator, NullLocator
-
-    places = []
-    for number, entry in enumerate(published, 1):
-        fewer = getattr(entry, noun.lower())
-        if fewer is not None:
-            places.append(fewer)
-            axes.plot(fewer, entry.error, "o", color=FAINT, markersize=11, zorder=1)
-            axes.annotate(
-                str(number), (fewer, entry.error), ha="center", va="center", fontsize=7,
-                color=MUTED, zorder=2,
-            )  # fmt: skip
-    for i, method in enumerate(dict.fromkeys(row.config.method for row in rows)):
-        own = [row for row in rows if row.config.method == method]
-        savings = [np.mean(getattr(row, f"fewer_{noun.lower()}")) for row in own]
-        places += savings
-        errors = [np.mean(row.errors) for row in own]
-        spreads = [np.std(row.errors, ddof=len(row.errors) > 1) for row in own]
-        axes.errorbar(  # without a line, as rows differ in more than strength
-            savings, errors, spreads, fmt="o", color=COLOURS[i % len(COLOURS)], capsize=3,
-            markersize=5, elinewidth=1.2, label=method, zorder=3,
-        )  # fmt: skip
-    axes.set_xscale("log")
-    axes.set_xlim(0.8 * min(places), 1.25 * max(places))
-    ticks = (1, 2, 3, 5, 10, 20, 30, 50, 100, 200, 300, 500, 1000)
-    axes.xaxis.set_major_locator(FixedLocator(ticks))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter("{x:g}×")
-    axes.set_xlabel(f"times fewer {noun}")
 
 
 # ----------------------------------------------------------------------------------------- writing
