@@ -109,6 +109,7 @@ class Torch:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
+            self.close()
             raise SystemExit(
                 "The process with PyTorch ended; its error stands above. "
                 "--against torch needs PyTorch beside minidiff: pip install torch."
