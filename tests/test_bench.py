@@ -39,7 +39,7 @@ def test_the_command_prints_a_table_and_writes_its_numbers(tmp_path: Path, capsy
     assert len(results["gflops"]) == 10  # matmul, peak and eight kernels
     assert results["machine"]["threads"] == 1
     for name, milliseconds in results["milliseconds"].items():
-        assert f"{name:<26}{milliseconds:>9.3f}" in printed
+        assert f"{name:<28}{milliseconds:>9.3f}" in printed
 
 
 @pytest.mark.usefixtures("quick")
@@ -54,7 +54,7 @@ def test_a_peer_is_compared_the_right_way_round(script: Any) -> None:
     results["epoch"] = {"minidiff": {"seconds": 3.0, "megabytes": 5.0}}
     printed = script.table(results)
     step = ms["step 20-50-800-500"]
-    assert f"{'step 20-50-800-500':<26}{250:>9.3f}{250 / step:>8.2f}x" in printed
+    assert f"{'step 20-50-800-500':<28}{250:>9.3f}{250 / step:>8.2f}x" in printed
     kernels, steps = script.bench_figure(results).axes
     (dots,) = (drawn for drawn in kernels.get_lines() if drawn.get_label() == "PyTorch")
     rate = results["gflops"]["conv1 forward"]

@@ -157,15 +157,15 @@ def table(results: Mapping[str, Any]) -> str:
     lines = [bench.table(results), ""]
     pairs = beside(results)
     if pairs:
-        lines.append(f"{'PyTorch':<26}{'ms':>9}{'x ours':>9}")
+        lines.append(f"{'PyTorch':<28}{'ms':>9}{'x ours':>9}")
         for name, (ours, theirs) in pairs.items():
-            lines.append(f"{name:<26}{theirs:>9.3f}{theirs / ours:>8.2f}x")
+            lines.append(f"{name:<28}{theirs:>9.3f}{theirs / ours:>8.2f}x")
         lines.append("")
     for name, seconds in results["first use, seconds"].items():
-        lines.append(f"{name:<26}{seconds:>9.2f} s")
+        lines.append(f"{name:<28}{seconds:>9.2f} s")
     for name, epoch in results["epoch"].items():
         what = f"epoch, {IMAGES:,}, {name}"
-        lines.append(f"{what:<26}{epoch['seconds']:>9.2f} s, {epoch['megabytes']:.0f} MB")
+        lines.append(f"{what:<28}{epoch['seconds']:>9.2f} s, {epoch['megabytes']:.0f} MB")
     return "\n".join(lines)
 
 

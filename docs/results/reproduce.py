@@ -457,7 +457,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if dataset not in trained:
             parser.error(f"{path} holds no runs on {dataset}; train them first, without --report.")
     else:
-        dataset = load_dataset(options.dataset or "auto").name
+        data = load_dataset(options.dataset or "auto")
+        print(f"data: {data.source}")
+        dataset = data.name
         directory.mkdir(parents=True, exist_ok=True)
         configs = [
             config

@@ -175,15 +175,15 @@ def table(results: Mapping[str, Any]) -> str:
     rates, macs = results["gflops"], results["macs"]
     lines = [", ".join(f"{name} {value}" for name, value in machine.items())]
     lines += [f"float32, batch {BATCH}, medians", ""]
-    lines.append(f"{'kernel':<26}{'ms':>9}{'GFLOP/s':>10}{'x matmul':>10}{'of peak':>9}")
+    lines.append(f"{'kernel':<28}{'ms':>9}{'GFLOP/s':>10}{'x matmul':>10}{'of peak':>9}")
     for name, rate in rates.items():
         ratios = f"{rate / rates['matmul']:>9.2f}x{rate / rates['peak']:>9.0%}"
-        lines.append(f"{name:<26}{ms[name]:>9.3f}{rate:>10.0f}{ratios}")
-    lines += ["", f"{'training step':<26}{'ms':>9}{'of dense':>10}{'MACs':>12}"]
+        lines.append(f"{name:<28}{ms[name]:>9.3f}{rate:>10.0f}{ratios}")
+    lines += ["", f"{'training step':<28}{'ms':>9}{'of dense':>10}{'MACs':>12}"]
     for name, count in macs.items():
         share = ms[name] / ms[f"step {DENSE}"]
-        lines.append(f"{name:<26}{ms[name]:>9.3f}{share:>10.2f}{count:>12,}")
-    lines += ["", f"{'overhead and prediction':<26}{'ms':>9}"]
+        lines.append(f"{name:<28}{ms[name]:>9.3f}{share:>10.2f}{count:>12,}")
+    lines += ["", f"{'overhead and prediction':<28}{'ms':>9}"]
     for name in [name for name in ms if name not in (*rates, *macs) and "peer" not in name]:
-        lines.append(f"{name:<26}{ms[name]:>9.3f}")
+        lines.append(f"{name:<28}{ms[name]:>9.3f}")
     return "\n".join(lines)
