@@ -1,7 +1,10 @@
 """What all tests share."""
 
+import importlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
 
 import numba
 import pytest
@@ -26,3 +29,17 @@ def _threads() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _no_display(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(os.environ, "MPLBACKEND", "Agg")
+
+
+@pytest.fixture
+def docs_script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    """Import a script below ``docs/`` from where it stands."""
+
+    def load(path: str) -> ModuleType:
+        file = Path(__file__).parents[1] / "docs" / path
+        if not file.exists():
+            pytest.skip(f"docs/{path} is not here")
+        monkeypatch.syspath_prepend(file.parent)
+        return importlib.import_module(file.stem)
+
+    return load

@@ -345,7 +345,7 @@ def test_help_of_every_command_is_there() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "minidiff", "--help"], capture_output=True, text=True, check=True
     )
-    commands = "train evaluate predict inspect report export compare sweep reproduce bench"
+    commands = "train evaluate predict inspect report export compare sweep bench"
     for command in commands.split():
         assert command in done.stdout
 

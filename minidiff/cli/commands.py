@@ -7,7 +7,6 @@ import sys
 import textwrap
 import warnings
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -17,15 +16,14 @@ from numpy.typing import NDArray
 
 from minidiff.data.datasets import Dataset, load_dataset
 from minidiff.engine import nn
-from minidiff.engine.arrays import Array
-from minidiff.engine.arrays import Shape
+from minidiff.engine.arrays import Array, Shape
 from minidiff.engine.module import Module, chain
-from minidiff.predict.predictor import Predictor
 from minidiff.io.checkpoint import MALFORMED, Checkpoint
 from minidiff.io.extras import extra
+from minidiff.predict.predictor import Predictor
 from minidiff.pruning.compact import compact
-from minidiff.pruning.gated import Gated
 from minidiff.pruning.count import count, in_use
+from minidiff.pruning.gated import Gated
 from minidiff.pruning.network import gates_of
 from minidiff.training.runs import Run, RunError, peak_megabytes, versions
 from minidiff.training.trainer import Config, ConfigError, Trainer, error_rate
@@ -39,7 +37,6 @@ __all__ = [
     "inspect",
     "predict",
     "report",
-    "reproduce",
     "sweep",
     "train",
 ]
@@ -372,43 +369,6 @@ def _which_dataset(name: str | None) -> str:
     return data.name
 
 
-def reproduce(options: argparse.Namespace) -> int:
-    """Train every run of the results and write the page about them."""
-    from minidiff.cli.results import EXPERIMENTS, runs_of, write_results
-    from minidiff.training.sweep import read_results
-    from minidiff.training.sweep import sweep as run_all
-
-    names = options.experiments or list(EXPERIMENTS)
-    directory: Path = options.out or Path("runs") / ("quick" if options.quick else "results")
-    failed = 0
-    if options.report:  # which takes no images
-        path = directory / "runs.jsonl"
-        found = {line["config"].dataset for line in read_results(path)}
-        dataset = options.dataset or ("mnist" if "mnist" in found else next(iter(found), "mnist"))
-        if dataset not in found:
-            raise RunError(
-                f"{path} holds no runs on {dataset}, so there is no page to write; train them with "
-                f"minidiff reproduce, without --report."
-            )
-    else:
-        dataset = _which_dataset(options.dataset)
-        directory.mkdir(parents=True, exist_ok=True)
-        runs = runs_of(names, dataset, quick=options.quick)
-        for test in (False, True):  # where images are held out, choices are made
-            part = [config for config in runs if test == (config.validation == 0)]
-            if part:
-                failed += run_all(
-                    part,
-                    directory / "runs.jsonl",
-                    jobs=options.jobs,
-                    cluster=options.cluster,
-                    test=test,
-                )
-    page = write_results(directory, names, dataset, quick=options.quick)
-    print(f"{page}" + (f"; {failed} runs failed" if failed else ""))
-    return 1 if failed else 0
-
-
 # -- bench -------------------------------------------------------------------------------------
 
 
@@ -416,17 +376,13 @@ def bench(options: argparse.Namespace) -> int:
     """Measure the speed of kernels, training steps and predictions."""
     import numba
 
-    from minidiff.cli.bench import Bench, TorchProcess, report
-    from minidiff.figures.plots import bench_figure, save
+    from minidiff.cli.bench import run, table
 
     _set_threads(options.threads)
-    threads = numba.get_num_threads()
-    with TorchProcess(threads) if options.against else nullcontext() as torch:
-        run = Run.create(options.out or _free_directory("bench"))
-        results = Bench(threads, torch, say=print).run()
-    run.write_json("bench.json", results)
-    save(bench_figure(results), run.path, "bench")
-    print(f"\n{report(results)}\n\nsaved in {run.path}")
+    directory = Run.create(options.out or _free_directory("bench"))
+    results = run(numba.get_num_threads(), print)
+    directory.write_json("bench.json", results)
+    print(f"\n{table(results)}\n\nsaved in {directory.path}")
     return 0
 
 

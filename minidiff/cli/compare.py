@@ -15,15 +15,15 @@ from minidiff.data.datasets import Split, batches
 from minidiff.engine import nn
 from minidiff.engine.arrays import Shape
 from minidiff.engine.module import Module
-from minidiff.predict.predictor import Predictor
 from minidiff.engine.tensor import no_grad
 from minidiff.io.checkpoint import save
 from minidiff.io.export import export
 from minidiff.io.extras import extra
+from minidiff.predict.predictor import Predictor
 from minidiff.pruning.compact import compact, unnested
+from minidiff.pruning.count import count
 from minidiff.pruning.gated import Gated
 from minidiff.pruning.gates import Gate
-from minidiff.pruning.count import count
 
 __all__ = ["Row", "compare", "table"]
 

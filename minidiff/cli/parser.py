@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from minidiff.cli import commands
-from minidiff.cli.results import EXPERIMENTS
 from minidiff.data.datasets import DATASETS, DataError
 from minidiff.io.checkpoint import CheckpointError
 from minidiff.io.export import FORMATS, ExportError
@@ -111,46 +110,17 @@ def _parser() -> argparse.ArgumentParser:
         help="read the test set at the end of each run: for results, not for choices",
     )
 
-    reproduce = kinds.add_parser(
-        "reproduce",
-        help="train every run of the table of results, and write the page",
-        description="Train every run of the table of results that has no result yet, and write "
-        "the page with its tables and figures. On two cores all of it takes hours.",
-    )
-    reproduce.set_defaults(run=commands.reproduce)
-    reproduce.add_argument(
-        "experiments",
-        metavar="NAME",
-        nargs="*",
-        type=_experiment,
-        help=f"of {', '.join(EXPERIMENTS)}; all by default",
-    )
-    reproduce.add_argument("--dataset", choices=DATASETS, help="default: auto")
-    reproduce.add_argument(
-        "--out", metavar="DIR", type=Path, help="default: runs/results, or runs/quick"
-    )
-    reproduce.add_argument(
-        "--quick", action="store_true", help="very short runs of two seeds, to try the tools"
-    )
-    reproduce.add_argument(
-        "--report", action="store_true", help="train nothing, only write the page again"
-    )
-    _add_sweep_options(reproduce)
-
     _add_run_commands(kinds)
 
     bench = kinds.add_parser(
         "bench",
         help="measure the speed of kernels, training steps and predictions",
-        description="Measure how fast this machine is and how much of that minidiff uses; a minute "
-        "or two. Nothing else should be running.",
+        description="Measure how fast this machine is and how much of that minidiff uses. "
+        "Nothing else should be running.",
     )
     bench.set_defaults(run=commands.bench)
-    bench.add_argument(
-        "--against", choices=("torch",), help="do the same work in PyTorch too, if it is installed"
-    )
     bench.add_argument("--threads", type=int, metavar="K", help="default: one for each core")
-    bench.add_argument("--out", metavar="DIR", type=Path, help="for bench.json and bench.png")
+    bench.add_argument("--out", metavar="DIR", type=Path, help="for bench.json")
     return parser
 
 
@@ -237,12 +207,6 @@ def _add_sweep_options(group: Any) -> None:
     group.add_argument(
         "--cluster", metavar="ADDRESS", help="of a Dask scheduler whose workers do the runs"
     )
-
-
-def _experiment(text: str) -> str:
-    if text not in EXPERIMENTS:
-        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(EXPERIMENTS)}")
-    return text
 
 
 def _listed(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:

@@ -305,9 +305,9 @@ class Scale(Op):
     """x times gate values z: each row, or each element, times the value of its group.
 
     Skipping closed rows is exact only because of the promise of
-    :class:`~minidiff.pruning.transform.GateTransform`: the gradient of a closed gate, or of one that
-    is fully open, does not matter, and is given as 0. If all gates that are not closed are fully
-    open, nothing is computed.
+    :class:`~minidiff.pruning.transform.GateTransform`: the derivative of a closed gate is 0, so the
+    gradient of its value does not matter, and is given as 0. The same holds for a gate that is
+    fully open; if all gates that are not closed are fully open, nothing is computed.
     """
 
     skips_dead_rows = True

@@ -152,7 +152,7 @@ class Channels:
 
     @cached_property
     def direct(self) -> bool:
-        """Whether the channels are the source's, one to one, so closing one saves its work there."""
+        """Whether the channels are the source's: closing one saves its work there too."""
         return self.positions == 1 and np.array_equal(self.origin, np.arange(self.source))
 
     # -- what layers do to channels ------------------------------------------------------------

@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from minidiff.baselines.gaussian import GaussianGate
+from minidiff.baselines.hard_concrete import HardConcrete
+from minidiff.baselines.rules import GroupLasso, MagnitudePruning
 from minidiff.data.augment import Affine
 from minidiff.data.datasets import DATASETS, MNIST_TRAINING_IMAGES, Dataset, Split, batches
 from minidiff.engine import functional
@@ -24,12 +27,9 @@ from minidiff.io.checkpoint import (
     restore_generator,
 )
 from minidiff.models import MODELS, SPARSITIES
-from minidiff.baselines.gaussian import GaussianGate
-from minidiff.baselines.hard_concrete import HardConcrete
-from minidiff.baselines.rules import GroupLasso, MagnitudePruning
+from minidiff.pruning.count import LayerCount, architecture, count, gated_sizes
 from minidiff.pruning.gated import fold_gates
 from minidiff.pruning.gates import NOISES, Gate
-from minidiff.pruning.count import LayerCount, architecture, count, gated_sizes
 from minidiff.pruning.network import gates_of, split_parameters
 from minidiff.pruning.surrogate import COSTS, Surrogate, expected_cost
 
