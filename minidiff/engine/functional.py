@@ -7,7 +7,7 @@ Each function takes Tensors, or what :class:`~minidiff.Tensor` takes, and return
 from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from . import ops
 from .arrays import Indices
@@ -35,6 +35,13 @@ def pair(value: Pair, name: str, least: int = 1) -> tuple[int, int]:
     if len(both) != 2 or any(not isinstance(v, int | np.integer) or v < least for v in both):
         raise ValueError(f"{name} is {value!r}; expected an integer >= {least}, or a pair of them.")
     return int(both[0]), int(both[1])
+
+
+def float_dtype(dtype: DTypeLike) -> np.dtype[Any]:
+    """Return the dtype, which must be float32 or float64; else TypeError."""
+    if np.dtype(dtype) not in (np.float32, np.float64):
+        raise TypeError(f"dtype is {np.dtype(dtype)}; expected float32 or float64.")
+    return np.dtype(dtype)
 
 
 def generator(rng: Any) -> np.random.Generator:

@@ -21,9 +21,9 @@ The gradient of the weight keeps 5 times 5 sums of products in registers. (Witho
 registers are half as wide and half as many, it is 16 numbers, and 5 times 2 sums.) So the cores'
 arithmetic is the limit, not memory.
 
-**Skipping is data.** ``ins`` and ``outs`` list the channels to compute; others cost nothing. Threads
-share out outputs, never the terms of a sum, and each sum has one order: results are bit-identical
-at any number of threads.
+**Skipping is data.** ``ins`` and ``outs`` list the channels to compute; others cost nothing.
+Threads share out outputs, never the terms of a sum, and each sum has one order: results are
+bit-identical at any number of threads.
 """
 
 from dataclasses import dataclass

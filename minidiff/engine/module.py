@@ -98,9 +98,9 @@ class Module:
         """
         if not self.channelwise:
             raise TypeError(
-                f"{type(self).__name__} does not say what becomes of channels, so it can neither be "
-                f"counted nor compacted. If each output channel depends on the same input channel "
-                f"alone, set channelwise = True in the class; otherwise define map_channels."
+                f"{type(self).__name__} does not say what becomes of channels, so it can neither "
+                f"be counted nor compacted. If each output channel depends on the same input "
+                f"channel alone, set channelwise = True in the class; else define map_channels."
             )
         return channels
 

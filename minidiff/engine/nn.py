@@ -11,10 +11,10 @@ from numpy.typing import DTypeLike, NDArray
 
 from . import functional
 from .arrays import Array, Shape
-from .functional import Pair, generator, pair
+from .functional import Pair, float_dtype, generator, pair
 from .kernels import windows
 from .module import Module, Parameter, Sequential
-from .tensor import Tensor, float_dtype
+from .tensor import Tensor
 
 __all__ = [
     "AvgPool2d",

@@ -66,6 +66,11 @@ class Op:
     live: Indices | None = None
     grad_rows: tuple[Indices | None, ...] = ()
 
+    @property
+    def name(self) -> str:
+        """The name of the class, for errors."""
+        return type(self).__name__
+
     def forward(self, *arrays: Any) -> Array:
         """Compute the output array."""
         raise NotImplementedError
@@ -145,8 +150,8 @@ class Power(Op):
     def __init__(self, exponent: float) -> None:
         if not isinstance(exponent, int | float | np.number):
             raise TypeError(
-                f"the exponent is a {type(exponent).__name__}; expected a number. For a tensor as "
-                f"exponent write (exponent * x.log()).exp()."
+                f"the exponent is {exponent!r:.60}; expected a number. For a tensor as exponent "
+                f"write (exponent * x.log()).exp()."
             )
         self.exponent = number(exponent)
 

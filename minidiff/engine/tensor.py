@@ -13,7 +13,7 @@ from itertools import compress, count
 from typing import Any, NamedTuple, SupportsIndex, TypeAlias, Union
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from . import op as ops
 from .arrays import Array, Indices, Shape, filled
@@ -79,8 +79,7 @@ def apply(op: Op, *inputs: TensorLike) -> "Tensor":
     """
     if op.needs:
         raise RuntimeError(
-            f"this {type(op).__name__} was applied before, and keeps what backward needs of that; "
-            f"make a new one for each application."
+            f"this {op.name} was applied before; make a new one for each application."
         )
     tensors = _as_tensors(inputs)
     op.needs = tuple([t.requires_grad for t in tensors])
@@ -112,13 +111,6 @@ def read_only(array: Array) -> Array:
     view = array.view()
     view.flags.writeable = False
     return view
-
-
-def float_dtype(dtype: DTypeLike) -> np.dtype[Any]:
-    """Return the dtype, which must be float32 or float64; else TypeError."""
-    if np.dtype(dtype) not in _FLOATS:
-        raise TypeError(f"dtype is {np.dtype(dtype)}; expected float32 or float64.")
-    return np.dtype(dtype)
 
 
 def _real(array: Any) -> NDArray[Any]:
@@ -204,13 +196,11 @@ class Tensor:
     def data(self, values: Array) -> None:
         if self.node is not None:
             raise RuntimeError(
-                f"this tensor is the result of {type(self.node.op).__name__}; its data cannot be "
-                f"replaced while the tape needs it. Use .detach() for a tensor of its own."
+                f"the tape needs the data of this result of {self.node.op.name}; replace the data "
+                f"of a leaf, or of .detach()."
             )
         if np.shape(values) != self.shape:
-            raise ValueError(
-                f"new data has shape {np.shape(values)}; expected {self.shape}, as before."
-            )
+            raise ValueError(f"new data has shape {np.shape(values)}; expected {self.shape}.")
         if values is self.raw:  # ``t.data -= step`` has changed it in place
             self.version += 1
         self.raw, self.live = np.asarray(values, self.dtype), None
@@ -282,20 +272,19 @@ class Tensor:
         """
         if not self.requires_grad:
             raise RuntimeError(
-                "backward() on a tensor that does not require a gradient: nothing it was computed "
-                "from has requires_grad=True, or it was computed under no_grad()."
+                "backward() on a tensor that requires no gradient: no tensor it was computed from "
+                "has requires_grad=True, or it was computed under no_grad()."
             )
-        if grad is None:
-            if self.size != 1:
-                raise ValueError(
-                    f"backward() on shape {self.shape} needs the gradient with respect to it: "
-                    f"reduce to one number first, or pass backward(grad)."
-                )
-            grad = np.ones(self.shape, self.dtype)
-        elif np.shape(grad) != self.shape:
+        if grad is None and self.size != 1:
+            raise ValueError(
+                f"backward() on shape {self.shape} needs the gradient with respect to it: reduce "
+                f"to one number first, or pass backward(grad)."
+            )
+        grad = np.ones(self.shape) if grad is None else grad
+        if np.shape(grad) != self.shape:
             raise ValueError(f"grad has shape {np.shape(grad)}; expected {self.shape}.")
-
-        # Gradients of results on the way live here, and only until they are used.
+        # Gradients of results on the way live here, and only until they are used. With each come
+        # the only rows that can ever get a gradient; its other rows are uninitialised.
         pending: dict[int, tuple[Array, Indices | None]] = {}
         pending[id(self)] = np.asarray(grad, self.dtype), None
         for tensor in _latest_first(self):
@@ -304,25 +293,23 @@ class Tensor:
                 tensor._add_grad(grad, tensor.live if rows is None else rows)
                 continue
             grad = filled(grad, rows)
-            for parent, part, rows in _input_gradients(tensor.node, grad, tensor.live):
+            for parent, part, some in _input_gradients(tensor.node, grad, tensor.live):
                 if id(parent) in pending:
-                    other, other_rows = pending[id(parent)]
-                    # Dead rows may hold anything, and must not be added up.
-                    other = filled(filled(other, other_rows), parent.live)
-                    part = np.asarray(other + filled(filled(part, rows), parent.live))
-                    rows = _union(other_rows, rows)
-                pending[id(parent)] = part, rows
+                    other, more = pending[id(parent)]
+                    part = filled(filled(part, some), parent.live)
+                    part = np.asarray(filled(filled(other, more), parent.live) + part)
+                    some = _union(some, more)
+                pending[id(parent)] = part, some
 
     def _add_grad(self, grad: Array, rows: Indices | None) -> None:
-        """Add a gradient of a leaf, whose rows that are not listed are uninitialised."""
         if self.grad is not None:
             grad, rows = self.grad + filled(grad, rows), _union(self.grad_rows, rows)
-        elif rows is None:
-            grad = np.array(grad)  # a copy: another leaf, or the caller, may hold the same array
-        else:
-            grad, given = np.empty_like(grad), grad
-            grad[rows] = given[rows]
-        self.raw_grad, self.grad_rows = np.asarray(grad), rows
+            self.raw_grad, self.grad_rows = np.asarray(grad), rows
+            return
+        # A copy: another leaf, or the caller, may hold the same array.
+        every = slice(None) if rows is None or not grad.ndim else rows
+        self.raw_grad, self.grad_rows = np.empty_like(grad), rows
+        self.raw_grad[every] = grad[every]
 
     # -- operators ---------------------------------------------------------------------------
 
@@ -367,8 +354,8 @@ class Tensor:
 
     def __setitem__(self, index: Any, value: Any) -> None:
         raise TypeError(
-            "a Tensor cannot be changed in place, as the tape may need its values. Build a new "
-            "one, or write into .data of a leaf before it is used."
+            "the tape may need the values of a Tensor; build a new one, or write into .data of a "
+            "leaf before it is used."
         )
 
     def __len__(self) -> int:
@@ -474,26 +461,22 @@ def _input_gradients(
     if [t.version for t in inputs] != versions:
         changed = next(t for t, v in zip(inputs, versions, strict=True) if t.version != v)
         raise RuntimeError(
-            f"an input of {type(op).__name__} (shape {changed.shape}) was changed in place after "
-            f"it was used, for instance by an optimiser's step: its old values are gone. Run the "
-            f"forward pass again before backward()."
+            f"an input of {op.name} (shape {changed.shape}) was changed in place after it was "
+            f"used, perhaps by an optimiser. Run the forward pass again before backward()."
         )
     given = grad if op.skips_dead_rows else read_only(filled(grad, live))
     parts = op.backward(given)
     parts = parts if isinstance(parts, tuple) else (parts,)
     if len(parts) != len(inputs):
         raise TypeError(
-            f"backward of {type(op).__name__} returned {len(parts)} gradients; expected "
-            f"{len(inputs)}, one (or None) for each input."
+            f"backward of {op.name} returned {len(parts)} gradients; expected {len(inputs)}, one "
+            f"(or None) for each input."
         )
     for i, (parent, part) in enumerate(zip(inputs, parts, strict=True)):
         if not op.needs[i]:
             continue
         if part is None:
-            raise TypeError(
-                f"backward of {type(op).__name__} returned None for input {i}, which needs a "
-                f"gradient (needs[{i}] is True)."
-            )
+            raise TypeError(f"backward of {op.name} returned None for input {i}, which needs one.")
         part = np.asarray(part, parent.dtype)
         if part.shape != parent.shape:
             part = _unbroadcast(part, parent.shape, op)
@@ -507,8 +490,7 @@ def _unbroadcast(grad: Array, shape: Shape, op: Op) -> Array:
     out = grad.sum(axis=tuple(axes), keepdims=True, dtype=np.float64)
     if extra < 0 or out.shape[extra:] != shape:
         raise ValueError(
-            f"backward of {type(op).__name__} returned a gradient of shape {grad.shape} for an "
-            f"input of shape {shape}."
+            f"backward of {op.name} returned shape {grad.shape} for an input of shape {shape}."
         )
     return np.asarray(out.reshape(shape), grad.dtype)
 

@@ -280,7 +280,7 @@ def _with_arrays(value: Any) -> Any:
 
 
 def _classes(parent: type[Module] = Module) -> Iterator[tuple[str, type[Module]]]:
-    """Yield the classes of modules that can be saved, by name; of others' classes, the full name."""
+    """Yield (name, class) for the classes of modules that can be saved."""
     for cls in parent.__subclasses__():
         if cls.settings is not None:
             yield _class_name(cls), cls

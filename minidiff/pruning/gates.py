@@ -19,10 +19,10 @@ from numpy.typing import DTypeLike, NDArray
 
 from minidiff.engine import arrays, kernels
 from minidiff.engine.arrays import Array, Indices, Shape, filled, matrix, plain, row_list
-from minidiff.engine.functional import generator
+from minidiff.engine.functional import float_dtype, generator
 from minidiff.engine.module import Module, Parameter
 from minidiff.engine.op import Gradients, Op, logistic
-from minidiff.engine.tensor import Tensor, apply, float_dtype
+from minidiff.engine.tensor import Tensor, apply
 
 from .transform import BinaryGate, GateTransform, check_positive
 
