@@ -27,7 +27,8 @@ import pytest
 
 import minidiff as md
 from minidiff.data import photos as images
-from minidiff.data.datasets import MissingDataError, load_dataset
+from minidiff.data.datasets import load_dataset
+from minidiff.data.mnist import MissingDataError
 from minidiff.io.checkpoint import Checkpoint
 
 ROOT = Path(__file__).parents[1]

@@ -10,7 +10,8 @@ import pytest
 
 import minidiff as md
 from minidiff import nn, no_grad
-from minidiff.data.datasets import Dataset, Split, batches
+from minidiff.data.batches import batches
+from minidiff.data.datasets import Dataset, Split
 from minidiff.models import MODELS
 from minidiff.training.trainer import (
     METHODS,

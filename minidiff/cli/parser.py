@@ -10,7 +10,8 @@ from typing import Any
 
 from minidiff.cli import commands
 from minidiff.cli.results import EXPERIMENTS
-from minidiff.data.datasets import DATASETS, DataError
+from minidiff.data.datasets import DATASETS
+from minidiff.data.mnist import DataError
 from minidiff.io.checkpoint import CheckpointError
 from minidiff.io.export import FORMATS, ExportError
 from minidiff.models import MODELS, SPARSITIES

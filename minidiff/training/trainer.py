@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minidiff.data.augment import Affine
-from minidiff.data.datasets import DATASETS, MNIST_TRAINING_IMAGES, Dataset, Split, batches
+from minidiff.data.batches import batches
+from minidiff.data.datasets import DATASETS, MNIST_TRAINING_IMAGES, Dataset, Split
 from minidiff.engine import ops
 from minidiff.engine._types import Array
 from minidiff.engine.nn import Module
