@@ -7,6 +7,9 @@ import numba
 import pytest
 from hypothesis import settings
 
+from minidiff.data.datasets import Dataset, load_dataset
+from minidiff.data.mnist import MissingDataError
+
 # No deadline: the first example may compile a kernel. Derandomised: the suite says the same of the
 # same code on every machine. And 60 examples in place of 100, so that it takes minutes.
 settings.register_profile(
@@ -26,3 +29,12 @@ def _threads() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _no_display(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(os.environ, "MPLBACKEND", "Agg")
+
+
+@pytest.fixture(scope="session")
+def mnist() -> Dataset:
+    """Return the real MNIST, or skip the test on machines without it; mark users with ``mnist``."""
+    try:
+        return load_dataset("mnist", offline=True)
+    except (ImportError, MissingDataError) as error:
+        pytest.skip(str(error))

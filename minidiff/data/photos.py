@@ -158,7 +158,7 @@ def prepare_pixels(grey: NDArray[Any]) -> Prepared:
     """
     levels = np.asarray(grey)
     real = levels.dtype.kind in "uif" and levels.ndim == 2 and levels.size > 0
-    if not (real and levels.min() >= 0 and levels.max() <= 255):  # NaN is not, either
+    if not (real and levels.min() >= 0 and levels.max() <= 255):  # NaN fails, too
         raise ImageError(
             f"grey levels are {levels.dtype} of shape {levels.shape}; expected (H, W) integers or "
             f"floats, all from 0 (black) to 255 (white)."
@@ -196,23 +196,23 @@ def _has_light_ink(levels: Grey) -> bool:
     return bool((detail**3).sum() > 0)
 
 
-def _find_digit(levels: Grey) -> tuple[Grey, bool, list[float]]:
+def _find_digit(levels: Grey) -> tuple[Grey, bool, Grey]:
     """Find a digit in dark ink: its ink, cropped; whether the light is uneven; height and width."""
     from scipy import ndimage
 
-    start, stop = [0, 0], list(levels.shape)
-    digit = FIRST * min(stop)
+    start, stop = np.zeros(2, dtype=int), np.array(levels.shape)
+    digit = FIRST * stop.min()
     # The second pass looks at the digit and its surroundings alone, at a finer scale.
     for _ in range(2):
         crop = levels[start[0] : stop[0], start[1] : stop[1]]
         scale = WORK / math.sqrt(crop.size)
         ink, uneven = _ink(_resize(crop, scale), max(1, round(STROKE / 2 * digit * scale)))
         (extent,) = ndimage.find_objects(ink > 0, 1)  # the rows and the columns that hold ink
-        size = [(part.stop - part.start) / scale for part in extent]
-        digit = max(size)
-        near = [at + part.start / scale - digit / 2 for at, part in zip(start, extent, strict=True)]
-        stop = [math.ceil(at + s + digit) for at, s in zip(near, size, strict=True)]
-        start = [max(0, math.floor(at)) for at in near]
+        size = np.array(ink[extent].shape) / scale
+        digit = size.max()
+        near = start + np.array([part.start for part in extent]) / scale - digit / 2
+        start = np.floor(near).clip(0).astype(int)
+        stop = np.ceil(near + size + digit).astype(int)
     return ink[extent], uneven, size
 
 
