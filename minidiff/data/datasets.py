@@ -72,7 +72,7 @@ class Split:
 
     @property
     def white(self) -> float:
-        """The value of a white pixel: 255 in images of uint8, 1 in those of float32."""
+        """Value of a white pixel, 255 for uint8 and 1 for float32."""
         return 255.0 if self.images.dtype == np.uint8 else 1.0
 
 
