@@ -10,6 +10,9 @@ import numba
 import pytest
 from hypothesis import settings
 
+from minidiff.data.datasets import Dataset, load_dataset
+from minidiff.data.mnist import MissingDataError
+
 # No deadline: the first example may compile a kernel. Derandomised: the suite says the same of the
 # same code on every machine. And 60 examples in place of 100, so that it takes minutes.
 settings.register_profile(
@@ -43,3 +46,12 @@ def docs_script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
         return importlib.import_module(file.stem)
 
     return load
+
+
+@pytest.fixture(scope="session")
+def mnist() -> Dataset:
+    """Return the real MNIST, or skip the test on machines without it; mark users with ``mnist``."""
+    try:
+        return load_dataset("mnist", offline=True)
+    except (ImportError, MissingDataError) as error:
+        pytest.skip(str(error))

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minidiff.cli.bench import in_turns
-from minidiff.data.datasets import Split, batches
+from minidiff.data.batches import batches
+from minidiff.data.datasets import Split
 from minidiff.engine import nn
 from minidiff.engine.arrays import Shape
 from minidiff.engine.module import Module

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from minidiff.cli import commands
-from minidiff.data.datasets import DATASETS, DataError
+from minidiff.data.datasets import DATASETS
+from minidiff.data.mnist import DataError
 from minidiff.io.checkpoint import CheckpointError
 from minidiff.io.export import FORMATS, ExportError
 from minidiff.models import MODELS, SPARSITIES

@@ -13,7 +13,8 @@ from minidiff.baselines.gaussian import GaussianGate
 from minidiff.baselines.hard_concrete import HardConcrete
 from minidiff.baselines.rules import GroupLasso, MagnitudePruning
 from minidiff.data.augment import Affine
-from minidiff.data.datasets import DATASETS, MNIST_TRAINING_IMAGES, Dataset, Split, batches
+from minidiff.data.batches import batches
+from minidiff.data.datasets import DATASETS, MNIST_TRAINING_IMAGES, Dataset, Split
 from minidiff.engine import functional
 from minidiff.engine.arrays import Array
 from minidiff.engine.module import Module
