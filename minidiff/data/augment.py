@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minidiff.data.datasets import Pixels
-from minidiff.engine.compiled import plain
+from minidiff.engine.compiled import serial
 
 __all__ = ["Affine"]
 
@@ -79,7 +79,7 @@ class Affine:
 
 
 # One thread: a batch takes under a millisecond.
-@plain
+@serial
 def _resample(images: NDArray[Any], undo: NDArray[np.float64], result: NDArray[np.float32]) -> None:
     count, channels, height, width = images.shape
     middle_y, middle_x = (height - 1) / 2, (width - 1) / 2

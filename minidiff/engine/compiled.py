@@ -9,7 +9,7 @@ import llvmlite.binding as llvm
 from numba import config, njit
 from numba.core.codegen import get_host_cpu_features
 
-__all__ = ["inner", "plain", "threaded"]
+__all__ = ["inner", "serial", "threaded"]
 
 # Threads that wait for others do so in a busy loop, but soon fall asleep: to wait for long would
 # make a step ten times slower wherever a machine has other work too. GNU's OpenMP reads this when
@@ -50,7 +50,7 @@ def _compiled(**options: Any) -> Callable[[Function], Function]:
     return decorate
 
 
-plain = _compiled(nogil=True)
+serial = _compiled(nogil=True)
 threaded = _compiled(parallel=PRANGE)
 # Of functions that only kernels call, no second copy is compiled for Python to call.
 inner = _compiled(no_cpython_wrapper=True, no_cfunc_wrapper=True)

@@ -28,7 +28,6 @@ bit-identical at any number of threads.
 
 from dataclasses import dataclass
 from functools import lru_cache
-from math import erf as _erf
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -38,7 +37,7 @@ from numba.core.cgutils import alloca_once
 from numba.extending import intrinsic
 
 from .arrays import Indices
-from .compiled import inner, plain, threaded
+from .compiled import inner, threaded
 
 # Numba provides for negative values of signed indices, which in the innermost loops would cost as
 # much as the arithmetic.
@@ -453,111 +452,3 @@ def sum_rows(x, rows, out):
         for s in range(x.shape[1]):
             total += x[i, s]
         out[i] = total
-
-
-@threaded
-def scale_rows(x, factors, rows, out):
-    """Compute ``out[i] = factors[i] * x[i]`` for the rows listed; arrays are (rows, columns)."""
-    for task in prange(rows.size):
-        i = rows[task]
-        for s in range(x.shape[1]):
-            out[i, s] = factors[i] * x[i, s]
-
-
-@threaded
-def grad_scale_rows(grad, x, factors, rows, owed, grad_x, grad_factors):
-    """Compute both gradients of :func:`scale_rows` in one pass.
-
-    ``owed`` lists the rows of grad_x to write: the gradient of ``rows``, zeros in the others. Of
-    grad_factors only what is in ``rows`` is changed.
-    """
-    listed = np.zeros(len(x), np.bool_)
-    listed[rows] = True
-    for task in prange(owed.size):
-        i = owed[task]
-        if listed[i]:
-            total = x.dtype.type(0)
-            for s in range(x.shape[1]):
-                grad_x[i, s] = factors[i] * grad[i, s]
-                total += grad[i, s] * x[i, s]
-            grad_factors[i] = total
-        else:
-            grad_x[i] = 0
-
-
-# -- optimisers ------------------------------------------------------------------------------
-
-
-@inner
-def _flushed(x):
-    """Return x, or 0 for a subnormal number.
-
-    What decays without a gradient becomes subnormal, stays subnormal by rounding, and takes the
-    processor thirty times as long. It is too small to move anything.
-    """
-    number = type(x)
-    return number(0) if abs(x) < np.finfo(number).tiny else x  # NaN is kept
-
-
-@threaded
-def sgd(weight, grad, velocity, rows, rate, momentum, decay, nesterov):
-    """Take one step of SGD on the rows listed, in place; arrays are (rows, columns)."""
-    number = weight.dtype.type  # otherwise all would be computed in float64
-    lr, m, d = number(rate), number(momentum), number(decay)
-    for task in prange(rows.size):
-        i = rows[task]
-        for j in range(weight.shape[1]):
-            g = grad[i, j] + d * weight[i, j]
-            velocity[i, j] = _flushed(m * velocity[i, j] + g)
-            weight[i, j] -= lr * (g + m * velocity[i, j] if nesterov else velocity[i, j])
-
-
-@threaded
-def adam(weight, grad, mean, square, rows, rate, betas, corrections, eps, decay):
-    """Take one step of Adam on the rows listed, in place; arrays are (rows, columns).
-
-    ``corrections`` are those of the bias of mean and square.
-    """
-    number = weight.dtype.type
-    first, second, d, e = number(1 - betas[0]), number(1 - betas[1]), number(decay), number(eps)
-    lr, scale = number(rate / corrections[0]), number(1 / corrections[1])
-    for task in prange(rows.size):
-        i = rows[task]
-        for j in range(weight.shape[1]):
-            g = grad[i, j] + d * weight[i, j]
-            mean[i, j] = _flushed(mean[i, j] + first * (g - mean[i, j]))
-            square[i, j] = _flushed(square[i, j] + second * (g * g - square[i, j]))
-            weight[i, j] -= lr * mean[i, j] / (np.sqrt(scale * square[i, j]) + e)
-
-
-# -- functions of one element ----------------------------------------------------------------
-
-
-@plain
-def smoothstep(t, out):
-    """Limit the flat array t to [0, 1], in place, and compute ``out = 3 t^2 - 2 t^3``."""
-    number = t.dtype.type
-    zero, one = number(0), number(1)
-    for i in range(t.size):
-        v = zero if t[i] < zero else one if t[i] > one else t[i]  # NaN is kept
-        t[i], out[i] = v, v * v * (number(3) - number(2) * v)
-
-
-@plain
-def grad_smoothstep(grad, t, width, out):
-    """Compute the gradient of x, where t is x / width + 1/2, limited by :func:`smoothstep`.
-
-    Where the slope is 0 the gradient that is given may be uninitialised.
-    """
-    number = t.dtype.type
-    factor, zero, one = number(6 / width), number(0), number(1)
-    for i in range(t.size):
-        slope = factor * t[i] * (one - t[i])
-        out[i] = zero if slope == zero else slope * grad[i]
-
-
-@plain
-def erf(x, out):
-    """Compute the error function of a flat array."""
-    for i in range(x.size):
-        out[i] = _erf(x[i])

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numba import prange
 from numpy.typing import NDArray
 
-from . import kernels
 from .arrays import Array, Indices, matrix, plain, row_list
+from .compiled import inner, threaded
 from .tensor import Tensor
 
 __all__ = ["SGD", "Adam", "Average", "Optimizer", "ParameterGroup", "cosine"]
@@ -237,6 +238,31 @@ class Optimizer:
         raise NotImplementedError
 
 
+@inner
+def _flushed(x: Any) -> Any:
+    """Return x, or 0 for a subnormal number.
+
+    Numbers that decay without a gradient become subnormal, stay so by rounding, and take the
+    processor thirty times as long. They are too small to change anything.
+    """
+    number = type(x)
+    return number(0) if abs(x) < np.finfo(number).tiny else x  # NaN is kept
+
+
+@threaded
+def _sgd(w: Array, grad: Array, velocity: Array, rows: Indices, settings: tuple[Any, ...]) -> None:
+    """Take one step of SGD on the rows listed, in place; arrays are (rows, columns)."""
+    number = w.dtype.type  # otherwise all would be computed in float64
+    rate, momentum, decay, nesterov = settings
+    lr, m, d = number(rate), number(momentum), number(decay)
+    for task in prange(rows.size):
+        i = rows[task]
+        for j in range(w.shape[1]):
+            g = grad[i, j] + d * w[i, j]
+            velocity[i, j] = _flushed(m * velocity[i, j] + g)
+            w[i, j] -= lr * (g + m * velocity[i, j] if nesterov else velocity[i, j])
+
+
 class SGD(Optimizer):
     """Stochastic gradient descent with momentum.
 
@@ -281,7 +307,7 @@ class SGD(Optimizer):
         _check("momentum", momentum, below=1)
         if nesterov and momentum == 0:
             raise ValueError("nesterov needs momentum above 0.")
-        self.momentum, self.nesterov = float(momentum), nesterov
+        self.momentum, self.nesterov = float(momentum), bool(nesterov)
 
     def _initial(self, weight: Array) -> dict[str, Array]:
         return {"velocity": np.zeros(weight.shape, weight.dtype)}
@@ -294,9 +320,26 @@ class SGD(Optimizer):
         state: dict[str, Array],
         group: ParameterGroup,
     ) -> None:
-        lr, decay = float(group.lr), float(group.weight_decay)
-        velocity = matrix(state["velocity"])
-        kernels.sgd(weight, grad, velocity, rows, lr, self.momentum, decay, self.nesterov)
+        settings = float(group.lr), self.momentum, float(group.weight_decay), self.nesterov
+        _sgd(weight, grad, matrix(state["velocity"]), rows, settings)
+
+
+@threaded
+def _adam(
+    w: Array, grad: Array, mean: Array, square: Array, rows: Indices, settings: tuple[Any, ...]
+) -> None:
+    """Take one step of Adam on the rows listed, in place; arrays are (rows, columns)."""
+    number = w.dtype.type
+    rate, unbias, share1, share2, eps, decay = settings
+    lr, scale, e, d = number(rate), number(unbias), number(eps), number(decay)
+    first, second = number(share1), number(share2)
+    for task in prange(rows.size):
+        i = rows[task]
+        for j in range(w.shape[1]):
+            g = grad[i, j] + d * w[i, j]
+            mean[i, j] = _flushed(mean[i, j] + first * (g - mean[i, j]))
+            square[i, j] = _flushed(square[i, j] + second * (g * g - square[i, j]))
+            w[i, j] -= lr * mean[i, j] / (np.sqrt(scale * square[i, j]) + e)
 
 
 class Adam(Optimizer):
@@ -357,11 +400,11 @@ class Adam(Optimizer):
         group: ParameterGroup,
     ) -> None:
         state["steps"] += 1
-        steps = float(state["steps"][0])
-        corrections = 1 - self.betas[0] ** steps, 1 - self.betas[1] ** steps
-        mean, square = matrix(state["mean"]), matrix(state["square"])
-        lr, decay = float(group.lr), float(group.weight_decay)
-        kernels.adam(weight, grad, mean, square, rows, lr, self.betas, corrections, self.eps, decay)
+        steps, (beta1, beta2) = float(state["steps"][0]), self.betas
+        # Divided by 1 - beta^steps the moments have no bias.
+        rate, unbias = float(group.lr) / (1 - beta1**steps), 1 / (1 - beta2**steps)
+        settings = rate, unbias, 1 - beta1, 1 - beta2, self.eps, float(group.weight_decay)
+        _adam(weight, grad, matrix(state["mean"]), matrix(state["square"]), rows, settings)
 
 
 class Average:

@@ -11,7 +11,7 @@ from numba import carray, prange  # type: ignore[attr-defined]  # not in its stu
 from numpy.typing import NDArray
 
 from minidiff.engine.arrays import Indices
-from minidiff.engine.compiled import inner, plain, threaded
+from minidiff.engine.compiled import inner, serial, threaded
 from minidiff.engine.kernels import LANES, ROWS, TILE, U, block_height, correlate_block, registers
 
 CONV, GATHER, POOL = range(3)
@@ -150,7 +150,7 @@ def _pool(step, work):
                 _pool_lanes(step, work, source + block, next_row, channels, target + block)
 
 
-@plain
+@serial
 def run_few(
     steps: NDArray[Any],  # (steps,) of STEP
     weights: NDArray[np.float32],

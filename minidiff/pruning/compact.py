@@ -132,40 +132,36 @@ def _fold(network: Network) -> list[Folded]:
     layers: list[Folded] = []
     for stage in network.stages:
         _refuse_stuck(stage.name, stage.inputs)
-        gated = stage.gated
-        weight, bias = (parameter.data for parameter in (stage.layer.weight, stage.layer.bias))
+        gated, weight, bias = stage.gated, stage.layer.weight.data, stage.layer.bias.data
         for mask in gated.weights if gated else ():
             weight = times(weight, mask.gate.evaluated()[mask.groups.labels])
         for mask in gated.biases if gated else ():
             bias = times(bias, mask.gate.evaluated()[mask.groups.labels])
-        layer = Folded(stage, weight.reshape(*weight.shape[:2], -1), bias.copy())
+        weight = weight.reshape(*weight.shape[:2], -1)
+        weight = times(weight, _values(stage.inputs.scales, weight.shape[1])[:, None])
+        layers.append(Folded(stage, weight, bias.copy()))
         if gated and gated.outputs:
-            _scale_outputs(layer, gated.outputs.evaluated())
-        layer.weight = times(
-            layer.weight, _values(stage.inputs.scales, len(layer.weight[0]))[:, None]
-        )
-        if layers:
-            _scale_outputs(layers[-1], _values(stage.inputs.back, len(layers[-1].bias)))
-        layers.append(layer)
-    last, end = layers[-1], network.end
+            _scale_outputs(layers[-1], gated.outputs.evaluated())
+    end = network.end
     _refuse_stuck("the output", end)
-    if end.scales and (end.bent or end.positions > 1):
+    homogeneous = all(module.homogeneous for _, module in network.behind)
+    if end.scales and (end.positions > 1 or not homogeneous):
         raise ValueError(
-            f"a gate stands behind {last.stage.name}, the last layer with weights, and behind a "
-            f"layer through which it cannot be folded back."
+            "a gate stands behind the last layer with weights, and behind a layer through which it "
+            "cannot be folded back."
         )
     scale = np.ones(end.source)
     scale[end.origin // end.positions] = _values(end.scales, len(end.origin))
-    _scale_outputs(last, scale * _values(end.back, end.source))
+    _scale_outputs(layers[-1], scale)
     return layers
 
 
 def _refuse_stuck(name: str, channels: Channels) -> None:
     if channels.stuck or channels.masks:
         raise ValueError(
-            f"{name} follows a gate that cannot be folded into weights: one on single positions of "
-            f"channels, which only a Flatten makes into features, or one between two layers that "
-            f"are not homogeneous."
+            f"{name} follows a gate that cannot be folded into its weights: one on positions of "
+            f"channels that no Flatten makes into features, or one in front of a layer that is not "
+            f"homogeneous. Gate the outputs or inputs of a layer instead."
         )
 
 

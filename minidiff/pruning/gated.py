@@ -120,9 +120,9 @@ class Gated(Module):
     Raises
     ------
     TypeError
-        If one of these is something else.
+        If the layer is something else.
     ValueError
-        If a gate's count or a mask's groups do not fit the layer, or a gate draws noise per sample.
+        If a gate or a mask does not fit the layer, or a gate draws noise per sample.
 
     Examples
     --------
@@ -151,26 +151,22 @@ class Gated(Module):
         self.biases = tuple(biases) if isinstance(biases, list | tuple) else (biases,)
         shape = layer.weight.shape
         for role, gate, count in (("outputs", outputs, shape[0]), ("inputs", inputs, shape[1])):
-            if gate is not None and not isinstance(gate, Gate):
-                raise TypeError(f"Gated: {role} is a {type(gate).__name__}; expected a Gate.")
-            if gate is not None and gate.count != count:
+            if gate is not None and not (isinstance(gate, Gate) and gate.count == count):
+                given = f"a Gate of {gate.count}" if isinstance(gate, Gate) else repr(gate)
                 raise ValueError(
-                    f"Gated: the {role} gate has {gate.count} groups, but the layer {count} "
-                    f"{role} (weight of shape {shape})."
+                    f"Gated: {role} is {given}; expected a Gate of {count} groups, for a weight of "
+                    f"shape {shape}."
                 )
         for role, masks, size in (
             ("weights", self.weights, shape),
             ("biases", self.biases, shape[:1]),
         ):
             for mask in masks:
-                if not isinstance(mask, Mask):
-                    raise TypeError(
-                        f"Gated: {role} has a {type(mask).__name__}; expected Mask(gate, groups)."
-                    )
-                if not mask.groups.fits(size):
+                if not (isinstance(mask, Mask) and mask.groups.fits(size)):
+                    sizes = mask.groups.labels.shape if isinstance(mask, Mask) else repr(mask)
                     raise ValueError(
-                        f"Gated: groups of shape {mask.groups.labels.shape} do not fit {role} of "
-                        f"shape {size}; expected as many axes, each as long or of length 1."
+                        f"Gated: {role} is {sizes}; expected a Mask(gate, groups) with groups of "
+                        f"shape {size}, or 1 along some axes."
                     )
         if any(gate.per_sample for _, gate in self.gates()):
             raise ValueError(
@@ -274,8 +270,6 @@ def gate(
     >>> gate(conv, "weights", groups=kernels).weights[0].gate.count
     6
     """
-    if not isinstance(layer, Weighted | Gated):
-        raise TypeError(f"gate: the layer is {layer!r}; expected a Conv2d, Linear or Gated.")
     if not (isinstance(kind, type) and issubclass(kind, Gate)):
         raise TypeError(
             f"gate: kind is {kind!r:.80}; expected a class, such as Gate. To share a gate that "
@@ -326,8 +320,7 @@ def fold_gates(model: Module) -> None:
     Raises
     ------
     ValueError
-        If a weight or bias is used in two places that do not gate it alike, as it can be
-        multiplied by only one of them.
+        If a weight or bias is used in two places with different gates.
 
     Examples
     --------
@@ -351,20 +344,19 @@ def fold_gates(model: Module) -> None:
             stack.extend(child for _, child in module.children())
     gates = {gate for _, layout in uses for gate, _ in layout if gate not in as_layers}
     values = {gate: gate.evaluated() for gate in gates}
-    layouts: dict[int, Layout] = {}  # of each parameter, which may be used in several places
+    found: dict[int, tuple[Parameter, Layout]] = {}  # a parameter may be used in several places
     for parameter, layout in uses:
-        known = layouts.setdefault(id(parameter), layout)
+        _, known = found.setdefault(id(parameter), (parameter, layout))
         if len(known) != len(layout) or any(
             one is not other or not np.array_equal(labels, others)
             for (one, labels), (other, others) in zip(known, layout, strict=True)
         ):
             raise ValueError(
-                f"fold_gates: a parameter of shape {parameter.shape} is used in two places that do "
-                f"not gate it alike, so it cannot be multiplied by both; expected the same gates, "
-                f"or a parameter for each."
+                f"fold_gates: a parameter of shape {parameter.shape} is used in two places with "
+                f"different gates; expected the same gates, or a parameter for each."
             )
-    for parameter in {id(parameter): parameter for parameter, _ in uses}.values():
-        for gate, labels in layouts[id(parameter)]:
+    for parameter, layout in found.values():
+        for gate, labels in layout:
             if gate in values:
                 parameter.data = times(parameter.data, values[gate][labels])
     for gate, z in values.items():

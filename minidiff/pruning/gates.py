@@ -15,13 +15,15 @@ import math
 from typing import Any
 
 import numpy as np
+from numba import prange
 from numpy.typing import DTypeLike, NDArray
 
-from minidiff.engine import arrays, kernels
+from minidiff.engine import arrays
 from minidiff.engine.arrays import Array, Indices, Shape, filled, matrix, plain, row_list
+from minidiff.engine.compiled import threaded
 from minidiff.engine.functional import float_dtype, generator
 from minidiff.engine.module import Module, Parameter
-from minidiff.engine.op import Gradients, Op, logistic
+from minidiff.engine.op import Gradients, Op, erf, logistic
 from minidiff.engine.tensor import Tensor, apply
 
 from .transform import BinaryGate, GateTransform, check_positive
@@ -281,7 +283,7 @@ def normal_tail(t: Array) -> tuple[Array, Array]:
     number = t.dtype.type
     t = t * number(1 / math.sqrt(2))
     p = np.empty(t.shape, t.dtype)
-    kernels.erf(t, p)
+    erf(t, p)
     return number(0.5) * p + number(0.5), np.exp(-t * t) * number(1 / math.sqrt(2 * math.pi))
 
 
@@ -299,6 +301,38 @@ class OpenProbability(Op):
 
     def backward(self, grad: Array) -> Gradients:
         return grad * self.slope
+
+
+@threaded
+def scale_rows(x: Array, factors: Array, rows: Indices, out: Array) -> None:
+    """Compute ``out[i] = factors[i] * x[i]`` for the rows listed; arrays are (rows, columns)."""
+    for task in prange(rows.size):
+        i = rows[task]
+        for s in range(x.shape[1]):
+            out[i, s] = factors[i] * x[i, s]
+
+
+@threaded
+def grad_scale_rows(
+    grad: Array, x: Array, factors: Array, rows: Indices, owed: Indices, out: Array, totals: Array
+) -> None:
+    """Compute both gradients of :func:`scale_rows` in one pass.
+
+    ``owed`` lists the rows of out, the gradient of x, to write: zeros in those not in ``rows``. Of
+    totals, the gradient of factors, only what is in ``rows`` is changed.
+    """
+    listed = np.zeros(len(x), np.bool_)
+    listed[rows] = True
+    for task in prange(owed.size):
+        i = owed[task]
+        if listed[i]:
+            total = x.dtype.type(0)
+            for s in range(x.shape[1]):
+                out[i, s] = factors[i] * grad[i, s]
+                total += grad[i, s] * x[i, s]
+            totals[i] = total
+        else:
+            out[i] = 0
 
 
 class Scale(Op):
@@ -338,7 +372,7 @@ class Scale(Op):
         if self.passes:
             return self.x
         out = arrays.empty(x.shape, x.dtype)
-        kernels.scale_rows(matrix(self.x), z, rows, matrix(out))
+        scale_rows(matrix(self.x), z, rows, matrix(out))
         return out
 
     def backward(self, grad: Array) -> Gradients:
@@ -350,7 +384,7 @@ class Scale(Op):
         grad_x = grad
         if not (self.passes and len(owed) == len(rows)):
             grad_x = arrays.empty(self.x.shape, grad.dtype)
-            kernels.grad_scale_rows(
+            grad_scale_rows(
                 matrix(plain(grad)), matrix(self.x), self.z, rows, owed, matrix(grad_x), grad_z
             )
         return grad_x, self._by_group(grad_z)

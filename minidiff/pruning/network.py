@@ -123,15 +123,11 @@ class Channels:
         Where each channel comes from: ``source channel * positions + position``.
     scales : list of (Gate, ndarray of int64)
         Gates to be folded into the weights that follow, with the group of each channel.
-    back : list of (Gate, ndarray of int64)
-        Gates to be folded into the weights before, as a layer behind them is not homogeneous.
-    bent : bool
-        Whether such a layer was passed.
     masks : list of (Gate, ndarray of int64)
         Gates on single positions, with groups of shape (C, H, W); a Flatten makes them gates on
         features.
     stuck : list of Gate
-        Gates that can be folded into no weights.
+        Gates that cannot be folded into the weights that follow.
     """
 
     product: Product
@@ -139,8 +135,6 @@ class Channels:
     origin: Indices
     positions: int = 1
     scales: Layout = field(default_factory=list)
-    back: Layout = field(default_factory=list)
-    bent: bool = False
     masks: Layout = field(default_factory=list)
     stuck: list[Gate] = field(default_factory=list)
 
@@ -171,12 +165,10 @@ class Channels:
         gates = [gate for gate, _ in self.masks]
         return replace(self, masks=[], stuck=[*self.stuck, *gates]) if gates else self
 
-    def passed(self) -> "Channels":
-        """Pass a layer that is not homogeneous, so that no gate can be folded through it."""
-        if self.scales and (self.bent or not self.direct):
-            gates = [gate for gate, _ in self.scales]
-            return replace(self, scales=[], stuck=[*self.stuck, *gates])
-        return replace(self, scales=[], back=[*self.back, *self.scales], bent=True)
+    def bent(self) -> "Channels":
+        """Pass a layer that is not homogeneous: no gate can be folded through it."""
+        gates = [gate for gate, _ in self.scales]
+        return replace(self, scales=[], stuck=[*self.stuck, *gates]) if gates else self
 
     def selected(self, indices: Indices) -> "Channels":
         """Keep some channels, or repeat them."""
@@ -272,7 +264,7 @@ def walk(model: Module, shape: Shape) -> Network:
             if gated and gated.inputs:
                 channels = gated.inputs.map_channels(channels, shape)
             elif not isinstance(layer, Weighted):
-                channels = channels if layer.homogeneous else channels.passed()
+                channels = channels if layer.homogeneous else channels.bent()
                 channels = layer.map_channels(channels, shape)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{name or 'the model'}: {error}") from None

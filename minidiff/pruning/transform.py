@@ -23,8 +23,8 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from minidiff.engine import kernels
 from minidiff.engine.arrays import Array, plain
+from minidiff.engine.compiled import serial
 from minidiff.engine.op import Gradients, Op
 from minidiff.engine.tensor import Tensor, apply
 
@@ -77,6 +77,29 @@ class GateTransform(Op):
         raise NotImplementedError
 
 
+@serial
+def smoothstep(t: Array, out: Array) -> None:
+    """Limit the flat array t to [0, 1], in place, and compute ``out = 3 t^2 - 2 t^3``."""
+    number = t.dtype.type
+    zero, one = number(0), number(1)
+    for i in range(t.size):
+        v = zero if t[i] < zero else one if t[i] > one else t[i]  # NaN is kept
+        t[i], out[i] = v, v * v * (number(3) - number(2) * v)
+
+
+@serial
+def grad_smoothstep(grad: Array, t: Array, width: float, out: Array) -> None:
+    """Compute the gradient of x, where t is x / width + 1/2, limited by :func:`smoothstep`.
+
+    Where the slope is 0 the gradient that is given may be uninitialised.
+    """
+    number = t.dtype.type
+    factor, zero, one = number(6 / width), number(0), number(1)
+    for i in range(t.size):
+        slope = factor * t[i] * (one - t[i])
+        out[i] = zero if slope == zero else slope * grad[i]
+
+
 class BinaryGate(GateTransform):
     """S(x / width + 1/2)."""
 
@@ -87,7 +110,7 @@ class BinaryGate(GateTransform):
         # NumPy divides: in kernels division is only as exact as it needs to be to be fast.
         self.t = np.ascontiguousarray(x / x.dtype.type(self.width) + x.dtype.type(0.5))
         z = np.empty(x.shape, x.dtype)
-        kernels.smoothstep(self.t.reshape(-1), z.reshape(-1))
+        smoothstep(self.t.reshape(-1), z.reshape(-1))
         return z
 
     def fully_open(self) -> NDArray[np.bool_]:
@@ -95,7 +118,7 @@ class BinaryGate(GateTransform):
 
     def backward(self, grad: Array) -> Gradients:
         out, flat = np.empty(grad.shape, grad.dtype), plain(grad).reshape(-1)
-        kernels.grad_smoothstep(flat, self.t.reshape(-1), self.width, out.reshape(-1))
+        grad_smoothstep(flat, self.t.reshape(-1), self.width, out.reshape(-1))
         return out
 
 
