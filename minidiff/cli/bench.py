@@ -14,13 +14,13 @@ from typing import Any
 
 import numba
 import numpy as np
-from numba import carray, prange  # type: ignore[attr-defined]  # not in its stubs
+from numba import prange
 
 from minidiff.data.datasets import Dataset, Split
 from minidiff.engine import ops
 from minidiff.engine.arrays import Array, empty
 from minidiff.engine.compiled import inner, threaded
-from minidiff.engine.kernels import ROWS, TILE, U, registers
+from minidiff.engine.kernels import ROWS, TILE, U, registers, tile
 from minidiff.engine.op import Op
 from minidiff.engine.tensor import Tensor, apply
 from minidiff.io.extras import extra
@@ -112,18 +112,18 @@ def _backward(op: Op, grad: Array, needed: str) -> None:
 @inner
 def _multiply_add_row(rounds: int, out: Array) -> None:
     """Do nothing but multiply-adds in registers: ``x = x * a + b``."""
-    tile = carray(registers(out), (ROWS, TILE))
+    sums = tile(registers(out), (ROWS, TILE))
     a, b, rows, columns = out[0], out[1], U(ROWS), U(TILE)
     for s in range(columns):
         for i in range(rows):
-            tile[i, s] = out[s]
+            sums[i, s] = out[s]
     for _ in range(rounds):
         for s in range(columns):
             for i in range(rows):
-                tile[i, s] = tile[i, s] * a + b
+                sums[i, s] = sums[i, s] * a + b
     for s in range(columns):
         for i in range(rows):
-            out[s] += tile[i, s]
+            out[s] += sums[i, s]
 
 
 @threaded

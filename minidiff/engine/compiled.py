@@ -42,6 +42,8 @@ def _compiled(**options: Any) -> Callable[[Function], Function]:
     """Return a decorator: its functions compile when first called, and are kept on disk."""
 
     def decorate(function: Function) -> Function:
+        if settings.DISABLE_JIT:  # NUMBA_DISABLE_JIT=1: everything runs, slowly, in Python
+            return function
         kernel: Any = njit(fastmath=FASTMATH, error_model="numpy", **options)(function)
         with suppress(RuntimeError):  # if there is nowhere to write, each process compiles anew
             kernel.enable_caching()

@@ -32,7 +32,7 @@ from typing import Any
 
 import llvmlite.binding as llvm
 import numpy as np
-from numba import carray, prange, types  # type: ignore[attr-defined]  # not in its stubs
+from numba import carray, config, prange, types  # type: ignore[attr-defined]  # not in its stubs
 from numba.core.cgutils import alloca_once
 from numba.extending import intrinsic
 
@@ -71,6 +71,13 @@ def _allocate(typingctx, like):
 
 
 registers: Any = intrinsic(_allocate)  # called with ``like`` alone
+tile: Any = carray
+if config.DISABLE_JIT:  # type: ignore[attr-defined]  # set on import
+    registers = np.asarray
+
+    def tile(like, shape):
+        """Stand in for carray: return an array of the dtype of ``like``."""
+        return np.empty(shape, like.dtype)
 
 # -- which positions pair up -----------------------------------------------------------------
 
@@ -169,12 +176,12 @@ def _correlate_span_of(height):
         """
         (x, inputs, shifts), (weight, block_rows, columns, positions) = source, weights
         out, outputs = target
-        sums = carray(registers(x), shape)
-        row, begin = carray(registers(block_rows), height), carray(registers(outputs), height)
+        sums = tile(registers(x), shape)
+        row, begin = tile(registers(block_rows), height), tile(registers(outputs), height)
         for i in range(rows):
             row[i], begin[i] = block_rows[i], outputs[i]
-        for tile in range(_zero, length, _tile):
-            start = min(tile, length - _tile)  # the last tile overlaps the one before
+        for number in range(_zero, length, _tile):
+            start = min(number, length - _tile)  # the last tile overlaps the one before
             for s in range(_tile):
                 for i in range(rows):
                     sums[i, s] = bias[i]
@@ -247,8 +254,8 @@ def correlate(x, weight, swapped, bias, ins, outs, spans, taps, samples, out):
     for task in prange(blocks * count):
         first, r = task // count * height, task % count
         begin, length = spans[r, 0] * samples, spans[r, 1] * samples
-        rows, begins = carray(registers(columns), ROWS), carray(registers(columns), ROWS)
-        biases = carray(registers(x), ROWS)
+        rows, begins = tile(registers(columns), ROWS), tile(registers(columns), ROWS)
+        biases = tile(registers(x), ROWS)
         p0, p1 = U(spans[r, 2]), U(spans[r + 1, 2])
         if length < TILE:
             for i in range(first, min(first + height, outs.size)):
@@ -272,8 +279,8 @@ def _product_tile(x, inputs, first_input, grad, outputs, length, sums, at):
 
     The spans of x begin at the inputs from ``first_input`` on, the sums at ``at``.
     """
-    tile = carray(registers(x), _SUMS_SHAPE)
-    b, a = carray(registers(outputs), ROWS), carray(registers(inputs), PRODUCTS)
+    products = tile(registers(x), _SUMS_SHAPE)
+    b, a = tile(registers(outputs), ROWS), tile(registers(inputs), PRODUCTS)
     for i in range(_rows):
         b[i] = outputs[i]
     for j in range(_products):
@@ -281,17 +288,17 @@ def _product_tile(x, inputs, first_input, grad, outputs, length, sums, at):
     for s in range(_lanes):
         for i in range(_rows):
             for j in range(_products):
-                tile[i, j, s] = 0
+                products[i, j, s] = 0
     whole = length - length % _lanes
     for first in range(_zero, whole, _lanes):
         for s in range(_lanes):
             for i in range(_rows):
                 for j in range(_products):
-                    tile[i, j, s] += grad[b[i] + first + s] * x[a[j] + first + s]
+                    products[i, j, s] += grad[b[i] + first + s] * x[a[j] + first + s]
     for s in range(_lanes):
         for i in range(_rows):
             for j in range(_products):
-                sums[at + (i * _products + j) * _lanes + s] += tile[i, j, s]
+                sums[at + (i * _products + j) * _lanes + s] += products[i, j, s]
     for s in range(whole, length):
         for i in range(_rows):
             for j in range(_products):
@@ -395,7 +402,7 @@ def max_pool(x, channels, spans, taps, samples, relu, out, winner):
             # Two loops, and arithmetic for a choice among bytes, vectorise on every machine.
             for s in range(length):
                 larger = np.uint8((v[s] > y[s]) | (v[s] != v[s]))  # NaN is taken, and kept
-                k_max[s] += larger * (k - k_max[s])
+                k_max[s] ^= larger * (k ^ k_max[s])
             for s in range(length):
                 y[s] = v[s] if (v[s] > y[s]) | (v[s] != v[s]) else y[s]
 

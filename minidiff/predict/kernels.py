@@ -7,12 +7,21 @@ takes from the kernels of the engine, touch this file too.
 from typing import Any
 
 import numpy as np
-from numba import carray, prange  # type: ignore[attr-defined]  # not in its stubs
+from numba import prange
 from numpy.typing import NDArray
 
 from minidiff.engine.arrays import Indices
 from minidiff.engine.compiled import inner, serial, threaded
-from minidiff.engine.kernels import LANES, ROWS, TILE, U, block_height, correlate_block, registers
+from minidiff.engine.kernels import (
+    LANES,
+    ROWS,
+    TILE,
+    U,
+    block_height,
+    correlate_block,
+    registers,
+    tile,
+)
 
 CONV, GATHER, POOL = range(3)
 SPARE = 2 * LANES  # numbers of room behind each buffer, as whole vectors are written
@@ -42,7 +51,7 @@ def _window_of(length):
         """Take the largest, or the mean, of the vectors in a window."""
         largest, relu = step.largest != 0, step.relu != 0
         share = np.float32(1) / np.float32(step.tall * step.wide)
-        best = carray(registers(work), length)
+        best = tile(registers(work), length)
         for s in range(size):
             best[s] = work[source + s] if largest else 0
         for i in range(step.tall):
@@ -74,7 +83,7 @@ def _conv_positions(
 
     A row of the window is ``length`` contiguous numbers; there are ``tall``.
     """
-    sums = carray(registers(work), _POSITIONS_SHAPE)
+    sums = tile(registers(work), _POSITIONS_SHAPE)
     for s in range(_lanes):
         for p in range(_positions):
             sums[p, s] = biases[bias + s]
@@ -95,7 +104,7 @@ def _conv_position(
     work, source, next_row, weights, first, lanes, tall, length, biases, bias, target, relu
 ):
     """Compute a vector of outputs at one position."""
-    sums = carray(registers(work), LANES)
+    sums = tile(registers(work), LANES)
     for s in range(_lanes):
         sums[s] = biases[bias + s]
     for i in range(tall):

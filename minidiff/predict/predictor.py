@@ -282,6 +282,8 @@ class Program:
         self.steps = np.zeros(len(self._steps), STEP)
         for i, step in enumerate(self._steps):
             self.steps[i] = tuple(step.get(name, 0) for name in STEP.names or ())
+        if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]  # set on import
+            self.steps = self.steps.view(np.recarray)  # in Python, too, a step has attributes
         dtypes = {"weights": np.float32, "biases": np.float32, "indices": np.uint64}
         self._arrays = [
             np.concatenate([np.empty(0), *self._tables[name]]).astype(dtype)
