@@ -1,4 +1,4 @@
-"""What Hypothesis draws for the tests: arrays, shapes, axes, convolutions, sets of channels."""
+"""What Hypothesis draws for the tests: arrays, shapes, axes, live rows, layers, networks."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from minidiff import nn
 from minidiff.engine.nn import Module
-from minidiff.pruning.gates import Gate, Gated, Mask
+from minidiff.pruning.gated import Gated, Mask
+from minidiff.pruning.gates import Gate
 from minidiff.pruning.groups import Groups
 
 Shape = tuple[int, ...]
@@ -29,7 +30,7 @@ matmul_shapes = hnp.mutually_broadcastable_shapes(
 def arrays(
     shape: Shape, low: float = -2.0, high: float = 2.0, dtype: Any = np.float64
 ) -> st.SearchStrategy[NDArray[Any]]:
-    """Uniform numbers. Drawn from a seed: quick, never special, and shapes are what shrinks."""
+    """Uniform numbers, from a seed: that is quick, and only shapes shrink."""
     return seeds.map(
         lambda seed: np.asarray(np.random.default_rng(seed).uniform(low, high, shape), dtype)
     )
@@ -46,7 +47,7 @@ def off_zero(shape: Shape, dtype: Any = np.float64) -> st.SearchStrategy[NDArray
 
 
 def distinct(shape: Shape, dtype: Any = np.float64) -> st.SearchStrategy[NDArray[Any]]:
-    """Numbers no two of which are closer than 0.1, in random order."""
+    """Numbers of which no two are closer than 0.1, in random order."""
     count = int(np.prod(shape))
     return seeds.map(
         lambda seed: np.asarray(
@@ -72,8 +73,8 @@ def indices(shape: Shape) -> st.SearchStrategy[Any]:
     return basic | fancy | mask
 
 
-def actives(count: int) -> st.SearchStrategy[NDArray[np.int64]]:
-    """Some of ``count`` slices, in order: often an odd number, sometimes one, all or none."""
+def row_lists(count: int) -> st.SearchStrategy[NDArray[np.int64]]:
+    """Some of ``count`` rows, in order: sometimes one, all or none."""
     return st.sets(st.integers(0, count - 1)).map(lambda some: np.array(sorted(some), np.int64))
 
 
@@ -92,15 +93,14 @@ def _pair(low: int, high: int) -> st.SearchStrategy[tuple[int, int]]:
 
 
 @st.composite
-def convolutions(draw: st.DrawFn, samples: int = 3, padded: bool = True) -> Convolution:
-    """Channels 1 to 6 (the kernels work in blocks of four), all else small."""
-    kernel, stride = draw(_pair(1, 3)), draw(_pair(1, 3))
-    padding = draw(_pair(0, 2)) if padded else (0, 0)
+def convolutions(draw: st.DrawFn) -> Convolution:
+    """Channels 1 to 6 (kernels work in blocks of up to 5), all else small."""
+    kernel, stride, padding = draw(_pair(1, 3)), draw(_pair(1, 3)), draw(_pair(0, 2))
     more = draw(_pair(0, 3))
     height, width = (max(1, k - 2 * p) + m for k, p, m in zip(kernel, padding, more, strict=True))
     ins, outs = draw(_pair(1, 6))
-    batch = draw(st.integers(1, samples))
-    return Convolution((ins, height, width, batch), (outs, ins, *kernel), stride, padding)
+    samples = draw(st.integers(1, 3))
+    return Convolution((ins, height, width, samples), (outs, ins, *kernel), stride, padding)
 
 
 @dataclass(frozen=True)
