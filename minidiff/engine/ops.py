@@ -39,7 +39,7 @@ class Weighted(Op):
             self.written = np.union1d(self.outs, row_list(live_bias, len(bias)))
             self.live = self.written if live_bias is not None and live_weight is not None else None
             bias = filled(bias, live_bias)
-        return bias
+        return plain(bias)
 
     def _add_constants(self, out: Array, bias: Array) -> Array:
         """Write the outputs that have no weights."""
