@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from numba import config
 from numpy.typing import NDArray
 
 from minidiff import nn
@@ -118,6 +119,48 @@ def pools(draw: st.DrawFn) -> Pool:
     kernel, stride, more = draw(_pair(1, 3)), draw(_pair(1, 3)), draw(_pair(0, 3))
     channels, samples = draw(_pair(1, 4))
     return Pool((channels, kernel[0] + more[0], kernel[1] + more[1], samples), kernel, stride)
+
+
+#: Numbers of channels that fill vectors and blocks, or nearly, or more than once.
+SIZES = (1, 2, 3) if config.DISABLE_JIT else (1, 2, 3, 5, 8, 9, 15, 16, 17, 33)
+
+
+@st.composite
+def stacks(draw: st.DrawFn) -> tuple[nn.Sequential, Shape]:
+    """Ungated layers in evaluation, and a shape that fits them, without the batch."""
+    rng = np.random.default_rng(draw(seeds))
+    layers: list[nn.Module] = []
+    shape = first = (int(rng.choice(SIZES)), int(rng.integers(3, 7)), int(rng.integers(3, 14)))
+
+    def add(layer: nn.Module) -> None:
+        nonlocal shape
+        layers.append(layer)
+        shape = layer.output_shape(shape)
+        if isinstance(layer, nn.Weighted):
+            layer.bias.data[...] = rng.standard_normal(len(layer.bias))
+
+    for _ in range(draw(st.integers(0, 4))):
+        channels, kernel = shape[0], [int(rng.integers(1, min(3, n) + 1)) for n in shape[1:]]
+        moves = {"stride": (int(rng.integers(1, 3)), int(rng.integers(1, 3)))}
+        some = np.sort(rng.choice(channels, rng.integers(1, channels + 1), replace=False))
+        kind = draw(st.sampled_from(["conv", "conv", "max", "avg", "select", "relu", "dropout"]))
+        if kind == "conv":
+            padding, count = tuple(map(int, rng.integers(0, 3, 2))), int(rng.choice(SIZES))
+            add(nn.Conv2d(channels, count, kernel, **moves, padding=padding, rng=rng))
+        elif kind == "max":
+            add(nn.MaxPool2d(kernel, **moves, relu=bool(rng.integers(2))))
+        elif kind == "avg":
+            add(nn.AvgPool2d(kernel, **moves))
+        elif kind == "select":
+            add(nn.Select(some, size=channels))
+        else:
+            add(nn.ReLU() if kind == "relu" else nn.Dropout(0.5, rng=rng))
+    if draw(st.booleans()):
+        add(nn.Flatten())
+        add(nn.Linear(shape[0], int(rng.choice(SIZES)), rng=rng))
+        add(nn.ReLU())
+    cut = int(rng.integers(0, len(layers) + 1))
+    return nn.Sequential(nn.Sequential(*layers[:cut]), *layers[cut:]).eval(), first
 
 
 @dataclass(frozen=True)
