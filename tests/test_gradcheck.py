@@ -1,135 +1,117 @@
-"""The gradient check itself: right gradients pass, wrong ones do not."""
-
-from collections.abc import Callable
-from typing import Any
+"""The gradient check: right gradients pass, wrong ones do not."""
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import minidiff as md
 from minidiff import Tensor
-from minidiff.engine.tensor import Op
-from tests.strategies import Shape, arrays, shapes
+from minidiff.engine.op import Op
+from tests.checks import leaf
+from tests.strategies import arrays, shapes
 
 
-class Wrong(Op):
+class Spoilt(Op):
     """a * b, with a gradient of b that ``spoil`` gets its hands on."""
 
-    def __init__(self, spoil: Callable[[Any], Any]) -> None:
+    def __init__(self, spoil):
         self.spoil = spoil
 
-    def forward(self, a: Any, b: Any) -> Any:
+    def forward(self, a, b):
         self.a, self.b = a, b
         return np.asarray(a * b)
 
-    def backward(self, grad: Any) -> tuple[Any, ...]:
+    def backward(self, grad):
         return grad * self.b, self.spoil(grad * self.a)
 
 
-def leaf(values: Any) -> Tensor:
-    return Tensor(np.asarray(values, np.float64), requires_grad=True)
+def product(spoil=lambda grad: grad):
+    return lambda a, b: md.apply(Spoilt(spoil), a, b)
 
 
-def nan_at_one(gradient: Any) -> Any:
-    gradient = np.array(gradient)
-    gradient.flat[-1] = np.nan
-    return gradient
+def at(index, change):
+    """Return a spoil that changes one element."""
+
+    def spoil(grad):
+        grad = np.array(grad)
+        grad[index] = change(grad[index])
+        return grad
+
+    return spoil
 
 
-SPOILS: dict[str, Callable[[Any], Any]] = {
+SPOILS = {
     "twice": lambda g: 2 * g,
-    "the other sign": lambda g: -g,
-    "none at all": lambda g: 0 * g,
+    "other sign": lambda g: -g,
+    "none": lambda g: 0 * g,
     "slightly more": lambda g: g * 1.001,
     "barely more": lambda g: g + 5e-5 * (1 + abs(g)),
-    "nan": nan_at_one,
+    "nan": at(..., lambda g: np.nan * g),
 }
 
 
-@settings(max_examples=30)
 @given(st.data(), shapes)
-def test_a_right_gradient_passes(data: st.DataObject, shape: Shape) -> None:
+def test_a_right_gradient_passes(data, shape):
     a, b = (leaf(data.draw(arrays(shape, 1, 2))) for _ in range(2))
-    assert md.gradcheck(Wrong(lambda g: g), [a, b]) is True
+    assert md.gradcheck(product(), [a, b]) is True
 
 
 @pytest.mark.parametrize("name", SPOILS)
-@settings(max_examples=20)
-@given(st.data(), hnp.array_shapes(max_dims=3, max_side=4))
-def test_a_wrong_gradient_is_named_with_its_input(
-    name: str, data: st.DataObject, shape: Shape
-) -> None:
+@given(st.data(), shapes)
+def test_a_wrong_gradient_is_named_with_its_input(name, data, shape):
     a, b = (leaf(data.draw(arrays(shape, 1, 2))) for _ in range(2))
     with pytest.raises(AssertionError, match=r"input 1, along .* the gradient says .* differences"):
-        md.gradcheck(Wrong(SPOILS[name]), [a, b])
+        md.gradcheck(product(SPOILS[name]), [a, b])
 
 
-def test_a_wrong_gradient_of_a_single_number_is_named_too() -> None:
-    with pytest.raises(AssertionError, match="input 1, along a random direction"):
-        md.gradcheck(Wrong(lambda g: 2 * g), [leaf(1.0), leaf(2.0)])
-
-
-@settings(max_examples=20)
-@given(hnp.array_shapes(min_dims=1, max_dims=2, min_side=2, max_side=4), st.data())
-def test_one_wrong_element_among_many_is_found(shape: Shape, data: st.DataObject) -> None:
-    at = data.draw(st.integers(0, int(np.prod(shape)) - 1))
-
-    def spoil(gradient: Any) -> Any:
-        gradient.flat[at] += 0.01
-        return gradient
-
+@given(hnp.array_shapes(max_dims=2, max_side=4), st.data())
+def test_one_wrong_element_is_found_and_named(shape, data):
+    index = data.draw(st.tuples(*(st.integers(0, size - 1) for size in shape)))
+    spoilt = product(at(index, lambda g: g + 0.01))
+    inputs = [leaf(np.ones(shape)), leaf(np.ones(shape))]
     with pytest.raises(AssertionError, match="input 1"):
-        md.gradcheck(Wrong(spoil), [leaf(np.ones(shape)), leaf(np.ones(shape))])
+        md.gradcheck(spoilt, inputs)
+    with pytest.raises(AssertionError) as error:  # elements are tried one by one
+        md.gradcheck(spoilt, inputs, directions=0)
+    assert f"along element {index}" in str(error.value)
 
 
-def test_the_element_that_is_wrong_is_named() -> None:
-    def spoil(gradient: Any) -> Any:
-        gradient[1, 2] += 1
-        return gradient
-
-    # With no random directions, elements are tried one by one.
-    with pytest.raises(AssertionError, match=r"element \(1, 2\)"):
-        md.gradcheck(Wrong(spoil), [leaf(np.ones((2, 3))), leaf(np.ones((2, 3)))], directions=0)
-
-
-def test_large_inputs_are_checked_along_random_directions() -> None:
+def test_large_inputs_are_checked_along_random_directions():
     large = leaf(np.ones(1000))
-    md.gradcheck(Wrong(lambda g: g), [large, large])
+    assert md.gradcheck(product(), [large, large])
     with pytest.raises(AssertionError, match="input 1, along a random direction"):
-        md.gradcheck(Wrong(lambda g: 1.1 * g), [large, large])
+        md.gradcheck(product(lambda g: 1.1 * g), [large, large])
 
 
-def test_inputs_that_require_no_gradient_are_not_checked() -> None:
-    assert md.gradcheck(Wrong(lambda g: 2 * g), [leaf([1.0]), Tensor(np.ones(1))])
+def test_inputs_that_require_no_gradient_are_not_checked():
+    assert md.gradcheck(product(lambda g: 2 * g), [leaf([1.0]), Tensor(np.ones(1))])
 
 
 @given(arrays((2, 3)))
-def test_the_inputs_are_left_as_they_were(values: Any) -> None:
-    x, before = leaf(values), values.copy()
+def test_the_inputs_are_left_as_they_were(values):
+    x = leaf(values)
     md.gradcheck(lambda t: t * t, [x])
     assert x.grad is None
-    np.testing.assert_array_equal(x.data, before)
+    np.testing.assert_array_equal(x.data, values)
     assert x.data.flags.writeable
 
 
-def test_a_coarser_tolerance_lets_more_pass() -> None:
-    inputs = [leaf(np.ones(3)), leaf(np.ones(3))]
-    spoiled = Wrong(lambda g: g * 1.001)
+def test_a_coarser_tolerance_lets_more_pass():
+    inputs, spoilt = [leaf(np.ones(3)), leaf(np.ones(3))], product(lambda g: g * 1.001)
     with pytest.raises(AssertionError):
-        md.gradcheck(spoiled, inputs)
-    assert md.gradcheck(spoiled, inputs, tolerance=0.1)
+        md.gradcheck(spoilt, inputs)
+    assert md.gradcheck(spoilt, inputs, tolerance=0.1)
 
 
-def test_the_generator_given_is_the_one_used() -> None:
+def test_the_generator_given_is_used():
     rng = np.random.default_rng(1)
     md.gradcheck(lambda t: t * t, [leaf([1.0])], rng=rng)
     assert rng.bit_generator.state != np.random.default_rng(1).bit_generator.state
 
 
 @pytest.mark.parametrize("bad", [Tensor([1.0], requires_grad=True), np.ones(1), 1.0])
-def test_inputs_that_are_not_float64_tensors_are_refused_by_number(bad: Any) -> None:
+def test_inputs_are_float64_tensors(bad):
     with pytest.raises(TypeError, match=r"input 1 is .*; expected a float64 Tensor"):
-        md.gradcheck(lambda x, y: x * y, [leaf([1.0]), bad])
+        md.gradcheck(product(), [leaf([1.0]), bad])

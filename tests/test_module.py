@@ -92,6 +92,15 @@ def test_what_a_class_does_not_say_is_an_error():
         Leaf(1.0).onnx(None)
 
 
+def test_another_forward_is_not_exported_as_the_parent():
+    class Leaky(nn.ReLU):
+        def forward(self, x):
+            return x.maximum(0.1 * x)
+
+    with pytest.raises(TypeError, match="Leaky has no method onnx"):
+        Leaky().onnx(None)
+
+
 def test_repr_shows_layers_and_their_shapes():
     assert repr(network()).splitlines() == [
         "Sequential()",
