@@ -20,7 +20,7 @@ settings.register_profile(
     deadline=None,
     derandomize=True,
     print_blob=True,
-    max_examples=6 if numba.config.DISABLE_JIT else 40,
+    max_examples=15 if numba.config.DISABLE_JIT else 40,
 )
 settings.load_profile("minidiff")
 

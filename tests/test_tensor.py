@@ -433,6 +433,14 @@ def test_new_data_is_all_live():
     np.testing.assert_array_equal((out * 2).data, np.full((3, 2), 2))
 
 
+def test_new_data_for_dead_rows_after_use_is_noticed():
+    x = leaf(np.ones((3, 2)), live=np.array([0]))
+    loss = md.functional.relu(x).sum()
+    x.data = np.ones((3, 2))  # rows 1 and 2 have no gradient in the loss
+    with pytest.raises(RuntimeError, match="was changed"):
+        loss.backward()
+
+
 def test_rows_that_can_get_no_gradient_show_zeros():
     x = leaf(np.ones((3, 2)))
     rows_of(x, [0, 2]).sum().backward()

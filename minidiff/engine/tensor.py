@@ -201,7 +201,8 @@ class Tensor:
             )
         if np.shape(values) != self.shape:
             raise ValueError(f"new data has shape {np.shape(values)}; expected {self.shape}.")
-        if values is self.raw:  # ``t.data -= step`` has changed it in place
+        # ``t.data -= step`` has changed it in place; dead rows that come alive need gradients.
+        if values is self.raw or self.live is not None:
             self.version += 1
         self.raw, self.live = np.asarray(values, self.dtype), None
 
