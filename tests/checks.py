@@ -7,6 +7,8 @@ from numpy.typing import NDArray
 
 from minidiff import Tensor
 
+equal = np.testing.assert_array_equal
+
 
 def leaf(values: Any, live: NDArray[np.int64] | None = None) -> Tensor:
     """A copy of the values that requires a gradient; in float64 if they are no array of floats."""

@@ -1,4 +1,4 @@
-"""Oracles: what the kernels compute, as loops over places and channels that hide nothing."""
+"""Oracles: what kernels compute, as loops over positions and channels that hide nothing."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ Pair = tuple[int, int]
 
 
 def places(size: int, kernel: int, stride: int, padding: int = 0) -> int:
-    """Count the places along one axis where a window fits."""
+    """Count the positions along one axis where a window fits."""
     count, first = 0, -padding
     while first + kernel <= size + padding:
         count, first = count + 1, first + stride
@@ -62,16 +62,6 @@ def grad_conv2d(
     return grad_x, grad_weight, grad_bias
 
 
-def linear(x: NDArray[Any], weight: NDArray[Any], bias: NDArray[Any]) -> Array:
-    """Compute weight @ x + bias for x (D, N) and weight (O, D), in float64."""
-    out = np.zeros((len(weight), x.shape[1]))
-    for o, n in np.ndindex(*out.shape):
-        out[o, n] = bias[o]
-        for d in range(len(x)):
-            out[o, n] += float(weight[o, d]) * float(x[d, n])
-    return out
-
-
 def _windows(shape: tuple[int, ...], kernel: Pair, stride: Pair) -> Any:
     """Yield (index of the output, indices of its window, row by row)."""
     channels, height, width, samples = shape
@@ -116,11 +106,11 @@ def avg_pool2d(x: NDArray[Any], kernel: Pair, stride: Pair) -> NDArray[Any]:
 
 
 def grad_avg_pool2d(
-    shape: tuple[int, ...], grad: NDArray[Any], kernel: Pair, stride: Pair
+    x: NDArray[Any], grad: NDArray[Any], kernel: Pair, stride: Pair
 ) -> NDArray[Any]:
     """Share each gradient among its window."""
-    out = np.zeros(shape, grad.dtype)
-    for at, window in _windows(shape, kernel, stride):
+    out = np.zeros_like(x)
+    for at, window in _windows(x.shape, kernel, stride):
         for place in window:
             out[place] += grad[at] / len(window)
     return out

@@ -1,14 +1,13 @@
 """Arrays for kernels: aligned, contiguous and writeable, with live rows."""
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from minidiff.engine import arrays
 from minidiff.engine.arrays import ALIGNMENT, SMALL
 from tests import strategies as own
-from tests.checks import dead
+from tests.checks import dead, equal
 
 LARGE = SMALL // 4 + 1  # float32 numbers
 
@@ -17,64 +16,40 @@ def is_aligned(x):
     return x.ctypes.data % ALIGNMENT == 0
 
 
-@given(own.shapes, st.sampled_from([np.float32, np.float64, np.uint8, np.bool_]))
-def test_new_arrays_have_the_shape_and_dtype_asked_for(shape, dtype):
+@given(own.shapes, st.sampled_from([np.float32, np.float64, np.uint8, np.bool_]), st.booleans())
+def test_new_arrays_are_contiguous_and_large_ones_aligned(shape, dtype, large):
+    shape = (LARGE * 4, *shape) if large else shape
     for out in (arrays.empty(shape, dtype), arrays.zeros(shape, dtype)):
         assert (out.shape, out.dtype) == (shape, dtype)
         assert out.flags.c_contiguous
         assert out.flags.writeable
+        assert is_aligned(out) or not large
     assert not arrays.zeros(shape, dtype).any()
 
 
-def test_large_arrays_are_aligned():
-    held = [arrays.empty((LARGE + i,), np.float32) for i in range(20)]
-    assert all(map(is_aligned, held))
-    assert all(is_aligned(arrays.zeros((LARGE, i), np.float64)) for i in range(1, 5))
-
-
-def test_plain_copies_what_is_read_only_or_strided():
-    x = np.arange(12.0).reshape(3, 4)
-    assert arrays.plain(x) is x
-    frozen = x.copy()
+def test_plain_and_aligned_copy_only_what_is_not():
+    x = arrays.zeros((LARGE, 2), np.float32)
+    x[:] = np.random.default_rng(0).standard_normal(x.shape)
+    frozen, crooked = x.copy(), x.ravel()[1:]
     frozen.flags.writeable = False
-    for odd in (frozen, x.T, x[:, ::2]):
-        taken = arrays.plain(odd)
-        assert taken.flags.c_contiguous
-        assert taken.flags.writeable
-        np.testing.assert_array_equal(taken, odd)
-
-
-def test_aligned_copies_what_is_not_aligned():
-    x = arrays.zeros((LARGE + 16,), np.float32)
-    crooked = x[1:]
-    assert arrays.aligned(x) is x
+    assert arrays.plain(x) is arrays.aligned(x) is x
+    assert arrays.plain(crooked) is crooked
     assert not is_aligned(crooked)
-    assert is_aligned(arrays.aligned(crooked))
-    np.testing.assert_array_equal(arrays.aligned(crooked), crooked)
-    assert arrays.aligned(crooked[:5]).base is not None  # too small to matter
-    assert arrays.aligned(x[::2]).flags.c_contiguous
-
-
-@pytest.mark.parametrize(
-    ("shape", "rows"),
-    [((), (1, 1)), ((3,), (3, 1)), ((2, 3, 4), (2, 12)), ((0, 3), (0, 3)), ((3, 0), (3, 0))],
-)
-def test_matrix_keeps_the_rows(shape, rows):
-    assert arrays.matrix(np.zeros(shape)).shape == rows
+    for odd in (frozen, x.T, x[:, ::2], crooked):
+        for taken in (arrays.plain(odd), arrays.aligned(odd)):
+            assert taken.flags.c_contiguous
+            assert taken.flags.writeable
+            equal(taken, odd)
+        assert is_aligned(taken)
 
 
 @given(st.data(), own.shapes.filter(len), own.dtypes)
 def test_filled_has_zeros_in_dead_rows(data, shape, dtype):
-    x = data.draw(own.arrays(shape, dtype=dtype))
+    x, live = data.draw(own.arrays(shape, dtype=dtype)), data.draw(own.row_lists(shape[0]))
     assert arrays.filled(x, None) is x
-    live = data.draw(own.row_lists(len(x)))
+    equal(arrays.row_list(None, len(x)), np.arange(len(x)))
+    assert arrays.row_list(live, len(x)) is live
     x[dead(live, len(x))] = np.nan
     out = arrays.filled(x, live)
-    np.testing.assert_array_equal(out, np.nan_to_num(x))
+    equal(out, np.nan_to_num(x))
     assert out.dtype == dtype
-    assert not np.shares_memory(out, x)
-
-
-def test_all_rows_are_listed_for_none():
-    np.testing.assert_array_equal(arrays.row_list(None, 3), [0, 1, 2])
-    np.testing.assert_array_equal(arrays.row_list(np.array([1]), 3), [1])

@@ -10,10 +10,9 @@ import minidiff as md
 from minidiff import nn
 from minidiff.predict import predictor
 from minidiff.predict.predictor import FEW
-from tests.checks import close
+from tests.checks import close, equal
 from tests.strategies import stacks
 
-COUNTS = [0, 1, 3, FEW, FEW + 1, 64, 130]
 few_and_many = pytest.mark.parametrize("count", [2, FEW + 8])
 
 
@@ -21,7 +20,7 @@ def rng():
     return np.random.default_rng(0)
 
 
-def random_images(count, shape):
+def random_images(count, shape=(1, 6, 6)):
     return rng().standard_normal((count, *shape), np.float32)
 
 
@@ -30,21 +29,21 @@ def logits(model, images):
         return np.moveaxis(model.eval()(np.moveaxis(images, 0, -1)).data, -1, 0)
 
 
-def small_network():
-    """Of every kind of step one, for images of shape (1, 6, 6)."""
-    conv = nn.Conv2d(1, 5, 3, padding=1, rng=rng())
-    return nn.Sequential(
-        conv, nn.MaxPool2d(2, relu=True), nn.Flatten(), nn.Linear(45, 10, rng=rng())
-    )
+def network():
+    """For images of shape (1, 6, 6), with steps of every kind."""
+    conv, dense = nn.Conv2d(1, 5, 3, padding=1, rng=rng()), nn.Linear(45, 10, rng=rng())
+    return nn.Sequential(conv, nn.MaxPool2d(2, relu=True), nn.Flatten(), dense)
 
 
-@given(stacks(), st.sampled_from(COUNTS), st.floats(-1, 1), st.floats(0.2, 2))
+@given(
+    stacks(), st.sampled_from([0, 1, 3, FEW, FEW + 1, 64, 130]), st.floats(-1, 1), st.floats(0.2, 2)
+)
 def test_any_network_predicts_the_same(stack, count, mean, std):
     model, shape = stack
     images = random_images(count, shape)
     predict = md.Predictor(model, shape, mean=mean, std=std)
-    assert predict.output_shape == model.output_shape(shape)
     out = predict(images)
+    assert predict.output_shape == model.output_shape(shape)
     assert (out.shape, out.dtype) == ((count, *predict.output_shape), np.float32)
     if count:
         expected = logits(model, ((images - mean) / std).astype(np.float32))
@@ -55,58 +54,54 @@ def test_any_network_predicts_the_same(stack, count, mean, std):
 @few_and_many
 def test_bytes_count_as_shares_of_255(count):
     images = rng().integers(0, 256, (count, 1, 6, 6), np.uint8)
-    predict = md.Predictor(small_network(), (1, 6, 6), mean=0.13, std=0.31)
+    predict = md.Predictor(network(), (1, 6, 6), mean=0.13, std=0.31)
     close(predict(images), predict((images / 255).astype(np.float32)))
     close(predict(images), predict(images / 255))
 
 
 def test_few_and_many_images_agree(monkeypatch):
-    images = random_images(FEW + 8, (1, 6, 6))
-    predict = md.Predictor(small_network(), (1, 6, 6))
+    images = random_images(FEW + 8)
+    predict = md.Predictor(network(), (1, 6, 6))
     many, few = predict(images), np.concatenate([predict(image[None]) for image in images])
     close(many, few)
     monkeypatch.setattr(predictor, "LIMIT", 0)  # a block of images would take too much memory
-    np.testing.assert_array_equal(predict(images), few)
+    equal(predict(images), few)
 
 
 @few_and_many
 def test_nan_stays_and_stays_in_its_image(count):
     images = np.zeros((count, 1, 6, 6), np.float32)
     images[0, 0, 2, 3] = np.nan
-    predict = md.Predictor(small_network(), (1, 6, 6))
+    predict = md.Predictor(network(), (1, 6, 6))
     assert np.isnan(predict(images)[0]).all()
     assert np.isfinite(predict(images)[1:]).all()
     assert np.isfinite(predict(np.zeros_like(images))).all()
-
-
-@few_and_many
-@pytest.mark.parametrize("pool", [nn.MaxPool2d(2), nn.AvgPool2d(2), nn.MaxPool2d(2, relu=True)])
-def test_pools_keep_nan(pool, count):
-    for place in np.ndindex(2, 2):
-        images = np.arange(count * 4, dtype=np.float32).reshape(count, 1, 2, 2)
-        images[0, 0][place] = np.nan
-        out = md.Predictor(pool, (1, 2, 2))(images)
-        np.testing.assert_array_equal(np.isnan(out.ravel()), np.arange(count) == 0)
+    for pool in (nn.MaxPool2d(2), nn.AvgPool2d(2), nn.MaxPool2d(2, relu=True)):
+        for place in np.ndindex(2, 2):
+            images = np.arange(count * 4, dtype=np.float32).reshape(count, 1, 2, 2)
+            images[0, 0][place] = np.nan
+            out = md.Predictor(pool, (1, 2, 2))(images)
+            equal(np.isnan(out.ravel()), np.arange(count) == 0)
 
 
 def test_threads_and_neighbours_change_no_bit():
-    images = random_images(150, (1, 6, 6))
-    predict = md.Predictor(small_network(), (1, 6, 6))
+    images = random_images(150)
+    predict = md.Predictor(network(), (1, 6, 6))
     expected = predict(images)
-    np.testing.assert_array_equal(predict(images[70:]), expected[70:])
+    equal(predict(images[70:]), expected[70:])
     for threads in {1, min(2, numba.config.NUMBA_NUM_THREADS)}:
         numba.set_num_threads(threads)
-        np.testing.assert_array_equal(predict(images), expected)
+        equal(predict(images), expected)
 
 
 @few_and_many
 def test_later_training_changes_nothing(count):
-    model = small_network()
-    predict, images = md.Predictor(model, (1, 6, 6)), random_images(count, (1, 6, 6))
+    model, images = network(), random_images(count)
+    predict = md.Predictor(model, (1, 6, 6))
     before = predict(images)
     for parameter in model.parameters():
         parameter.data[...] = 0
-    np.testing.assert_array_equal(predict(images), before)
+    equal(predict(images), before)
 
 
 # -- layers that are not compiled ------------------------------------------------------------
@@ -122,35 +117,28 @@ class Shift(nn.Module):
         return self.dropout(x) + self.weight
 
 
+class Leaky(nn.ReLU):
+    def forward(self, x):
+        return x.maximum(0.1 * x)
+
+
 @few_and_many
-def test_other_layers_run_by_their_forward(count):
+@pytest.mark.parametrize("other", [Shift, Leaky])
+def test_other_layers_run_by_their_forward(other, count):
     gated = md.gate(nn.Conv2d(1, 3, 3, rng=rng()), "outputs")
     gated.outputs.phi.data[...] = [-1, 0.1, 1]
-    model = nn.Sequential(
-        Shift(), gated, nn.ReLU(), Shift(), nn.Flatten(), Shift(), nn.Linear(48, 4, rng=rng())
-    )
-    images = random_images(count, (1, 6, 6))
+    dense = nn.Linear(48, 4, rng=rng())
+    model = nn.Sequential(other(), gated, nn.ReLU(), other(), nn.Flatten(), other(), dense)
+    images = random_images(count)
     predict = md.Predictor(model, (1, 6, 6), mean=0.1, std=0.5)
-    out = predict(images)
-    close(out, logits(model, ((images - 0.1) / 0.5).astype(np.float32)))
+    close(predict(images), logits(model, ((images - 0.1) / 0.5).astype(np.float32)))
 
 
 def test_layers_are_left_as_in_training_or_evaluation():
     layer = Shift()
     layer.dropout.eval()  # frozen, though the layer is in training
-    predict = md.Predictor(layer, (3,))
-    predict(random_images(2, (3,)))
+    md.Predictor(layer, (3,))(random_images(2, (3,)))
     assert (layer.training, layer.dropout.training) == (True, False)
-
-
-@few_and_many
-def test_a_subclass_with_another_forward_runs_by_it(count):
-    class Leaky(nn.ReLU):
-        def forward(self, x):
-            return x.maximum(0.1 * x)
-
-    images = random_images(count, (3,))
-    close(md.Predictor(Leaky(), (3,))(images), np.maximum(images, 0.1 * images))
 
 
 # -- errors ----------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import minidiff as md
 from minidiff import Tensor
 from minidiff.engine.op import Op
-from tests.checks import close, leaf
+from tests.checks import close, equal, leaf
 from tests.strategies import arrays, row_lists
 
 # -- making tensors --------------------------------------------------------------------------
@@ -27,24 +27,17 @@ def test_arrays_of_floats_are_not_copied(dtype):
 
 
 @pytest.mark.parametrize(
-    "given",
-    [[1.0, 2.0], (True, False), np.arange(2), np.array([1, 0], bool), np.ones(2, np.float16), 3],
+    "given", [[1.0, 2.0], (True, False), np.arange(2), np.ones(2, bool), np.ones(2, np.float16), 3]
 )
 def test_all_else_becomes_float32(given):
-    tensor = Tensor(given)
-    assert tensor.dtype == np.float32
-    np.testing.assert_array_equal(tensor.data, np.asarray(given, np.float32))
+    assert Tensor(given).dtype == np.float32
+    equal(Tensor(given).data, given)
 
 
-@pytest.mark.parametrize("given", [[1j], np.ones(2, complex), ["a"], [object()], None])
-def test_what_is_not_real_numbers_is_refused(given):
-    with pytest.raises(TypeError, match="expected real numbers"):
+@pytest.mark.parametrize("given", [[1j], np.ones(2, complex), ["a"], None, Tensor([1.0])])
+def test_tensors_are_of_real_numbers(given):
+    with pytest.raises(TypeError, match=r"expected real numbers|is a Tensor already"):
         Tensor(given)
-
-
-def test_a_tensor_of_a_tensor_is_refused():
-    with pytest.raises(TypeError, match="is a Tensor already"):
-        Tensor(Tensor([1.0]))
 
 
 def test_one_element_is_a_number_and_a_truth_value():
@@ -65,14 +58,9 @@ def test_iteration_runs_along_the_first_axis():
         list(Tensor(3.0))
 
 
-def test_repr_shows_values_and_requires_grad():
-    assert repr(Tensor([1.0, 2.0])) == "Tensor([1., 2.])"
-    assert repr(leaf([1.0])) == "Tensor([1.], requires_grad=True)"
-
-
 @pytest.mark.parametrize("function", [np.asarray, lambda t: np.array([t, t]), np.stack])
 def test_numpy_gets_no_array_of_tensors(function):
-    with pytest.raises(TypeError, match=r"take its \.data|takes? its \.data"):
+    with pytest.raises(TypeError, match=r"takes? its \.data"):
         function(Tensor([1.0, 2.0]))
 
 
@@ -93,30 +81,20 @@ def test_a_result_is_visited_once_not_once_a_path():
     for _ in range(200):  # 2 ** 200 paths
         y = y + y
     y.backward()
-    assert x.grad == [2.0**200]
+    assert x.grad == 2.0**200
 
 
-def test_a_deep_graph_runs_back_and_is_freed():
+def test_a_deep_graph_runs_back_and_is_freed_at_once():
     y = x = leaf([1.0])
     for _ in range(20_000):  # recursion would end at a thousand
         y = y + 1.0
     y.backward()
-    assert x.grad == [1]
+    assert x.grad == 1
     end, start = weakref.ref(y), weakref.ref(x)
-    del y, x
-    gc.collect()
-    assert end() is start() is None
-
-
-def test_the_tape_is_freed_without_the_garbage_collector():
-    x = leaf([1.0])
-    y = x * 2
-    z = y.exp()
-    interior = weakref.ref(y)
-    gc.disable()
+    gc.disable()  # no cycle waits for the garbage collector
     try:
-        del y, z
-        assert interior() is None
+        del x, y
+        assert end() is start() is None
     finally:
         gc.enable()
 
@@ -132,20 +110,13 @@ def test_each_backward_adds_the_same_again(a, times):
     np.testing.assert_allclose(x.grad, times * 3 * a * a + 2)
 
 
-def test_results_keep_no_gradient():
-    x = leaf([2.0])
-    y = x * x
-    z = y.exp()
-    z.backward()
-    assert x.grad is not None
-    assert y.grad is z.grad is None
-
-
-@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
-def test_one_element_needs_no_gradient_to_start_with(shape):
-    x = leaf(np.full(shape, 3.0))
-    (x * x).backward()
-    np.testing.assert_array_equal(x.grad, np.full(shape, 6.0))
+def test_only_leaves_that_require_a_gradient_get_one():
+    plain, wanted = Tensor([3.0]), leaf([2.0])
+    y = plain * wanted
+    (y / plain @ plain).backward()
+    assert (plain.requires_grad, (plain + plain).requires_grad, y.requires_grad) == (0, 0, 1)
+    assert plain.grad is y.grad is None
+    assert wanted.grad == 3
 
 
 @pytest.mark.parametrize("function", [lambda x: x, lambda x: x + 0.0, lambda x: x.reshape(2)])
@@ -153,52 +124,35 @@ def test_the_gradient_given_is_left_as_it_was(function):
     x, given = leaf([1.0, 2.0]), np.array([3.0, 4.0])
     for _ in range(2):
         function(x).backward(given)
-    np.testing.assert_array_equal(given, [3, 4])
+    equal(given, [3, 4])
     assert given.flags.writeable
     given[:] = 0
-    np.testing.assert_array_equal(x.grad, [6, 8])
+    equal(x.grad, [6, 8])
 
 
-SHARING = {
-    "add": lambda x, y: x + y,
-    "add twice": lambda x, y: (x + y) + (y + x),
-    "sub": lambda x, y: x - y,
-    "reshape": lambda x, y: x.reshape(4) + y.reshape(4),
-    "transpose": lambda x, y: x.T + y.T,
-    "index": lambda x, y: x[:] + y[...],
-    "sum": lambda x, y: x.sum(0) + y.sum(0),
-    "matmul": lambda x, y: x @ y,
-}
-
-
-@pytest.mark.parametrize("name", SHARING)
-def test_gradients_of_two_leaves_never_share_memory(name):
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, y: x + y,
+        lambda x, y: (x + y) + (y + x),
+        lambda x, y: x - y,
+        lambda x, y: x.reshape(4) + y.reshape(4),
+        lambda x, y: x.T + y.T,
+        lambda x, y: x[:] + y[...],
+        lambda x, y: x.sum(0) + y.sum(0),
+    ],
+)
+def test_gradients_of_two_leaves_never_share_memory(function):
     x, y = leaf([[1.0, 2.0], [3.0, 5.0]]), leaf([[2.0, 1.0], [4.0, 7.0]])
-    out = SHARING[name](x, y)
+    out = function(x, y)
     given = np.ones(out.shape)
     out.backward(given)
     for one, other in ((x.grad, y.grad), (x.grad, given), (y.grad, given)):
         assert not np.may_share_memory(one, other)
-    before = y.grad.copy()
-    x.grad *= 0  # clipping, say
-    np.testing.assert_array_equal(y.grad, before)
+        assert one.flags.writeable
 
 
 # -- what is recorded ------------------------------------------------------------------------
-
-
-def test_a_result_requires_a_gradient_if_an_input_does():
-    plain, wanted = Tensor([1.0]), leaf([1.0])
-    assert not (plain + plain).requires_grad
-    for result in (plain + wanted, wanted * 2, (wanted - plain).exp()[0]):
-        assert result.requires_grad
-
-
-def test_only_leaves_that_require_a_gradient_get_one():
-    plain, wanted = Tensor([3.0]), leaf([2.0])
-    (plain * wanted / plain @ plain).backward()
-    assert plain.grad is None
-    assert wanted.grad == [3]
 
 
 def test_requires_grad_counts_when_a_tensor_is_used():
@@ -215,7 +169,7 @@ def test_a_result_without_gradient_keeps_no_inputs():
     gone = weakref.ref(x)
     del x
     assert gone() is None
-    assert y.data == [2]
+    assert y.data == 2
 
 
 def test_no_grad_records_nothing():
@@ -225,7 +179,7 @@ def test_no_grad_records_nothing():
         with pytest.raises(KeyError), md.no_grad():
             raise KeyError
         assert not (x * x).requires_grad  # an error ends the inner one only
-    with pytest.raises(RuntimeError, match="no_grad"):
+    with pytest.raises(RuntimeError, match=r"requires no gradient.* no_grad"):
         y.backward()
     assert (x * x).requires_grad
 
@@ -234,11 +188,23 @@ def test_detach_shares_values_but_not_the_tape():
     x = leaf([2.0])
     y = x * x
     cut = y.detach()
-    assert not cut.requires_grad
     assert np.shares_memory(cut.data, y.data)
     assert not cut.data.flags.writeable
     (y * cut).backward()
-    assert x.grad == [16]  # 2x * 4, and not 4x^3
+    assert x.grad == 16  # 2x * 4, and not 4x^3
+
+
+def test_a_gradient_is_needed_for_several_numbers():
+    for shape in ((), (1,), (1, 1)):
+        x = leaf(np.full(shape, 3.0))
+        (x * x).backward()
+        equal(x.grad, np.full(shape, 6.0))
+    x = leaf([[1.0, 2.0]])
+    with pytest.raises(ValueError, match=r"backward\(\) on shape \(1, 2\)"):
+        (x * 2).backward()
+    with pytest.raises(ValueError, match=r"shape \(3,\); expected \(1, 2\)"):
+        (x * 2).backward(np.ones(3))
+    assert x.grad is None
 
 
 # -- data may not change under the tape ------------------------------------------------------
@@ -246,48 +212,44 @@ def test_detach_shares_values_but_not_the_tape():
 
 def test_data_on_the_tape_is_read_only():
     x = leaf([1.0, 2.0])
-    for result in (x * 2, x.reshape(2, 1), x[:1], x.T, x.exp()):
+    for result in (x * 2, x.reshape(2, 1), x[:1], x.T):
         with pytest.raises(ValueError, match="read-only"):
             result.data[...] = 0
         with pytest.raises(RuntimeError, match=r"the tape needs the data .* \.detach\(\)"):
             result.data = np.zeros(result.shape)
     with pytest.raises(TypeError, match="build a new one"):
         x[0] = 1
-    x.data[...] = 5  # a leaf that is not in use
     off = Tensor([1.0, 2.0]) * 2
     off.data[0] = 7
-    np.testing.assert_array_equal(off.data, [7, 4])
+    equal(off.data, [7, 4])
 
 
-@pytest.mark.parametrize("change", ["by an optimiser", "in place"])
-def test_a_change_in_place_after_use_is_noticed(change):
-    x = leaf([2.0])
+@pytest.mark.parametrize("change", ["by an optimiser", "in place", "of dead rows"])
+def test_a_change_after_use_is_noticed(change):
+    x = leaf([2.0, 1.0], live=np.array([0]) if change == "of dead rows" else None)
     loss = (x * x).sum()
     loss.backward()
-    if change == "in place":
+    if change == "by an optimiser":
+        md.optim.SGD([x], lr=0.1).step()
+    elif change == "in place":
         x.data -= 0.1
     else:
-        md.optim.SGD([x], lr=0.1).step()
-    with pytest.raises(RuntimeError, match=r"input of Multiply \(shape \(1,\)\) was changed"):
+        x.data = np.ones(2)  # for row 1 nothing was computed
+    with pytest.raises(RuntimeError, match=r"input of Multiply \(shape \(2,\)\) was changed"):
         loss.backward()
     (x * x).sum().backward()  # a new forward pass mends it
 
 
 def test_new_data_leaves_the_gradient_of_the_old():
-    x = leaf([2.0])
-    loss = x * x
-    x.data = np.array([100.0])
-    loss.backward()
-    assert x.grad == [4]
-
-
-def test_new_data_has_the_old_shape_and_dtype():
-    x = Tensor([1.0, 2.0])
+    x = Tensor([2.0, 3.0], requires_grad=True)
+    loss = (x * x).sum()
     with pytest.raises(ValueError, match=r"\(3,\); expected \(2,\)"):
         x.data = np.zeros(3)
-    x.data = np.array([3.0, 4.0])
+    x.data = np.array([100.0, 200.0])
+    loss.backward()
+    equal(x.grad, [4, 6])
+    equal(x.data, [100, 200])
     assert x.dtype == np.float32
-    np.testing.assert_array_equal(x.data, [3, 4])
 
 
 # -- ops -------------------------------------------------------------------------------------
@@ -300,24 +262,20 @@ class Double(Op):
         self.returned = returned
 
     def forward(self, *inputs):
+        self.writeable = [x.flags.writeable for x in inputs]
         return 2 * sum(inputs)
 
     def backward(self, grad):
+        self.writeable.append(grad.flags.writeable)
         return self.returned(2 * grad)
 
 
-def test_one_input_takes_its_gradient_alone_or_in_a_tuple():
+def test_backward_returns_arrays_or_none_where_none_is_needed():
     x = leaf([1.0, 2.0])
     md.apply(Double(), x).sum().backward()
     md.apply(Double(lambda g: (g,)), x).sum().backward()
-    np.testing.assert_array_equal(x.grad, [4, 4])
-
-
-def test_an_op_is_applied_once():
-    op = Double()
-    md.apply(op, leaf([1.0]))
-    with pytest.raises(RuntimeError, match="this Double was applied before; make a new one"):
-        md.apply(op, leaf([1.0]))
+    md.apply(Double(lambda g: (g, None)), x, Tensor([1.0, 1.0])).sum().backward()
+    equal(x.grad, [6, 6])
 
 
 @pytest.mark.parametrize(
@@ -336,33 +294,12 @@ def test_a_wrong_backward_is_named(returned, error, words):
         md.apply(Double(returned), x, y).sum().backward()
 
 
-def test_none_will_do_for_an_input_that_needs_no_gradient():
-    x = leaf([1.0])
-    md.apply(Double(lambda g: (g, None)), x, Tensor([1.0])).backward()
-    assert x.grad == [2]
-
-
-def test_one_array_returned_twice_does_not_tie_gradients():
-    x, y = leaf([1.0, 2.0]), leaf([3.0, 4.0])
-    md.apply(Double(lambda g: (g, g)), x, y).sum().backward()
-    assert not np.shares_memory(x.grad, y.grad)
-
-
-def test_ops_get_read_only_arrays():
-    class Rude(Op):
-        def forward(self, x):
-            with pytest.raises(ValueError, match="read-only"):
-                x += 1
-            return x * 1
-
-        def backward(self, grad):
-            with pytest.raises(ValueError, match="read-only"):
-                grad += 1
-            return grad
-
-    x = leaf([1.0])
-    md.apply(Rude(), x).backward()
-    assert (x.data, x.grad) == ([1], [1])
+def test_an_op_is_applied_once_and_to_read_only_arrays():
+    op = Double()
+    md.apply(op, leaf([1.0])).backward()
+    assert op.writeable == [False, False]
+    with pytest.raises(RuntimeError, match="this Double was applied before; make a new one"):
+        md.apply(op, leaf([1.0]))
 
 
 # -- live rows -------------------------------------------------------------------------------
@@ -395,26 +332,26 @@ def rows_of(x, live, closed_for_good=True):
     return md.apply(Rows(np.array(live, np.int64), closed_for_good), x)
 
 
-FUNCTIONS = {
-    "seen as they are": lambda y, x: y,
-    "ops that do not skip": lambda y, x: (y * x + 2.0).exp() - y.T.T,
-    "an op that skips": lambda y, x: md.functional.relu(y),
-    "both kinds": lambda y, x: md.functional.relu(y) + y * y,
-    "sum over rows": lambda y, x: y.T @ x,
-    "other use of the leaf": lambda y, x: y + x * x,
-}
-
-
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda y, x: y,
+        lambda y, x: (y * x + 2.0).exp() - y.T.T,  # ops that do not skip
+        lambda y, x: md.functional.relu(y),  # an op that skips
+        lambda y, x: md.functional.relu(y) + y * y,
+        lambda y, x: y.T @ x,
+        lambda y, x: y + x * x,
+    ],
+)
 @given(arrays((4, 3)), row_lists(4), st.booleans())
-def test_dead_rows_count_as_zeros(name, a, live, closed_for_good):
+def test_dead_rows_count_as_zeros(function, a, live, closed_for_good):
     """Values and gradients are those of the dense computation."""
     factors = np.zeros((4, 1))
     factors[live] = 2
     results = []
     for use in (lambda x: rows_of(x, live, closed_for_good), lambda x: x * factors):
         x = leaf(a)
-        out = FUNCTIONS[name](use(x), x)
+        out = function(use(x), x)
         for _ in range(2):  # the second backward adds to what is there
             out.backward(np.cos(np.arange(out.size)).reshape(out.shape))
         results.append((out.data, x.grad))
@@ -429,61 +366,31 @@ def test_new_data_is_all_live():
     with pytest.raises(ValueError, match="read-only"):
         out.data[1] = 1  # an implied zero
     out.data = np.ones((3, 2))
-    np.testing.assert_array_equal(out.data, np.ones((3, 2)))
-    np.testing.assert_array_equal((out * 2).data, np.full((3, 2), 2))
+    equal(out.data, np.ones((3, 2)))
+    equal((out * 2).data, np.full((3, 2), 2))
 
 
-def test_new_data_for_dead_rows_after_use_is_noticed():
-    x = leaf(np.ones((3, 2)), live=np.array([0]))
-    loss = md.functional.relu(x).sum()
-    x.data = np.ones((3, 2))  # rows 1 and 2 have no gradient in the loss
-    with pytest.raises(RuntimeError, match="was changed"):
-        loss.backward()
-
-
-def test_rows_that_can_get_no_gradient_show_zeros():
+def test_rows_that_can_get_no_gradient_are_known():
     x = leaf(np.ones((3, 2)))
     rows_of(x, [0, 2]).sum().backward()
-    np.testing.assert_array_equal(x.grad_rows, [0, 2])
+    equal(x.grad_rows, [0, 2])
     x.raw_grad[1] = np.nan  # uninitialised
-    np.testing.assert_array_equal(x.grad, [[2, 2], [0, 0], [2, 2]])
+    equal(x.grad, [[2, 2], [0, 0], [2, 2]])
     assert x.grad is x.grad
-
-
-def test_a_gradient_changed_in_place_keeps_its_rows():
-    x = leaf(np.ones((3, 2)))
-    rows_of(x, [0, 2]).sum().backward()
     x.grad *= 2
-    np.testing.assert_array_equal(x.grad_rows, [0, 2])
-    np.testing.assert_array_equal(x.grad, [[4, 4], [0, 0], [4, 4]])
+    equal(x.grad_rows, [0, 2])
+    equal(x.grad, [[4, 4], [0, 0], [4, 4]])
     x.grad = np.ones((3, 2))  # of another array nothing is known
     assert x.grad_rows is None
-    np.testing.assert_array_equal(x.grad, np.ones((3, 2)))
+    equal(x.grad, np.ones((3, 2)))
 
 
 def test_rows_of_two_gradients_are_those_of_either():
     x = leaf(np.ones((3, 2)))
     rows_of(x, [2]).sum().backward()
     rows_of(x, [0, 2]).sum().backward()
-    np.testing.assert_array_equal(x.grad_rows, [0, 2])
-    np.testing.assert_array_equal(x.grad, [[2, 2], [0, 0], [4, 4]])
+    equal(x.grad_rows, [0, 2])
+    equal(x.grad, [[2, 2], [0, 0], [4, 4]])
     (x * 1).sum().backward()
     assert x.grad_rows is None
-    np.testing.assert_array_equal(x.grad, [[3, 3], [1, 1], [5, 5]])
-
-
-# -- misuse ----------------------------------------------------------------------------------
-
-
-def test_backward_without_a_gradient_required_is_refused():
-    with pytest.raises(RuntimeError, match="requires no gradient"):
-        (Tensor([1.0]) * 2).backward()
-
-
-def test_backward_of_several_numbers_needs_a_gradient():
-    x = leaf([[1.0, 2.0]])
-    with pytest.raises(ValueError, match=r"backward\(\) on shape \(1, 2\)"):
-        (x * 2).backward()
-    with pytest.raises(ValueError, match=r"shape \(3,\); expected \(1, 2\)"):
-        (x * 2).backward(np.ones(3))
-    assert x.grad is None
+    equal(x.grad, [[3, 3], [1, 1], [5, 5]])
