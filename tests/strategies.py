@@ -65,8 +65,8 @@ def axes(ndim: int) -> st.SearchStrategy[int | tuple[int, ...] | None]:
 
 
 def indices(shape: Shape) -> st.SearchStrategy[Any]:
-    """Slices, integers and ellipses; arrays of integers, with repeats; masks."""
-    basic = hnp.basic_indices(shape)
+    """Slices, integers, ellipses and new axes; arrays of integers, with repeats; masks."""
+    basic = hnp.basic_indices(shape, allow_newaxis=True)
     if not shape:
         return basic
     fancy = hnp.integer_array_indices(shape, result_shape=hnp.array_shapes(max_dims=2, max_side=5))

@@ -1,8 +1,11 @@
-"""Ops of networks: values and gradients as in loops, on live rows only; and what they refuse."""
+"""Ops of networks against loops: values and gradients, on live rows and no others; errors."""
 
+from dataclasses import replace
+
+import numba
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import minidiff as md
@@ -15,10 +18,15 @@ from tests import strategies as own
 from tests.checks import close, dead, equal, leaf
 from tests.strategies import Convolution
 
+# Around what kernels keep in registers at once.
+BATCHES = [1, 3, LANES - 1, LANES, LANES + 1, TILE - 1, TILE, TILE + 1, 2 * TILE + 3]
+BATCHES = BATCHES[::4] if numba.config.DISABLE_JIT else BATCHES
+thorough = settings(max_examples=3 * settings.default.max_examples)
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _poison():
-    """Fill new arrays with NaN, so that an element that is never written shows."""
+    """Fill new arrays with NaN, so that it shows which elements are never written."""
     original = arrays.empty
 
     def empty(shape, dtype):
@@ -43,23 +51,35 @@ def live_rows(count):
     return st.none() | own.row_lists(count)
 
 
+def with_dead_rows(tensor):
+    """Put NaN where nothing may be read; return the values, with zeros there, for loops."""
+    tensor.raw[dead(tensor.live, len(tensor))] = np.nan
+    return np.nan_to_num(tensor.raw)
+
+
+def backward(data, out):
+    """Run backward; return the gradient given, with zeros in dead rows, for loops."""
+    grad = leaf(data.draw(own.arrays(out.shape, dtype=out.dtype)), out.live)
+    clean = with_dead_rows(grad)
+    out.backward(grad.raw)
+    return clean
+
+
 # -- convolution and dense layer -------------------------------------------------------------
 
 
 def check_layer(data, case, dtype, function, shapes):
-    """Compare with loops: NaN in all that must not be read, zeros in its place for the loops."""
+    """Compare with loops, whichever rows are live and whichever gradients are needed."""
     ins, outs = data.draw(live_rows(case.x[0])), data.draw(live_rows(case.weight[0]))
     ends = data.draw(st.just(outs) | live_rows(case.weight[0]))  # of the bias
-    lives = ins, outs, ends
-    tensors = [
-        leaf(data.draw(own.arrays(shape, dtype=dtype)), live)
-        for shape, live in zip(shapes, lives, strict=True)
-    ]
-    for tensor in tensors:
-        tensor.raw[dead(tensor.live, len(tensor))] = np.nan
-        tensor.requires_grad = data.draw(st.booleans())  # each gradient without the others
+    tensors = []
+    for shape, live in zip(shapes, (ins, outs, ends), strict=True):
+        if live is not None:  # dead rows follow in memory: reading past the end shows
+            live = np.concatenate([live, dead(live, shape[0])])[: len(live)]
+        tensors.append(leaf(data.draw(own.arrays(shape, dtype=dtype)), live))
+        tensors[-1].requires_grad = data.draw(st.booleans())
     tensors[1].raw[:, dead(ins, case.x[0])] = np.nan
-    x, weight, bias = (np.nan_to_num(tensor.raw) for tensor in tensors)
+    x, weight, bias = map(with_dead_rows, tensors)
     x, weight = x.reshape(case.x), weight.reshape(case.weight)
 
     out = function(*tensors)
@@ -67,36 +87,45 @@ def check_layer(data, case, dtype, function, shapes):
     expected = naive.conv2d(x, weight, bias, case.stride, case.padding)
     close(out.data, expected.reshape(out.shape))
     # An output without weights equals its bias; if the bias is dead too, the output is dead.
-    live = None if outs is None or ends is None else np.union1d(outs, ends)
-    equal(out.live, live)
+    equal(out.live, None if outs is None or ends is None else np.union1d(outs, ends))
+    assert np.isnan(out.raw[dead(out.live, len(out))]).all()  # not touched
     nothing = leaf(np.zeros(len(bias), dtype), outs)
     equal(function(*tensors[:2]).data, function(*tensors[:2], nothing).data)
-    if not out.requires_grad:
-        return
 
-    grad = data.draw(own.arrays(out.shape, dtype=dtype))
-    grad[dead(live, len(grad))] = np.nan
-    out.backward(grad)
-    grad = np.nan_to_num(grad).reshape(expected.shape)
-    gradients = naive.grad_conv2d(x, weight, grad, case.stride, case.padding)
-    for tensor, gradient, rows in zip(tensors, gradients, lives, strict=True):
-        gradient[dead(rows, len(gradient))] = 0  # constant zeros get no gradient
-        if tensor.requires_grad:
-            close(tensor.grad, gradient.reshape(tensor.shape))
-            assert tensor.grad.dtype == dtype
+    if out.requires_grad:
+        grad = backward(data, out).reshape(expected.shape)
+        grad_x, *_ = out.node.op.backward(grad.reshape(out.shape))
+        assert grad_x is None or np.isnan(grad_x[dead(ins, case.x[0])]).all()  # not touched
+        gradients = naive.grad_conv2d(x, weight, grad, case.stride, case.padding)
+        for tensor, gradient in zip(tensors, gradients, strict=True):
+            gradient[dead(tensor.live, len(gradient))] = 0  # constant zeros get no gradient
+            if tensor.requires_grad:
+                close(tensor.grad, gradient.reshape(tensor.shape))
+                assert tensor.grad.dtype == dtype
 
 
-@given(st.data(), own.convolutions(), own.dtypes)
-def test_conv2d_matches_loops(data, case, dtype):
+@thorough
+@given(st.data(), own.convolutions(), st.sampled_from(BATCHES), own.dtypes)
+def test_conv2d_matches_loops(data, case, samples, dtype):
     def function(*tensors):
         return F.conv2d(*tensors, stride=case.stride, padding=case.padding)
 
+    case = replace(case, x=(*case.x[:3], samples))
     check_layer(data, case, dtype, function, (case.x, case.weight, case.weight[:1]))
 
 
-@given(
-    st.data(), *[st.integers(1, 9)] * 2, st.sampled_from([1, 3, LANES, TILE, TILE + 1]), own.dtypes
-)
+@pytest.mark.parametrize("padding", [(3, 0), (0, 3), (3, 3)])
+@given(st.data(), st.sampled_from([1, 2]), st.sampled_from(BATCHES))
+def test_outputs_may_read_padding_only(padding, data, kernel, samples):
+    # Rows of the output are wider than the whole input, which ends the memory.
+    size = max(1, kernel - 2 * min(padding))
+    case = Convolution((2, size, size, samples), (3, 2, kernel, kernel), (1, 1), padding)
+    shapes = case.x, case.weight, (3,)
+    check_layer(data, case, np.float64, lambda *t: F.conv2d(*t, padding=padding), shapes)
+
+
+@thorough
+@given(st.data(), *[st.integers(1, 9)] * 2, st.sampled_from(BATCHES), own.dtypes)
 def test_linear_matches_loops(data, ins, outs, samples, dtype):
     case = Convolution((ins, 1, 1, samples), (outs, ins, 1, 1), (1, 1), (0, 0))
     check_layer(data, case, dtype, F.linear, ((ins, samples), (outs, ins), (outs,)))
@@ -116,9 +145,6 @@ def test_arrays_of_any_layout_are_taken(layout):
         (F.linear, (x[:, 0, 0], weight[:, :, 0, 0], bias)),
         (F.relu, (x,)),
         (lambda x: F.max_pool2d(x, 2), (x,)),
-        (lambda x: F.avg_pool2d(x, 2), (x,)),
-        (F.flatten, (x,)),
-        (lambda x: F.select(x, [1]), (x,)),
     ):
         results = []
         for arguments in (inputs, map(odd, inputs)):
@@ -130,53 +156,31 @@ def test_arrays_of_any_layout_are_taken(layout):
             equal(one, other)
 
 
-# -- pools -----------------------------------------------------------------------------------
+# -- functions of one input ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["max", "max with relu", "avg"])
 @given(st.data(), own.pools(), own.dtypes)
 def test_pools_match_loops(name, data, case, dtype):
-    live, sizes, relu = data.draw(live_rows(case.x[0])), (case.kernel, case.stride), "relu" in name
+    sizes, relu = (case.kernel, case.stride), "relu" in name
     # Few values, so many are equal: of equals the first must win.
-    tensor = leaf(data.draw(own.arrays(case.x, -2, 3, np.int64)).astype(dtype), live)
-    tensor.raw[dead(live, len(tensor))] = np.nan
-    x = np.maximum(np.nan_to_num(tensor.raw), 0 if relu else -9)
+    values = data.draw(own.arrays(case.x, -2, 3, np.int64)).astype(dtype)
+    tensor = leaf(values, data.draw(live_rows(case.x[0])))
+    x = np.maximum(with_dead_rows(tensor), 0 if relu else -9)
     if name == "avg":
+        values, gradients = naive.avg_pool2d, naive.grad_avg_pool2d
         out = F.avg_pool2d(tensor, case.kernel, stride=case.stride)
     else:
+        values, gradients = naive.max_pool2d, naive.grad_max_pool2d
         out = F.max_pool2d(tensor, case.kernel, stride=case.stride, relu=relu)
-    close(out.data, (naive.avg_pool2d if name == "avg" else naive.max_pool2d)(x, *sizes))
+        assert np.isnan(out.raw[dead(out.live, len(out))]).all()  # not touched
+    close(out.data, values(x, *sizes))
     assert out.dtype == dtype
-    assert out.live is live
-
-    grad = data.draw(own.arrays(out.shape, dtype=dtype))
-    grad[dead(live, len(grad))] = np.nan
-    out.backward(grad)
-    loops = naive.grad_avg_pool2d if name == "avg" else naive.grad_max_pool2d
-    expected = loops(x, np.nan_to_num(grad), *sizes)
-    expected[dead(live, len(x))] = 0
+    assert out.live is tensor.live
+    expected = gradients(x, backward(data, out), *sizes)
+    expected[dead(tensor.live, len(x))] = 0
     close(tensor.grad, np.where(x > 0, expected, 0) if relu else expected)
 
-
-def test_pools_and_relu_keep_nan():
-    for place in np.ndindex(2, 2):
-        x = np.array([[[[1.0], [2.0]], [[4.0], [3.0]]]])
-        x[0][place] = np.nan
-        for pooled in (F.max_pool2d(x, 2), F.max_pool2d(x, 2, relu=True), F.avg_pool2d(x, 2)):
-            assert np.isnan(pooled.item())
-        equal(F.relu(x).data, x)
-
-
-@pytest.mark.parametrize(("relu", "width"), [(False, 16), (True, 15)])
-def test_the_last_position_of_the_largest_window_can_win(relu, width):
-    x = leaf(np.arange(16.0 * width).reshape(1, 16, width, 1))
-    F.max_pool2d(x, (16, width), relu=relu).backward()
-    equal(x.grad.ravel().nonzero()[0], [16 * width - 1])
-    with pytest.raises(ValueError, match=f"has over {256 - relu} positions"):
-        F.max_pool2d(np.zeros((1, 16, width + 1, 1)), (16, width + 1), relu=relu)
-
-
-# -- functions of one input ------------------------------------------------------------------
 
 ONE_INPUT = {
     "relu": (F.relu, lambda x: np.maximum(x, 0)),
@@ -197,23 +201,37 @@ def test_functions_of_one_input(name, data, shape, dtype):
     (function, plain), shape, live = ONE_INPUT[name], (3, *shape), data.draw(own.row_lists(3))
     values = data.draw(own.off_zero(shape))
     md.gradcheck(function, [leaf(values)])
-    values[dead(live, 3)] = np.nan
-    x, dense = leaf(values.astype(dtype), live), leaf(np.nan_to_num(values).astype(dtype))
-    close(function(x).data, plain(dense.data))
-    assert function(x).dtype == dtype
-    for tensor in (x, dense):
-        out = function(tensor)
-        out.backward(np.cos(np.arange(out.size)).reshape(out.shape))
+    x = leaf(values.astype(dtype), live)
+    dense = leaf(with_dead_rows(x))
+    out, expected = function(x), function(dense)
+    close(out.data, plain(dense.data))
+    assert out.dtype == dtype
+    for result in (out, expected):
+        result.backward(np.cos(np.arange(out.size)).reshape(out.shape))
     dense.grad[dead(live, 3)] = 0
     equal(x.grad, dense.grad)
-
-
-@given(own.row_lists(3))
-def test_live_rows_are_handed_on(live):
-    x = leaf(ones(3, 2, 2, 5), live)
-    for out in (F.relu(x), F.dropout(x, 0.5, rng())):
+    if name in ("relu", "dropout"):
         equal(out.live, live)
-    equal(F.flatten(x).live, np.arange(12).reshape(3, 4)[live].ravel())
+    elif name == "flatten":  # a row for each position
+        equal(out.live, np.arange(len(out)).reshape(3, -1)[live].ravel())
+
+
+def test_pools_and_relu_keep_nan():
+    for place in np.ndindex(2, 2):
+        x = np.array([[[[1.0], [2.0]], [[4.0], [3.0]]]])
+        x[0][place] = np.nan
+        for pooled in (F.max_pool2d(x, 2), F.max_pool2d(x, 2, relu=True), F.avg_pool2d(x, 2)):
+            assert np.isnan(pooled.item())
+        equal(F.relu(x).data, x)
+
+
+@pytest.mark.parametrize(("relu", "width"), [(False, 16), (True, 15)])
+def test_the_last_position_of_the_largest_window_can_win(relu, width):
+    x = leaf(np.arange(16.0 * width).reshape(1, 16, width, 1))
+    F.max_pool2d(x, (16, width), relu=relu).backward()
+    equal(x.grad.ravel().nonzero()[0], [16 * width - 1])
+    with pytest.raises(ValueError, match=f"has over {256 - relu} positions"):
+        F.max_pool2d(np.zeros((1, 16, width + 1, 1)), (16, width + 1), relu=relu)
 
 
 def test_dropout_of_nothing_draws_nothing():
@@ -235,19 +253,14 @@ def test_cross_entropy_is_that_of_softmax(data, classes, samples, smoothing, dty
     expected = -(target * np.log(powers / powers.sum(axis=0))).sum() / samples
 
     def loss(x):
-        return F.cross_entropy(x, labels.astype(np.uint8), label_smoothing=smoothing)
+        given = labels.astype(np.uint8)
+        out = F.cross_entropy(x, given, label_smoothing=smoothing)
+        given[:] = 0  # labels may change after their use
+        return out
 
     assert (loss(logits).shape, loss(logits).dtype) == ((), dtype)
     np.testing.assert_allclose(loss(logits).item(), expected, rtol=1e-5, atol=1e-6)
     md.gradcheck(loss, [leaf(logits.astype(np.float64))])
-
-
-def test_labels_may_change_after_their_use():
-    logits, labels = leaf(np.zeros((2, 2))), np.array([0, 1])
-    loss = F.cross_entropy(logits, labels)
-    labels[:] = 0
-    loss.backward()
-    equal(logits.grad, [[-0.25, 0.25], [0.25, -0.25]])
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -265,91 +278,68 @@ def test_huge_logits_neither_overflow_nor_lose_the_loss(dtype):
 
 
 @pytest.mark.parametrize(
-    ("x", "weight", "message"),
+    ("function", "x", "weight", "bias", "message"),
     [
-        ((3, 5, 5, 2), (4, 2, 3, 3), r"\(3, 5, 5, 2\) .* \(4, 2, 3, 3\) do not fit"),
-        ((3, 5, 5), (4, 3, 3, 3), "do not fit"),
-        ((3, 5, 5, 2), (4, 3), "do not fit"),
-        ((1, 2, 9, 1), (1, 1, 3, 1), "kernel 3 high does not fit on an input 2 high"),
-        ((1, 9, 2, 1), (1, 1, 1, 3), "kernel 3 wide does not fit on an input 2 wide"),
-        ((2, 3, 3, 0), (1, 2, 1, 1), "is empty"),
-        ((0, 3, 3, 1), (1, 0, 1, 1), "is empty"),
-        ((2, 3, 3, 1), (0, 2, 1, 1), "is empty"),
-        ((3, 2), (4, 2), r"\(3, 2\) .* \(4, 2\) do not fit"),
-        ((3,), (4, 3), "do not fit"),
-        ((3, 1, 1, 2), (4, 3), "do not fit"),
-        ((2, 0), (1, 2), "is empty"),
-        ((2, 1), (0, 2), "is empty"),
+        (F.conv2d, (3, 5, 5, 2), (4, 2, 3, 3), 4, r"\(3, 5, 5, 2\) .* \(4, 2, 3, 3\) do not fit"),
+        (F.conv2d, (3, 5, 5), (4, 3, 3, 3), 4, "do not fit"),
+        (F.conv2d, (3, 5, 5, 2), (4, 3), 4, "do not fit"),
+        (F.conv2d, (1, 2, 9, 1), (1, 1, 3, 1), 1, "kernel 3 high does not fit on an input 2 high"),
+        (F.conv2d, (1, 9, 2, 1), (1, 1, 1, 3), 1, "kernel 3 wide does not fit on an input 2 wide"),
+        (F.conv2d, (2, 3, 3, 0), (1, 2, 1, 1), 1, "is empty"),
+        (F.conv2d, (2, 3, 3, 1), (4, 2, 3, 3), 3, r"bias of shape \(3,\) .* expected \(4,\)"),
+        (F.linear, (3, 2), (4, 2), 4, r"\(3, 2\) .* \(4, 2\) do not fit"),
+        (F.linear, (3, 1, 1, 2), (4, 3), 4, "do not fit"),
+        (F.linear, (2, 1), (0, 2), 0, "is empty"),
+        (F.linear, (2, 1), (4, 2), (4, 1), r"bias of shape \(4, 1\) .* expected \(4,\)"),
     ],
 )
-def test_layers_refuse_what_does_not_fit(x, weight, message):
-    name = "conv2d" if len(x) + len(weight) > 6 else "linear"
-    with pytest.raises(ValueError, match=f"{name}: .*{message}"):
-        getattr(F, name)(ones(*x), ones(*weight))
+def test_layers_refuse_what_does_not_fit(function, x, weight, bias, message):
+    with pytest.raises(ValueError, match=f"{function.__name__}: .*{message}"):
+        function(ones(*x), ones(*weight), np.ones(bias, np.float32))
 
 
-@pytest.mark.parametrize(
-    ("function", "given"),
-    [(F.conv2d, (ones(2, 3, 3, 1), ones(4, 2, 3, 3))), (F.linear, (ones(2, 1), ones(4, 2)))],
-)
-def test_layers_refuse_a_bias_or_dtypes_that_do_not_fit(function, given):
-    for bias in ((3,), (4, 1), ()):
-        with pytest.raises(ValueError, match=r"bias of shape .* expected \(4,\)"):
-            function(*given, ones(*bias))
-    for odd in range(3):
-        mixed = [a.astype(np.float64 if i == odd else a.dtype) for i, a in enumerate(given)]
-        with pytest.raises(ValueError, match=r"dtypes of x, weight and bias are .*float64"):
-            function(*mixed, ones(4).astype(np.float64 if odd == 2 else np.float32))
-
-
-@pytest.mark.parametrize("value", [-1, (1, -1), (1, 2, 3), (), 1.5, (1, 1.5), "ab"], ids=repr)
-def test_strides_paddings_and_windows_are_refused_by_name(value):
-    x, weight = ones(1, 3, 3, 1), ones(1, 1, 2, 2)
-    for name, call in (
-        ("stride", lambda: F.conv2d(x, weight, stride=value)),
-        ("padding", lambda: F.conv2d(x, weight, padding=value)),
-        ("kernel", lambda: F.max_pool2d(x, value)),
-        ("stride", lambda: F.avg_pool2d(x, 2, stride=value)),
+@pytest.mark.parametrize("dtypes", [("f8", "f4", "f4"), ("f4", "f8", "f4"), ("f4", "f4", "f8")])
+def test_layers_refuse_to_mix_dtypes(dtypes):
+    for function, *shapes in (
+        (F.conv2d, (2, 3, 3, 1), (4, 2, 3, 3), 4),
+        (F.linear, (2, 1), (4, 2), 4),
     ):
-        with pytest.raises(ValueError, match=f"{name} is .*; expected an integer >= "):
-            call()
+        with pytest.raises(ValueError, match=r"dtypes of x, weight and bias are .*float64"):
+            function(*map(np.ones, shapes, dtypes))
+
+
+IMAGE, KERNEL, LOGITS = ones(1, 3, 3, 1), ones(1, 1, 2, 2), ones(3, 2)
+NO_PAIRS = [-1, (1, -1), (1, 2, 3), (), 1.5, "ab"]
 
 
 @pytest.mark.parametrize(
-    ("call", "message"),
+    ("function", "arguments", "message"),
     [
-        *((lambda i=i: F.select(ones(3, 2), i), "not empty") for i in ([], [0.5], [[0, 1]])),
-        *((lambda i=i: F.select(ones(3, 2), i), "increase") for i in ([1, 0], [1, 1], [-1, 1])),
-        (lambda: F.select(ones(3, 2), [0, 3]), r"index 3 is out of range for x of shape \(3, 2\)"),
-        (lambda: F.flatten(ones(3)), r"shape \(3,\); expected at least \(D, N\)"),
-        *((lambda p=p: F.dropout(ones(1), p, rng()), "p is") for p in (-0.1, 1, 1.5, np.nan)),
-        (lambda: F.dropout(ones(1), 0.5, 7), r"rng is 7; expected a numpy\.random\.Generator"),
-        (lambda: F.max_pool2d(ones(1, 3, 3, 1), (4, 1)), r"does not fit on x of .*\(1, 3, 3, 1\)"),
-        (lambda: F.avg_pool2d(ones(1, 3, 3, 1), (1, 4)), r"does not fit on x of .*\(1, 3, 3, 1\)"),
-        (lambda: F.max_pool2d(ones(3, 3), 1), r"shape \(3, 3\); expected \(C, H, W, N\)"),
-        (lambda: F.avg_pool2d(ones(2, 3, 3, 0), 1), "expected .* not empty"),
+        *((F.conv2d, (IMAGE, KERNEL, {"stride": v}), "stride is") for v in NO_PAIRS),
+        *((F.conv2d, (IMAGE, KERNEL, {"padding": v}), "padding is") for v in NO_PAIRS),
+        *((F.max_pool2d, (IMAGE, v), "kernel is .*; expected an integer >= 1") for v in NO_PAIRS),
+        (F.avg_pool2d, (IMAGE, 2, {"stride": 0}), "stride is 0"),
+        (F.max_pool2d, (IMAGE, (4, 1)), r"does not fit on x of shape \(1, 3, 3, 1\)"),
+        (F.avg_pool2d, (IMAGE, (1, 4)), r"does not fit on x of shape \(1, 3, 3, 1\)"),
+        (F.max_pool2d, (ones(3, 3), 1), r"shape \(3, 3\); expected \(C, H, W, N\)"),
+        (F.avg_pool2d, (ones(2, 3, 3, 0), 1), "expected .* not empty"),
+        *((F.select, (ones(3, 2), i), "list of integers, not empty") for i in ([], [0.5], [[0]])),
+        *((F.select, (ones(3, 2), i), "do not increase") for i in ([1, 0], [1, 1], [-1, 1])),
+        (F.select, (ones(3, 2), [0, 3]), r"index 3 is out of range for x of shape \(3, 2\)"),
+        (F.flatten, (ones(3),), r"shape \(3,\); expected at least \(D, N\)"),
+        *((F.dropout, (IMAGE, p, rng()), "p is .* probability") for p in (-0.1, 1, np.nan)),
+        (F.dropout, (IMAGE, 0.5, 7), r"rng is 7; expected a numpy\.random\.Generator"),
+        (F.cross_entropy, (LOGITS, [0, 1, 2]), r"\(3, 2\) and labels of shape \(3,\) do not fit"),
+        (F.cross_entropy, (ones(3), [0]), r"logits of shape \(3,\)"),
+        (F.cross_entropy, (ones(3, 0), []), r"the batch is empty .*\(3, 0\)"),
+        (F.cross_entropy, (LOGITS, [0.0, 1.0]), "labels are float64; expected integers"),
+        (F.cross_entropy, (LOGITS, [True, False]), "labels are bool; expected integers"),
+        (F.cross_entropy, (LOGITS, [0, -1]), r"labels\[1\] is -1; expected 0\.\.2 for 3 classes"),
+        (F.cross_entropy, (LOGITS, [0, 3]), r"labels\[1\] is 3; expected 0\.\.2"),
+        (F.cross_entropy, (LOGITS, [0, 1], {"label_smoothing": 1}), "label_smoothing is 1; expect"),
     ],
 )
-def test_functions_refuse_what_does_not_fit(call, message):
+def test_functions_refuse_what_does_not_fit(function, arguments, message):
+    named = arguments[-1] if isinstance(arguments[-1], dict) else {}
     with pytest.raises((TypeError, ValueError), match=message):
-        call()
-
-
-@pytest.mark.parametrize(
-    ("shape", "labels", "smoothing", "message"),
-    [
-        ((3, 2), np.array([0, 1, 2]), 0, r"\(3, 2\) and labels of shape \(3,\) do not fit"),
-        ((3, 2), np.zeros((2, 1), int), 0, r"labels of shape \(2, 1\) do not fit"),
-        ((3,), np.array([0]), 0, r"logits of shape \(3,\)"),
-        ((3, 0), np.array([], int), 0, r"the batch is empty .*\(3, 0\)"),
-        ((3, 2), np.array([0.0, 1.0]), 0, "labels are float64; expected integers"),
-        ((3, 2), np.array([True, False]), 0, "labels are bool; expected integers"),
-        ((3, 2), np.array([0, -1]), 0, r"labels\[1\] is -1; expected 0\.\.2 for 3 classes"),
-        ((3, 2), np.array([0, 3]), 0, r"labels\[1\] is 3; expected 0\.\.2"),
-        ((0, 2), np.array([0, 0]), 0, "0 classes"),
-        *(((3, 2), np.array([0, 1]), s, "label_smoothing is") for s in (-0.1, 1.0, np.nan)),
-    ],
-)
-def test_cross_entropy_refuses_what_does_not_fit(shape, labels, smoothing, message):
-    with pytest.raises(ValueError, match=message):
-        F.cross_entropy(ones(*shape), labels, label_smoothing=smoothing)
+        function(*(a for a in arguments if a is not named), **named)

@@ -56,14 +56,9 @@ def test_float32_stays_float32_beside_a_number(number):
 def test_power(data, shape, exponent, dtype):
     both_signs = own.off_zero(shape, dtype)
     a = data.draw(own.arrays(shape, 0.2, 2, dtype) if exponent % 1 else both_signs)
+    if exponent in (0, 1, 2, 3):
+        a.flat[0] = 0  # there is a slope at 0, too
     check(lambda x: x**exponent, a**exponent, a)
-
-
-def test_power_has_a_slope_at_zero():
-    for exponent, slope in ((0, 0), (1, 1), (2, 0), (3, 0)):
-        x = leaf([0.0])
-        (x**exponent).backward()
-        assert x.grad == slope
 
 
 @given(st.data(), own.matmul_shapes, own.dtypes)
@@ -106,7 +101,7 @@ def test_wrong_operands_are_named(call, words):
         call(leaf(np.ones((2, 3))))
 
 
-# -- shapes ----------------------------------------------------------------------------------
+# -- shapes and reductions -------------------------------------------------------------------
 
 
 @given(st.data(), own.shapes)
@@ -127,23 +122,12 @@ def test_index_by_anything_numpy_takes(data, shape):
     check(lambda x: x[index], a[index], a)
 
 
-@pytest.mark.parametrize(
-    "index", [1, -1, (slice(None, None, -2), None, 1), ..., True, ([0, 0, 2], slice(1, 3))]
-)
-def test_index_of_several_kinds(index):
-    a = np.arange(12.0).reshape(3, 4)
-    check(lambda x: x[index], a[index], a)
-
-
 def test_an_index_may_change_after_its_use():
     x, index = leaf(np.arange(4.0)), np.array([0, 0])
     picked = x[index].sum()
     index[:] = 2, 3
     picked.backward()
     equal(x.grad, [2, 0, 0, 0])
-
-
-# -- reductions ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["sum", "mean", "max"])

@@ -17,51 +17,49 @@ from tests.strategies import arrays, row_lists
 # -- making tensors --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_arrays_of_floats_are_not_copied(dtype):
-    array = np.ones((2, 3), dtype)
-    tensor = Tensor(array)
-    assert tensor.data is array
-    assert (tensor.shape, tensor.ndim, tensor.size, len(tensor)) == ((2, 3), 2, 6, 2)
-    assert tensor.dtype == dtype
+def test_arrays_of_floats_are_not_copied_and_all_else_becomes_float32():
+    for dtype in (np.float32, np.float64):
+        array = np.ones((2, 3), dtype)
+        tensor = Tensor(array)
+        assert tensor.data is array
+        assert (tensor.shape, tensor.ndim, tensor.size, len(tensor)) == ((2, 3), 2, 6, 2)
+        assert tensor.dtype == dtype
+    for given in ([1.0, 2.0], (True, False), np.arange(2), np.ones(2, np.float16), 3):
+        assert Tensor(given).dtype == np.float32
+        equal(Tensor(given).data, given)
 
 
 @pytest.mark.parametrize(
-    "given", [[1.0, 2.0], (True, False), np.arange(2), np.ones(2, bool), np.ones(2, np.float16), 3]
+    ("call", "words"),
+    [
+        *(
+            (lambda x=x: Tensor(x), "expected real numbers")
+            for x in ([1j], ["a"], [object()], None)
+        ),
+        (lambda: Tensor(Tensor([1.0])), "is a Tensor already"),
+        (lambda: Tensor([1.0, 2.0]).item(), "size 1"),
+        (lambda: bool(Tensor([1.0, 2.0])), "ambiguous"),
+        (lambda: list(Tensor(3.0)), "unsized"),
+        (lambda: np.asarray(Tensor([1.0])), r"take its \.data"),
+        (lambda: np.array([Tensor([1.0])] * 2), r"take its \.data"),
+        (lambda: leaf([1.0]).__setitem__(0, 1), "build a new one"),
+        (lambda: (Tensor([1.0]) * 2).backward(), "requires no gradient"),
+        (lambda: (leaf([[1.0, 2.0]]) * 2).backward(), r"backward\(\) on shape \(1, 2\)"),
+        (lambda: (leaf([1.0]) * 2).backward(np.ones(3)), r"shape \(3,\); expected \(1,\)"),
+    ],
 )
-def test_all_else_becomes_float32(given):
-    assert Tensor(given).dtype == np.float32
-    equal(Tensor(given).data, given)
+def test_misuse_is_refused(call, words):
+    with pytest.raises((TypeError, ValueError, RuntimeError), match=words):
+        call()
 
 
-@pytest.mark.parametrize("given", [[1j], np.ones(2, complex), ["a"], None, Tensor([1.0])])
-def test_tensors_are_of_real_numbers(given):
-    with pytest.raises(TypeError, match=r"expected real numbers|is a Tensor already"):
-        Tensor(given)
-
-
-def test_one_element_is_a_number_and_a_truth_value():
+def test_a_tensor_is_a_number_or_its_rows():
     tensor = Tensor([[2.5]])
     assert type(tensor.item()) is float
     assert tensor.item() == float(tensor) == 2.5
     assert tensor
     assert not Tensor([0.0])
-    with pytest.raises(ValueError, match="size 1"):
-        Tensor([1.0, 2.0]).item()
-    with pytest.raises(ValueError, match="ambiguous"):
-        bool(Tensor([1.0, 2.0]))
-
-
-def test_iteration_runs_along_the_first_axis():
     assert [float(row.sum()) for row in Tensor([[1.0, 2.0], [3.0, 4.0]])] == [3, 7]
-    with pytest.raises(TypeError):
-        list(Tensor(3.0))
-
-
-@pytest.mark.parametrize("function", [np.asarray, lambda t: np.array([t, t]), np.stack])
-def test_numpy_gets_no_array_of_tensors(function):
-    with pytest.raises(TypeError, match=r"takes? its \.data"):
-        function(Tensor([1.0, 2.0]))
 
 
 # -- gradients of a graph --------------------------------------------------------------------
@@ -179,8 +177,7 @@ def test_no_grad_records_nothing():
         with pytest.raises(KeyError), md.no_grad():
             raise KeyError
         assert not (x * x).requires_grad  # an error ends the inner one only
-    with pytest.raises(RuntimeError, match=r"requires no gradient.* no_grad"):
-        y.backward()
+    assert not y.requires_grad
     assert (x * x).requires_grad
 
 
@@ -194,19 +191,6 @@ def test_detach_shares_values_but_not_the_tape():
     assert x.grad == 16  # 2x * 4, and not 4x^3
 
 
-def test_a_gradient_is_needed_for_several_numbers():
-    for shape in ((), (1,), (1, 1)):
-        x = leaf(np.full(shape, 3.0))
-        (x * x).backward()
-        equal(x.grad, np.full(shape, 6.0))
-    x = leaf([[1.0, 2.0]])
-    with pytest.raises(ValueError, match=r"backward\(\) on shape \(1, 2\)"):
-        (x * 2).backward()
-    with pytest.raises(ValueError, match=r"shape \(3,\); expected \(1, 2\)"):
-        (x * 2).backward(np.ones(3))
-    assert x.grad is None
-
-
 # -- data may not change under the tape ------------------------------------------------------
 
 
@@ -217,8 +201,6 @@ def test_data_on_the_tape_is_read_only():
             result.data[...] = 0
         with pytest.raises(RuntimeError, match=r"the tape needs the data .* \.detach\(\)"):
             result.data = np.zeros(result.shape)
-    with pytest.raises(TypeError, match="build a new one"):
-        x[0] = 1
     off = Tensor([1.0, 2.0]) * 2
     off.data[0] = 7
     equal(off.data, [7, 4])
