@@ -70,8 +70,6 @@ def test_train_and_eval_reach_every_module():
     for change, training in ((model.eval, False), (model.train, True)):
         assert change() is model
         assert {module.training for module in model.modules()} == {training}
-    model[0].eval()
-    assert (model.training, model[0].training) == (True, False)
 
 
 def test_what_a_class_does_not_say_is_an_error():
@@ -85,14 +83,8 @@ def test_what_a_class_does_not_say_is_an_error():
 
 
 def test_repr_shows_layers_and_their_shapes():
-    assert repr(network()).splitlines() == [
-        "Sequential()",
-        "  0: Linear(weight (4, 3), bias (4,))",
-        "  1: Dropout()",
-        "  end: Sequential()",
-        "    0: ReLU()",
-        "    1: Linear(weight (2, 4), bias (2,))",
-    ]
+    text = "Sequential()\n  0: ReLU()\n  1: Linear(weight (2, 4), bias (2,))"
+    assert repr(network()["end"]) == text
 
 
 # -- Sequential ------------------------------------------------------------------------------
@@ -115,24 +107,19 @@ def test_layers_are_found_and_replaced_by_place_and_name():
         model[0] = "relu"
 
 
-def test_a_subclass_may_hold_more_than_layers():
-    class Scaled(nn.Sequential):
+def test_subclasses_may_hold_more_and_have_a_forward_of_their_own():
+    class Twice(nn.Sequential):
         def __init__(self):
             super().__init__(nn.ReLU(), Leaf())
             self.scale = nn.Parameter(np.ones(1))
 
-    assert list(Scaled().state_dict()) == ["1.weight", "scale"]
-    assert [name for name, _ in Scaled().items()] == ["0", "1"]
-
-
-def test_chain_opens_sequentials_without_a_forward_of_their_own():
-    class Twice(nn.Sequential):
         def forward(self, x):
             return super().forward(super().forward(x))
 
-    model = nn.Sequential(network(), twice=Twice(nn.ReLU()))
+    assert list(Twice().state_dict()) == ["1.weight", "scale"]
+    assert [name for name, _ in Twice().items()] == ["0", "1"]
+    model = nn.Sequential(network(), twice=Twice())  # chain opens all others
     assert [name for name, _ in chain(model)] == ["0.0", "0.1", "0.end.0", "0.end.1", "twice"]
-    assert list(chain(model[0][0])) == [("", model[0][0])]
 
 
 @pytest.mark.parametrize(
@@ -153,26 +140,16 @@ def test_layers_are_modules_with_names_of_their_own(layers, named, message):
 
 
 def test_a_state_is_a_copy_both_ways():
-    source, target = network(0).eval(), network(1).eval()
-    x = np.ones((3, 5), np.float32)
+    source, target, x = network(0).eval(), network(1).eval(), np.ones((3, 5), np.float32)
     out, state = source(x).data, source.state_dict()
+    # Of another dtype and memory order, too.
+    target.load_state_dict({name: np.asfortranarray(a, np.float64) for name, a in state.items()})
+    assert {p.dtype for p in target.parameters()} == {np.dtype(np.float32)}
+    assert all(p.data.flags.c_contiguous for p in target.parameters())
+    equal(target(x).data, out)
+    source[0].weight.data[...] = target[0].weight.data[...] = 7
     target.load_state_dict(state)
     equal(target(x).data, out)
-    source[0].weight.data[...] = 7
-    equal(target(x).data, out)
-    target[0].weight.data[...] = 7
-    target.load_state_dict(state)
-    equal(target(x).data, out)
-
-
-@pytest.mark.parametrize("optimiser", [md.optim.SGD, md.optim.Adam])
-def test_a_state_of_another_dtype_and_layout_can_be_trained(optimiser):
-    model = nn.Linear(3, 2, rng=np.random.default_rng(0))
-    model.load_state_dict({"weight": np.ones((3, 2)).T, "bias": np.zeros(2)})
-    assert model.weight.dtype == np.float32
-    model(np.ones((3, 1), np.float32)).sum().backward()
-    optimiser(model.parameters(), lr=0.5).step()
-    np.testing.assert_allclose(model.weight.data, np.full((2, 3), 0.5), rtol=1e-5)
 
 
 @given(st.data())

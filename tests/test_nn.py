@@ -10,7 +10,7 @@ from minidiff import Tensor, nn
 from minidiff.engine.nn import he_normal
 from minidiff.pruning.network import Channels, Product
 from tests.checks import close, equal
-from tests.strategies import seeds, stacks
+from tests.strategies import seeds
 
 
 def rng():
@@ -133,13 +133,6 @@ def test_map_channels_says_where_channels_come_from(name):
     mapped = example.layer.map_channels(channels, example.shape)
     for source, found in zip(mapped.origin // mapped.positions, example.sources(), strict=True):
         equal(found.nonzero()[0], [source])
-
-
-@given(stacks(), st.integers(1, 3))
-def test_output_shape_of_layers_in_a_row(stack, samples):
-    model, shape = stack
-    out = model(np.ones((*shape, samples), np.float32))
-    assert out.shape == (*model.output_shape(shape), samples)
 
 
 # -- what single classes add -----------------------------------------------------------------

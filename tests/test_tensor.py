@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -24,9 +25,9 @@ def test_arrays_of_floats_are_not_copied_and_all_else_becomes_float32():
         assert tensor.data is array
         assert (tensor.shape, tensor.ndim, tensor.size, len(tensor)) == ((2, 3), 2, 6, 2)
         assert tensor.dtype == dtype
-    for given in ([1.0, 2.0], (True, False), np.arange(2), np.ones(2, np.float16), 3):
-        assert Tensor(given).dtype == np.float32
-        equal(Tensor(given).data, given)
+    for array in ([1.0, 2.0], (True, False), np.arange(2), np.ones(2, np.float16), 3):
+        assert Tensor(array).dtype == np.float32
+        equal(Tensor(array).data, array)
 
 
 @pytest.mark.parametrize(
@@ -74,18 +75,10 @@ def test_gradients_of_shared_results_add_up(a):
     md.gradcheck(diamond, [leaf(a)])
 
 
-def test_a_result_is_visited_once_not_once_a_path():
-    y = x = leaf([1.0])
-    for _ in range(200):  # 2 ** 200 paths
-        y = y + y
-    y.backward()
-    assert x.grad == 2.0**200
-
-
 def test_a_deep_graph_runs_back_and_is_freed_at_once():
     y = x = leaf([1.0])
-    for _ in range(20_000):  # recursion would end at a thousand
-        y = y + 1.0
+    for _ in range(10_000):  # recursion would end at a thousand; there are 2 ** 10_000 paths
+        y = (y + y) * 0.5
     y.backward()
     assert x.grad == 1
     end, start = weakref.ref(y), weakref.ref(x)
@@ -108,57 +101,43 @@ def test_each_backward_adds_the_same_again(a, times):
     np.testing.assert_allclose(x.grad, times * 3 * a * a + 2)
 
 
-def test_only_leaves_that_require_a_gradient_get_one():
-    plain, wanted = Tensor([3.0]), leaf([2.0])
-    y = plain * wanted
-    (y / plain @ plain).backward()
-    assert (plain.requires_grad, (plain + plain).requires_grad, y.requires_grad) == (0, 0, 1)
-    assert plain.grad is y.grad is None
-    assert wanted.grad == 3
-
-
-@pytest.mark.parametrize("function", [lambda x: x, lambda x: x + 0.0, lambda x: x.reshape(2)])
-def test_the_gradient_given_is_left_as_it_was(function):
-    x, given = leaf([1.0, 2.0]), np.array([3.0, 4.0])
-    for _ in range(2):
-        function(x).backward(given)
-    equal(given, [3, 4])
-    assert given.flags.writeable
-    given[:] = 0
-    equal(x.grad, [6, 8])
+def test_leaves_that_required_a_gradient_when_used_get_one():
+    plain, late, early, wanted = Tensor([3.0]), Tensor([4.0]), leaf([1.0]), leaf([2.0])
+    y = plain * wanted * early
+    out = y * late / plain @ plain
+    late.requires_grad, early.requires_grad = True, False
+    out.backward()
+    assert plain.grad is late.grad is y.grad is None
+    assert (wanted.grad, early.grad) == (12, 24)
+    assert (y.requires_grad, (plain + plain).requires_grad) == (True, False)
 
 
 @pytest.mark.parametrize(
     "function",
     [
-        lambda x, y: x + y,
-        lambda x, y: (x + y) + (y + x),
-        lambda x, y: x - y,
+        lambda x, y: (x + y) + (y - x),
         lambda x, y: x.reshape(4) + y.reshape(4),
         lambda x, y: x.T + y.T,
         lambda x, y: x[:] + y[...],
         lambda x, y: x.sum(0) + y.sum(0),
+        lambda x, y: x,
     ],
 )
-def test_gradients_of_two_leaves_never_share_memory(function):
+def test_gradients_share_memory_with_nothing(function):
     x, y = leaf([[1.0, 2.0], [3.0, 5.0]]), leaf([[2.0, 1.0], [4.0, 7.0]])
     out = function(x, y)
     given = np.ones(out.shape)
-    out.backward(given)
-    for one, other in ((x.grad, y.grad), (x.grad, given), (y.grad, given)):
+    for _ in range(2):
+        out.backward(given)
+    equal(given, np.ones(out.shape))
+    found = [given, x.grad] + ([] if y.grad is None else [y.grad])
+    for one, other in combinations(found, 2):
         assert not np.may_share_memory(one, other)
         assert one.flags.writeable
+        assert other.flags.writeable
 
 
 # -- what is recorded ------------------------------------------------------------------------
-
-
-def test_requires_grad_counts_when_a_tensor_is_used():
-    x, y, w = leaf([3.0]), Tensor(np.array([4.0])), leaf([2.0])
-    out = x * w * y
-    x.requires_grad, y.requires_grad = False, True
-    out.backward()
-    assert (x.grad, y.grad, w.grad) == ([8], None, [12])
 
 
 def test_a_result_without_gradient_keeps_no_inputs():
