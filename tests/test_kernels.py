@@ -8,35 +8,10 @@ from hypothesis import strategies as st
 
 from minidiff.engine import kernels, ops
 from minidiff.engine.kernels import TILE
-from tests import naive
 from tests.checks import equal
-from tests.strategies import arrays, convolutions, dtypes, row_lists
+from tests.strategies import arrays, dtypes, row_lists
 
 SENTINEL = 77.0  # in rows that a kernel may not touch
-
-
-@given(convolutions())
-def test_both_maps_list_every_tap_once(case):
-    size, kernel, (down, right), padding = case.x[1:3], case.weight[2:], case.stride, case.padding
-    forward, backward = kernels.position_maps(size, kernel, case.stride, padding)
-    shape = tuple(map(naive.places, size, kernel, case.stride, padding))
-    assert (forward.shape, backward.shape) == (shape, size)
-    expected = []
-    for i, j, k, n in np.ndindex(*shape, *kernel):
-        y, x = i * down + k - padding[0], j * right + n - padding[1]
-        if 0 <= y < size[0] and 0 <= x < size[1]:
-            expected.append((i * shape[1] + j, y * size[1] + x, k * kernel[1] + n))
-    assert sorted(triples(forward)) == sorted(expected)
-    assert sorted((o, i, k) for i, o, k in triples(backward)) == sorted(expected)
-
-
-def triples(position_map):
-    """Yield (target, source, kernel position) of each tap; check that spans follow each other."""
-    *spans, end = position_map.spans
-    assert [first for first, _, _ in spans] == [0, *np.cumsum([n for _, n, _ in spans])[:-1]]
-    for (first, length, tap), (_, _, next_tap) in zip(spans, [*spans[1:], end], strict=True):
-        for source, kernel in position_map.taps[tap:next_tap]:
-            yield from ((first + i, source + i, kernel) for i in range(length))
 
 
 def convolution(dtype, samples, stride=(1, 1), ins=6, outs=11):

@@ -43,9 +43,6 @@ def network(seed=0):
     return nn.Sequential(nn.Linear(3, 4, rng=rng), nn.Dropout(0.5, rng=rng), end=end)
 
 
-# -- the tree --------------------------------------------------------------------------------
-
-
 def test_parameters_and_modules_are_listed_in_order_each_once():
     tree = Tree()
     names = ["first", "branch.weight", "several.0.weight", "several.1", "pair.0.weight", "last"]
@@ -85,9 +82,6 @@ def test_what_a_class_does_not_say_is_an_error():
 def test_repr_shows_layers_and_their_shapes():
     text = "Sequential()\n  0: ReLU()\n  1: Linear(weight (2, 4), bias (2,))"
     assert repr(network()["end"]) == text
-
-
-# -- Sequential ------------------------------------------------------------------------------
 
 
 def test_layers_are_found_and_replaced_by_place_and_name():
@@ -134,9 +128,6 @@ def test_subclasses_may_hold_more_and_have_a_forward_of_their_own():
 def test_layers_are_modules_with_names_of_their_own(layers, named, message):
     with pytest.raises((TypeError, ValueError), match=message):
         nn.Sequential(*layers, **named)
-
-
-# -- state -----------------------------------------------------------------------------------
 
 
 def test_a_state_is_a_copy_both_ways():

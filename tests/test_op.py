@@ -27,8 +27,6 @@ def check(function, expected, *values):
     md.gradcheck(function, [leaf(np.asarray(value, np.float64)) for value in values])
 
 
-# -- arithmetic ------------------------------------------------------------------------------
-
 ARITHMETIC = [operator.add, operator.sub, operator.mul, operator.truediv]
 
 
@@ -101,9 +99,6 @@ def test_wrong_operands_are_named(call, words):
         call(leaf(np.ones((2, 3))))
 
 
-# -- shapes and reductions -------------------------------------------------------------------
-
-
 @given(st.data(), own.shapes)
 def test_reshape_and_transpose(data, shape):
     a = data.draw(own.arrays(shape))
@@ -155,8 +150,6 @@ def test_equals_share_the_gradient_of_a_maximum(data, shape):
     equal(y.grad, np.full(shape, 0.5))
     equal(z.grad, y.grad)
 
-
-# -- functions of one element ----------------------------------------------------------------
 
 POSITIVE, REAL = (0.2, 3.0), (-3.0, 3.0)
 FUNCTIONS = {

@@ -2,7 +2,6 @@
 
 import math
 
-import numba
 import numpy as np
 import pytest
 from hypothesis import given
@@ -49,8 +48,6 @@ def run(optimiser, tensor, grads):
         optimiser.step()
 
 
-# -- steps -----------------------------------------------------------------------------------
-
 SETTINGS = {
     SGD: [{}, {"momentum": 0.5}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}],
     Adam: [{"betas": b, "eps": e} for b in ((0.9, 0.999), (0.0, 0.5), (0.5, 0)) for e in (1e-8, 1)],
@@ -71,10 +68,10 @@ def test_steps_follow_the_formula(kind, formula, data, shape, dtype, groups, ord
     start, *grads = data.draw(st.lists(arrays(shape, dtype=dtype), min_size=2, max_size=7))
     tensors = [Tensor(np.array(start, order=orders[0]), True) for _ in groups]
 
+    pairs = list(zip(tensors, groups, strict=True))
+
     def optimiser():
-        return kind(
-            [ParameterGroup([t], *g) for t, g in zip(tensors, groups, strict=True)], **options
-        )
+        return kind([ParameterGroup([tensor], *group) for tensor, group in pairs], **options)
 
     old = optimiser()
     for step, grad in enumerate(grads):
@@ -85,7 +82,7 @@ def test_steps_follow_the_formula(kind, formula, data, shape, dtype, groups, ord
             tensor.grad = np.array(grad, order=orders[2])
         old.step()
     tolerance = 1e-3 if dtype == np.float32 else 1e-9
-    for tensor, group in zip(tensors, groups, strict=True):
+    for tensor, group in pairs:
         expected = formula(start, grads, *group, **options)
         np.testing.assert_allclose(tensor.data, expected, rtol=tolerance, atol=tolerance)
         assert tensor.dtype == dtype
@@ -147,20 +144,6 @@ def test_state_decays_to_zero_not_to_subnormal_numbers(kind, dtype):
         assert np.isnan(moment[2])
 
 
-@pytest.mark.skipif(
-    numba.config.DISABLE_JIT or numba.config.NUMBA_NUM_THREADS < 2, reason="needs two threads"
-)
-@both
-def test_one_and_two_threads_take_the_same_step(kind):
-    values, results = np.random.default_rng(0).standard_normal((7, 301)).astype(np.float32), []
-    for threads in (1, 2):
-        numba.set_num_threads(threads)
-        tensor = leaf(values)
-        run(kind([tensor]), tensor, [values, values[::-1]])
-        results.append(tensor.data.tobytes())
-    assert results[0] == results[1]
-
-
 def test_a_state_that_does_not_fit_changes_nothing():
     weights = [leaf(np.ones(2)), leaf(np.ones(3))]
     optimiser = Adam(weights)
@@ -180,8 +163,6 @@ def test_an_optimiser_starts_a_used_group_afresh():
     run(SGD([group], momentum=0.9), weight, [np.ones(2)])
     assert not Adam([group]).state_dict()
 
-
-# -- errors ----------------------------------------------------------------------------------
 
 W, NOT_A_RATE = leaf([1.0, 2.0]), [-0.1, math.nan, math.inf, -math.inf]
 
@@ -222,9 +203,6 @@ def test_a_step_that_is_refused_moves_nothing(kind):
     with pytest.raises(ValueError, match=r"shape \(4, 3\) is read-only.*copy"):
         optimiser.step()
     assert first.data == 1
-
-
-# -- schedule and average --------------------------------------------------------------------
 
 
 @given(st.integers(1, 1000), st.data())

@@ -69,9 +69,6 @@ def test_threads_and_neighbours_change_no_bit():
         equal(predict(images), expected)
 
 
-# -- layers that are not compiled ------------------------------------------------------------
-
-
 class Shift(nn.Module):
     """A layer of one's own; it is random in training."""
 
@@ -104,9 +101,6 @@ def test_layers_are_left_as_in_training_or_evaluation():
     layer.dropout.eval()  # frozen, though the layer is in training
     md.Predictor(layer, (3,))(np.ones((2, 3)))
     assert (layer.training, layer.dropout.training) == (True, False)
-
-
-# -- errors ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
