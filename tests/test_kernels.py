@@ -1,4 +1,4 @@
-"""The compiled loops by themselves; test_functional.py compares them with loops in layers."""
+"""The compiled loops by themselves; test_functional.py compares layers with plain loops."""
 
 import numba
 import numpy as np
@@ -6,48 +6,54 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minidiff.engine import kernels, ops
+from minidiff import functional as F
+from minidiff import nn, optim
+from minidiff.engine import kernels
 from minidiff.engine.kernels import TILE
-from tests.checks import equal
+from tests.checks import equal, leaf
 from tests.strategies import arrays, dtypes, row_lists
 
 SENTINEL = 77.0  # in rows that a kernel may not touch
 
 
-def convolution(dtype, samples, stride=(1, 1), ins=6, outs=11):
-    """Return the output and the three gradients of a convolution, on the first rows."""
-    rng, op = np.random.default_rng(0), ops.Conv2d(stride, (1, 1))
-    x, weight, bias = (
-        rng.standard_normal(shape).astype(dtype)
-        for shape in ((6, 5, 4, samples), (11, 6, 3, 3), (11,))
-    )
-    op.needs, op.live_in = (True,) * 3, (np.arange(ins), np.arange(outs), np.arange(outs))
-    out = op.forward(x, weight, bias)
-    return out, *op.backward(rng.standard_normal(out.shape).astype(dtype))
-
-
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_skipping_rows_changes_no_bit_of_others(dtype):
     """Blocks of channels differ in height, and add in one order all the same."""
-    whole, *_ = convolution(dtype, TILE + 5)
-    for count in range(1, 11):
-        out, *_ = convolution(dtype, TILE + 5, outs=count)
-        equal(out[:count], whole[:count])
+    rng = np.random.default_rng(0)
+    shapes = (6, 5, 4, TILE + 5), (11, 6, 3, 3), (11, 120), (11,)
+    x, weight, dense, bias = (rng.standard_normal(shape).astype(dtype) for shape in shapes)
+    for function, inputs, values in (
+        (F.conv2d, x, weight),
+        (F.linear, x.reshape(120, -1), dense),
+    ):
+        whole = function(inputs, values, bias).data
+        for count in range(1, 11):
+            live = np.arange(11 - count, 11)
+            out = function(inputs, leaf(values, live), leaf(bias, live))
+            equal(out.data[live], whole[live])
 
 
 @pytest.mark.skipif(
     numba.config.DISABLE_JIT or numba.config.NUMBA_NUM_THREADS < 2, reason="needs two threads"
 )
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("stride", [(1, 1), (2, 2)])
-def test_one_and_two_threads_give_the_same_bits(stride, dtype):
+@pytest.mark.parametrize("stride", [1, 2])
+def test_one_and_two_threads_train_to_the_same_bits(stride, dtype):
     results = []
     for threads in (1, 2):
         numba.set_num_threads(threads)
-        results.append(convolution(dtype, 301, stride, ins=5, outs=7))
-    live = slice(7), slice(5), slice(None), slice(None)
-    for one, two, rows in zip(*results, live, strict=True):
-        equal(one[rows], two[rows])
+        rng = np.random.default_rng(0)
+        convs = [nn.Conv2d(n, 7, 3, stride=stride, rng=rng, dtype=dtype) for n in (3, 7)]
+        model = nn.Sequential(convs[0], nn.ReLU(), convs[1], nn.MaxPool2d(2, stride=1, relu=True))
+        features = int(np.prod(model.output_shape((3, 12, 11))))
+        model = nn.Sequential(model, nn.Flatten(), nn.Linear(features, 9, rng=rng, dtype=dtype))
+        x, labels = rng.standard_normal((3, 12, 11, 301)).astype(dtype), rng.integers(0, 9, 301)
+        for make in (lambda w: optim.SGD(w, momentum=0.9, weight_decay=0.1), optim.Adam):
+            F.cross_entropy(model(x), labels).backward()
+            make(model.parameters()).step()
+        results.append(model.state_dict())
+    for name, array in results[0].items():
+        equal(array, results[1][name])
 
 
 @given(st.data(), st.integers(1, 40), st.integers(1, 40), dtypes)
