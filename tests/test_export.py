@@ -14,7 +14,8 @@ import minidiff as md
 from minidiff import nn
 from minidiff.data.datasets import MissingDataError, batches, load_dataset
 from minidiff.io.export import ExportError
-from minidiff.training.trainer import Config, Trainer
+from minidiff.training.config import Config
+from minidiff.training.trainer import Trainer
 from tests.strategies import Network, networks
 from tests.test_predictor import narrow
 

@@ -30,8 +30,9 @@ from minidiff.engine.predictor import Predictor
 from minidiff.engine.tensor import Op, Tensor
 from minidiff.io.extras import extra
 from minidiff.pruning.compact import compact
+from minidiff.training.config import Config
 from minidiff.training.runs import peak_megabytes
-from minidiff.training.trainer import Config, Trainer
+from minidiff.training.trainer import Trainer
 
 __all__ = ["Bench", "TorchProcess", "report"]
 

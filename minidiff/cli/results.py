@@ -14,8 +14,8 @@ import numpy as np
 
 from minidiff.cli.published import DENSE, PUBLISHED, Published
 from minidiff.io.files import write_whole
+from minidiff.training.config import RECIPES, Config
 from minidiff.training.sweep import read_results
-from minidiff.training.trainer import RECIPES, Config
 
 __all__ = [
     "EXPERIMENTS",
