@@ -4,8 +4,6 @@ The docstring of a command is its help.
 """
 
 import argparse
-import math
-import sys
 import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, fields
@@ -26,7 +24,6 @@ from minidiff.training.config import Config, ConfigError
 from minidiff.training.runs import Run, RunError, free_path, peak_megabytes, versions
 from minidiff.training.trainer import Trainer, build_model, error_rate
 
-LINES = 30  # how many epochs a run prints, about; metrics.jsonl has all of them
 HEADER = "epoch     loss  train %  validation %  architecture        weights       MACs  ms/step"
 LINE = (
     "{epoch:>5}  {loss:>7.4f}  {train_error:>7.2f}  {validation:>12}  {architecture:<16}"
@@ -43,9 +40,8 @@ def table(rows: Sequence[Sequence[object]]) -> str:
 
 
 def given(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the settings that the command line gives, without the dataset."""
-    names = [item.name for item in fields(Config) if item.name != "dataset"]
-    return {name: getattr(options, name) for name in names if hasattr(options, name)}
+    """Return the settings that the command line gives."""
+    return {f.name: getattr(options, f.name) for f in fields(Config) if f.name in options}
 
 
 # -- train -------------------------------------------------------------------------------------
@@ -61,21 +57,20 @@ def train(options: argparse.Namespace) -> int:
     extra("safetensors")  # a missing package is an error now, not after the first epoch
     changes = given(options)
     if options.resume:
-        if changes or options.dataset or options.out:
+        if changes or options.out:
             raise ConfigError("--resume keeps the settings of the run; expected no other option.")
-        run, new = Run.open(options.resume), None
+        run = Run.open(options.resume)
         config = Config.from_json(run.read_json("config.json"))
         data = load_dataset(config.dataset, validation=config.validation)
     else:
         validation = changes.get("validation", Config.validation)
-        data = load_dataset(options.dataset or "auto", validation=validation)
+        data = load_dataset(changes.get("dataset", "auto"), validation=validation)
         config = Config.recipe(data.name, **changes)
         run = Run.create(options.out or free_path(f"{data.name}-seed{config.seed}"))
-        new = config.to_json()
     if run.finished:
         print(f"{run.path} has finished; there is nothing to resume.")
         return 0
-    with run.training(new):
+    with run.training(None if options.resume else config.to_json()):
         _train(run, config, data)
     return 0
 
@@ -89,39 +84,33 @@ def _train(run: Run, config: Config, data: Dataset) -> None:
     print("         {:,} to train on, {:,} for validation, {:,} to test on.".format(*sizes))
     print(f"run      {run.path}, from epoch {trainer.epoch + 1} on")
     print(f"         After an interruption, minidiff train --resume {run.path} goes on.")
-    way = config.initial + config.width / 2
     reach = (config.gate_stop - config.gate_start) * trainer.steps * config.gate_lr
-    if config.gated and config.method == "diffprune" and reach < way:
-        print(
-            f"gates    cannot close: they move by {reach:.2g} at most, and closing takes {way:g}. "
-            f"Try more --epochs or a larger --gate-lr."
-        )
+    learns = config.gated and config.method == "diffprune"
+    if learns and reach < config.initial + config.width / 2:
+        print(f"gates    move by {reach:.2g} at most, too little to close: try more --epochs")
     print("kernels  compile in the first step, once on this machine\n")
     _train_epochs(run, trainer)
     _plot(run, trainer.model, trainer.shape, trainer.records)
     # The one look at the test set.
     result = _result(trainer, error_rate(trainer.model, data.test, **trainer.scale))
     run.write_json("result.json", result)
-    rows: list[tuple[object, ...]] = [("", "dense", "pruned")]
-    for label, key in (("weights", "weights"), ("MACs an image", "macs"), ("bytes", "bytes")):
-        rows.append((label, result[f"dense_{key}"], result[key]))
-    rows.append(("ms a step", *(f"{result[key]:.1f}" for key in ("first_step_ms", "step_ms"))))
+    rows: list[tuple[object, ...]] = [("", "dense", "pruned", "saving")]
+    for key in ("weights", "macs", "bytes"):
+        dense, left = result[f"dense_{key}"], result[key]
+        rows.append((key, dense, left, f"{dense / left:.1f}x" if left else "all"))
     print(f"\n{table(rows)}\n\n{result['test_error']:.2f} % test error, {result['architecture']}")
 
 
 def _train_epochs(run: Run, trainer: Trainer) -> None:
-    """Train to the end; write a checkpoint after each epoch, and print some of them."""
-    tqdm, epochs = extra("tqdm").tqdm, trainer.config.epochs
-    tqdm.write(HEADER)
-    left = range(trainer.epoch + 1, epochs + 1)
-    for epoch in tqdm(left, initial=trainer.epoch, total=epochs, unit="epoch", leave=False):
+    """Train to the end; write a checkpoint and print a line after each epoch."""
+    print(HEADER, flush=True)
+    while trainer.step < trainer.steps:
         record = trainer.train_epoch()
         trainer.checkpoint().write(run.checkpoint_path)
         run.write_metrics(trainer.records)
-        if epoch % math.ceil(epochs / LINES) == 0 or epoch in (1, epochs):
-            error = record["validation_error"]
-            validation = "-" if error is None else f"{error:.2f}"
-            tqdm.write(LINE.format(validation=validation, **record))
+        error = record["validation_error"]
+        validation = "-" if error is None else f"{error:.2f}"
+        print(LINE.format(validation=validation, **record), flush=True)
 
 
 def _result(trainer: Trainer, error: float) -> dict[str, Any]:
@@ -172,9 +161,11 @@ def sweep(options: argparse.Namespace) -> int:
     from minidiff.training.sweep import sweep as train_all
 
     lists = {n: v if isinstance(v, list) else [v] for n, v in given(options).items()}
-    data, path = load_dataset(options.dataset or "auto"), options.out
-    print(f"data: {data.source}")
-    runs = combinations(data.name, **lists)
+    runs, path = [], options.out
+    for dataset in lists.pop("dataset", ["auto"]):
+        data = load_dataset(dataset)
+        print(f"data: {data.source}")
+        runs += combinations(data.name, **lists)
     path.parent.mkdir(parents=True, exist_ok=True)
     failed = train_all(runs, path, jobs=options.jobs, cluster=options.cluster, test=options.test)
     print(f"results are in {path}; {failed} runs failed")
@@ -211,9 +202,6 @@ class Trained:
         self.config = Config.from_json(info["config"])
         self.records, self.shape = info["records"], tuple(info["shape"])
         self.scale: dict[str, float] = {"mean": info["mean"], "std": info["std"]}
-        if not self.run.finished:
-            note = f"minidiff: note: {directory} has not finished; --resume goes on with it."
-            print(note, file=sys.stderr)
 
     def predictor(self) -> Predictor:
         """Return the compact network as a function from images to logits."""
@@ -234,22 +222,17 @@ def predict(options: argparse.Namespace) -> int:
 
     An image shows one digit, of any size, dark on light or light on dark.
     """
-    from minidiff.data.photos import ImageError, prepare_digit
+    from minidiff.data.photos import prepare_digit
 
     extra("PIL.Image", "pillow")
-    predictor, status = Trained(options.directory).predictor(), 0
+    predictor = Trained(options.directory).predictor()
     for path in options.images:
-        try:
-            prepared = prepare_digit(path)
-        except ImageError as error:
-            print(f"minidiff: error: {error}", file=sys.stderr)
-            status = 1
-            continue
+        prepared = prepare_digit(path)
         shares = 100 * _probabilities(predictor(prepared.pixels[None, None]))[0]
         print(f"{path}: {shares.argmax()}, with {shares.max():.1f} %")
         print(textwrap.indent("\n".join(prepared.notes), "    "))
         print("    " + "  ".join(f"{label}: {share:.1f} %" for label, share in enumerate(shares)))
-    return status
+    return 0
 
 
 def _probabilities(logits: Array) -> Array:
@@ -310,10 +293,7 @@ def export(options: argparse.Namespace) -> int:
 
     trained, path = Trained(options.directory), options.file
     write(path, trained.model, trained.shape, **trained.scale)
-    inputs = "from 0 to 1"
-    if path.suffix == ".safetensors":
-        inputs = "normalised with mean {mean:.6g} and std {std:.6g}".format(**trained.scale)
-    print(f"{path}: {path.stat().st_size:,} bytes; its inputs are {inputs}")
+    print(f"{path}: {path.stat().st_size:,} bytes")
     return 0
 
 

@@ -15,7 +15,6 @@ from minidiff.data.datasets import Split
 from minidiff.engine.nn import Module, Shape
 from minidiff.engine.predictor import Predictor
 from minidiff.engine.tensor import no_grad
-from minidiff.io.checkpoint import save
 from minidiff.io.export import export
 from minidiff.io.extras import extra
 from minidiff.pruning.compact import compact
@@ -38,9 +37,9 @@ def compare(
 ) -> list[tuple[object, ...]]:
     """Measure networks on the same images; return a table, with the heads in its first row.
 
-    Each row has the weights that are left, the bytes of the network's file, its multiply-adds, its
-    error, the largest difference of its logits from the gated network's, and times from images to
-    logits.
+    Each row has the weights that are left, the bytes of all parameters, the multiply-adds of an
+    image, the error, the largest difference of a logit from the gated network's, and times from
+    images to logits.
 
     Parameters
     ----------
@@ -58,38 +57,28 @@ def compare(
     Raises
     ------
     ImportError
-        If onnx, onnxruntime or safetensors is not installed.
+        If onnx or onnxruntime is not installed.
     """
     small = compact(gated)
-    with tempfile.TemporaryDirectory() as directory:
-        paths = [Path(directory) / f"{name}.safetensors" for name in ("dense", "gated", "compact")]
-        for path, model in zip(paths, (dense, gated, small), strict=True):
-            save(path, model)
-        paths.append(Path(directory) / "compact.onnx")
-        export(paths[-1], small, shape, **scale)
-        sizes = [path.stat().st_size for path in paths]
-        runtime = _runtime(paths[-1])
-    networks: dict[str, tuple[Module, Logits]] = {
-        "dense": (dense, Predictor(dense, shape, **dense_scale)),
-        "gated": (gated, partial(_logits, gated.eval(), scale)),
-        "compact": (small, Predictor(small, shape, **scale)),
-        "compact, onnxruntime": (small, runtime),
-    }
+    networks: list[tuple[str, Module, Logits]] = [
+        ("dense", dense, Predictor(dense, shape, **dense_scale)),
+        ("gated", gated, partial(_logits, gated.eval(), scale)),
+        ("compact", small, Predictor(small, shape, **scale)),
+        ("compact, onnxruntime", small, _runtime(small, shape, scale)),
+    ]
     images = split.images.astype(np.float32) / 255
     parts = np.array_split(images, -(-len(images) // 500))
-    answers = {
-        name: np.concatenate([function(part) for part in parts])
-        for name, (_, function) in networks.items()
-    }
+    answers = {n: np.concatenate([logits(part) for part in parts]) for n, _, logits in networks}
     times = [
-        in_turns({name: partial(f, images[:size]) for name, (_, f) in networks.items()}, ROUNDS)
+        in_turns({n: partial(logits, images[:size]) for n, _, logits in networks}, ROUNDS)
         for size in SIZES
     ]
     heads = ("", "weights", "bytes", "MACs", "error", "off by")
     rows: list[tuple[object, ...]] = [(*heads, *(f"{size:,} at once" for size in SIZES))]
-    for (name, (model, _)), size in zip(networks.items(), sizes, strict=True):
+    for name, model, _ in networks:
         layers = count(model, shape)
         weights, macs = (sum(getattr(c, key)[0] for c in layers) for key in ("weights", "macs"))
+        size = 4 * sum(parameter.size for parameter in model.parameters())
         error = 100 * (answers[name].argmax(axis=1) != split.labels).mean()
         off = abs(answers[name] - answers["gated"]).max()
         measured = [f"{1000 * seconds[name]:.3f} ms" for seconds in times]
@@ -104,12 +93,13 @@ def _logits(model: Module, scale: dict[str, float], images: NDArray[Any]) -> NDA
         return model(np.ascontiguousarray(normalised, np.float32)).data.T
 
 
-def _runtime(path: Path) -> Logits:
+def _runtime(model: Module, shape: Shape, scale: dict[str, float]) -> Logits:
     """Return a network in onnxruntime, with as many threads as minidiff has."""
     onnxruntime = extra("onnxruntime", needed_by="onnx")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = numba.get_num_threads()
-    session = onnxruntime.InferenceSession(
-        path.read_bytes(), options, providers=["CPUExecutionProvider"]
-    )
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "model.onnx"
+        export(path, model, shape, **scale)
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return lambda images: np.asarray(session.run(["logits"], {"images": images})[0])

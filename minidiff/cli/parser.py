@@ -18,18 +18,19 @@ import numba
 
 from minidiff._version import __version__
 from minidiff.cli import commands
-from minidiff.data.datasets import DATASETS, DataError
+from minidiff.data.datasets import DataError
+from minidiff.data.photos import ImageError
 from minidiff.io.checkpoint import CheckpointError
 from minidiff.io.export import FORMATS, ExportError
-from minidiff.training.config import RECIPES, Config, ConfigError, checked, values_text
+from minidiff.training.config import RECIPES, Config, ConfigError, checked, option, values_text
 from minidiff.training.runs import RunError
 from minidiff.training.trainer import NonFiniteLossError
 
 __all__ = ["main"]
 
 # What a user can mend; OSError is a missing file, a full disk and the like.
-EXPECTED = (RunError, DataError, ConfigError, CheckpointError, ExportError, NonFiniteLossError)
-INTERRUPTED = 130  # the exit status of a program that Ctrl-C has ended
+EXPECTED = (RunError, DataError, ImageError, ConfigError, CheckpointError, ExportError,
+            NonFiniteLossError, ImportError, OSError)  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -63,8 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 1
         except KeyboardInterrupt:
             print("\ninterrupted", file=sys.stderr)
-            return INTERRUPTED
-        except (*EXPECTED, ImportError, OSError) as error:
+            return 130  # by convention, after Ctrl-C
+        except EXPECTED as error:
             _complain("error", error)
             return 1
 
@@ -86,14 +87,15 @@ def parser() -> argparse.ArgumentParser:
         added.set_defaults(run=function)
         return added
 
-    train, sweep, bench = map(command, (commands.train, commands.sweep, commands.bench))
-    used = commands.evaluate, commands.predict, commands.inspect, commands.report
-    evaluate, predict, show, report = map(command, used)
-    export, compare = map(command, (commands.export, commands.compare))
-    for one in (evaluate, predict, show, report, export, compare):
+    train, sweep = command(commands.train), command(commands.sweep)
+    predict, report = command(commands.predict), command(commands.report)
+    export, compare = command(commands.export), command(commands.compare)
+    evaluate, inspect_ = command(commands.evaluate), command(commands.inspect)
+    bench = command(commands.bench)
+    for one in (evaluate, predict, inspect_, report, export, compare):
         one.add_argument("directory", metavar="RUN", type=Path, help="a run directory")
     most = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]  # set on import
-    for one in (train, bench, compare):
+    for one in (train, compare, bench):
         one.add_argument("--threads", type=int, choices=range(1, most + 1), default=most)
 
     train.add_argument("--out", metavar="DIR", type=Path, help="run directory")
@@ -114,23 +116,20 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_settings(command: argparse.ArgumentParser, *, several: bool) -> None:
     """Add an option for each setting; in a sweep it takes several values, with commas."""
-    command.add_argument("--dataset", choices=DATASETS, help="auto, the default, prefers MNIST")
     training = command.add_argument_group("training")
     pruning = command.add_argument_group("pruning")
     for item in fields(Config):
-        if item.name == "dataset":
-            continue
         digits = getattr(RECIPES["digits"], item.name)
         other = f"; digits: {digits}" if digits != item.default else ""
-        how: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
-        if item.type is not bool:
-            how = {"type": _reader(item, several), "metavar": "X,..." if several else "X"}
+        about = f"{item.metadata['meaning']}; {values_text(item)} (default {item.default}{other})"
+        how: dict[str, Any] = {
+            "type": _reader(item, several),
+            "metavar": "X,..." if several else "X",
+        }
+        if item.type is bool:
+            how = {"action": argparse.BooleanOptionalAction}
         (pruning if item.metadata["used_by"] else training).add_argument(
-            "--lambda" if item.name == "penalty" else f"--{item.name.replace('_', '-')}",
-            dest=item.name,
-            default=argparse.SUPPRESS,
-            help=f"{item.metadata['meaning']}; {values_text(item)} (default {item.default}{other})",
-            **how,
+            option(item.name), dest=item.name, default=argparse.SUPPRESS, help=about, **how
         )
 
 

@@ -55,7 +55,11 @@ def setting(
 class Config:
     """Every choice of a training run. Pick a recipe, and change what you like.
 
-    The loss is cross-entropy + (penalty / N) * expected cost, for N training images.
+    A run has three phases: the weights train alone; then the method prunes while they train; then
+    the gates are frozen, and the weights are fine-tuned. The loss is cross-entropy + (penalty / N)
+    * expected cost, for N training images; lambda rises to ``penalty`` over ``ramp``. With
+    ``swa_lr``, fine-tuning has this constant learning rate, and the run ends with the mean of the
+    weights over the second half of fine-tuning.
 
     Raises
     ------
@@ -69,7 +73,7 @@ class Config:
     (120, 0.01, 1)
     """
 
-    dataset: str = setting("mnist", DATASETS[1:], "images to train on")
+    dataset: str = setting("mnist", DATASETS[1:], "images; if not given, MNIST or else digits")
     validation: int = setting(5000, "[0, 59999]", "MNIST training images kept for validation")
     model: str = setting("lenet5", tuple(MODELS), "network to train")
     sparsity: str = setting("structured", SPARSITIES, "gates on channels, on weights, both, none")
@@ -84,7 +88,7 @@ class Config:
     dropout: float = setting(0.0, "[0, 1)", "share of pixels dropped in training")
     warmup: int = setting(250, "[0, inf)", "steps of warm-up, at most half of a cosine")
     restart: bool = setting(True, YES_NO, "new warm-up and cosine for fine-tuning", GATED)
-    swa_lr: float = setting(0.0, "[0, inf)", "if above 0: fine-tune at this rate, average", GATED)
+    swa_lr: float = setting(0.0, "[0, inf)", "if above 0: learning rate of fine-tuning", GATED)
     penalty: float = setting(0.45, "[0, inf)", "lambda, the weight of the penalty", PENALISED)
     keep: float = setting(0.1, "(0, 1]", "share of groups that is left", ("magnitude",))
     cost: str = setting("balanced", tuple(COSTS), "what the penalty counts", LEARNED)
@@ -126,7 +130,7 @@ class Config:
     @classmethod
     def recipe(cls, dataset: str, **changes: Any) -> "Config":
         """Return the recipe of a dataset, "mnist" or "digits", with changes."""
-        return replace(RECIPES.get(dataset) or cls(dataset=dataset), **changes)
+        return replace(RECIPES.get(dataset) or cls(dataset), **changes)
 
     def changes(self) -> dict[str, Any]:
         """Return the settings that differ from the recipe for the dataset."""
@@ -158,6 +162,11 @@ def checked(item: "Field[Any]", value: Any) -> Any:
     if not fits:
         raise ConfigError(f"{item.name} is {value!r}; expected {expected}.")
     return kind(value) if kind in (bool, int, float) else value
+
+
+def option(name: str) -> str:
+    """Return the command line's option for a setting."""
+    return "--lambda" if name == "penalty" else "--" + name.replace("_", "-")
 
 
 def values_text(item: "Field[Any]") -> str:

@@ -14,8 +14,11 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numba
 import numpy as np
+from llvmlite import binding
 
+from minidiff._version import __version__
 from minidiff.io.checkpoint import Checkpoint
 from minidiff.io.files import PART, write_whole
 
@@ -66,11 +69,9 @@ class Run:
         return cls(path)
 
     def _require_empty(self) -> None:
-        for item in self.path.iterdir():
-            if item.suffix != PART and item.name != LOCK:
-                raise RunError(
-                    f"{self.path} is not empty (it holds {item.name}); choose another with --out."
-                )
+        names = (item.name for item in self.path.iterdir() if item.suffix != PART)
+        if name := next((name for name in names if name != LOCK), None):
+            raise RunError(f"{self.path} is not empty (it holds {name}); choose another --out.")
 
     @property
     def finished(self) -> bool:
@@ -98,10 +99,7 @@ class Run:
     def checkpoint(self) -> Checkpoint:
         """Read ``checkpoint.safetensors``; RunError if there is none."""
         if not self.checkpoint_path.exists():
-            raise RunError(
-                f"{self.path} has no checkpoint.safetensors: the training has not finished an "
-                f"epoch, or the file was lost. Train with minidiff train --resume {self.path}."
-            )
+            raise RunError(f"{self.path} has no checkpoint: minidiff train --resume {self.path}")
         return Checkpoint.read(self.checkpoint_path)
 
     @contextmanager
@@ -143,17 +141,8 @@ def versions() -> dict[str, str]:
     >>> list(versions())
     ['minidiff', 'numpy', 'numba', 'processor']
     """
-    import numba
-    from llvmlite import binding
-
-    from minidiff._version import __version__
-
-    return {
-        "minidiff": __version__,
-        "numpy": np.__version__,
-        "numba": numba.__version__,
-        "processor": binding.get_host_cpu_name(),
-    }
+    packages = {"minidiff": __version__, "numpy": np.__version__, "numba": numba.__version__}
+    return packages | {"processor": binding.get_host_cpu_name()}
 
 
 def peak_megabytes() -> float | None:

@@ -26,16 +26,16 @@ from minidiff.training.trainer import Trainer, error_rate
 
 __all__ = ["combinations", "read_results", "run_once", "sweep"]
 
-Line = dict[str, Any]
+Json = dict[str, Any]
 
 # The history of a run has these figures of at most so many epochs; its result has all of the last.
 HISTORY = ("epoch", "loss", "train_error", "validation_error", "weights", "macs", "architecture")
 POINTS = 30
 
-dataset = lru_cache(maxsize=1)(load_dataset)  # the runs of a worker share it
+_load_once = lru_cache(maxsize=1)(load_dataset)  # the runs of a worker share a dataset
 
 
-def combinations(name: str, **values: Sequence[Any]) -> list[Config]:
+def combinations(dataset: str, **values: Sequence[Any]) -> list[Config]:
     """Return every combination of settings on a dataset, as changes of its recipe.
 
     Each method takes only the settings that it uses, so that methods with different settings fit
@@ -43,8 +43,8 @@ def combinations(name: str, **values: Sequence[Any]) -> list[Config]:
 
     Parameters
     ----------
-    name
-        The dataset, "mnist" or "digits".
+    dataset
+        "mnist" or "digits".
     values
         The values of each setting.
 
@@ -67,14 +67,14 @@ def combinations(name: str, **values: Sequence[Any]) -> list[Config]:
         recipe = {key: getattr(Config, key) for key in ("sparsity", "method")} | changes
         for key in unused_settings(recipe["sparsity"], recipe["method"]):
             changes.pop(key, None)
-        runs[Config.recipe(name, **changes)] = None
+        runs[Config.recipe(dataset, **changes)] = None
         used |= changes.keys()
     if idle := values.keys() - used:
         raise ConfigError(f"none of the runs uses {', '.join(sorted(idle))}; leave it out.")
     return list(runs)
 
 
-def run_once(settings: dict[str, Any], *, test: bool, threads: int) -> Line:
+def run_once(settings: Json, *, test: bool, threads: int) -> Json:
     """Train one network and return its line of a results file.
 
     Parameters
@@ -109,7 +109,7 @@ def run_once(settings: dict[str, Any], *, test: bool, threads: int) -> Line:
     config, began = Config.from_json(settings), time.perf_counter()
     line = {"config": settings, "versions": versions()}
     try:
-        data = dataset(config.dataset, validation=config.validation)
+        data = _load_once(config.dataset, validation=config.validation)
         trainer = Trainer(config, data)
         while trainer.step < trainer.steps:
             trainer.train_epoch()
@@ -122,13 +122,13 @@ def run_once(settings: dict[str, Any], *, test: bool, threads: int) -> Line:
     return line | {"history": _history(trainer.records), "result": result}
 
 
-def _history(records: list[dict[str, Any]]) -> dict[str, list[Any]]:
+def _history(records: list[Json]) -> dict[str, list[Any]]:
     """Return figures of evenly spaced epochs, the last among them."""
     every = -(-len(records) // POINTS)
     return {name: [record[name] for record in records[::-every][::-1]] for name in HISTORY}
 
 
-def read_results(path: Path) -> list[Line]:
+def read_results(path: Path) -> list[Json]:
     """Read the lines of a results file that hold a result or an error.
 
     Other lines are left out with a warning: a kill may have cut them short, or another version may
@@ -161,10 +161,8 @@ def read_results(path: Path) -> list[Line]:
                 raise ValueError("it has neither a result with its history nor an error")
             lines.append(line | {"config": Config.from_json(line["config"])})
         except (ValueError, TypeError, LookupError, AttributeError) as error:
-            warnings.warn(
-                f"{path}: line {number} is left out, and its run counts as not made: {error}",
-                stacklevel=2,
-            )
+            note = f"{path}: line {number} is left out, and its run counts as not made: {error}"
+            warnings.warn(note, stacklevel=2)
     return lines
 
 
@@ -222,35 +220,31 @@ def sweep(
     left = [config.to_json() for config in runs if config not in done]
     say(f"{len(runs)} runs, {len(runs) - len(left)} of them done before.")
     failed = 0
-    lines = _lines(list(left), jobs, cluster, test)
-    for line in extra("tqdm").tqdm(lines, total=len(left), unit="run", disable=None):
+    for line in _lines(left, jobs, cluster, test):
         append_line(path, json.dumps(line, allow_nan=False))
         failed += "error" in line
         say(_summary(line))
     return failed
 
 
-def _lines(
-    left: list[dict[str, Any]], jobs: int, cluster: str | None, test: bool
-) -> Iterator[Line]:
+def _lines(left: list[Json], jobs: int, cluster: str | None, test: bool) -> Iterator[Json]:
     """Yield the line of each run as it ends. A worker that dies costs the runs under way."""
     joblib = extra("joblib")
     threads = 1 if cluster else max(1, (os.cpu_count() or 1) // jobs)
-    begun: list[dict[str, Any]] = []
+    begun: list[Json] = []
 
     def tasks() -> Iterator[Any]:
         while left:
             begun.append(left.pop(0))
             yield joblib.delayed(run_once)(begun[-1], test=test, threads=threads)
 
-    # Loky starts new processes, since OpenMP's threads do not survive a fork.
-    client, config = nullcontext(), joblib.parallel_config("loky", n_jobs=jobs)
-    if cluster:
-        client = extra("distributed", needed_by="cluster").Client(cluster, timeout=10)
-        config = joblib.parallel_config("dask")
-    # One run at a time goes to each worker, since a worker that dies takes along what it was given.
+    # Loky starts new processes, since OpenMP's threads do not survive a fork. Each worker has one
+    # run at a time, since a worker that dies takes along all that it was given.
     how = {"return_as": "generator_unordered", "pre_dispatch": "n_jobs", "batch_size": 1}
-    with client, config:
+    with (
+        extra("distributed", needed_by="cluster").Client(cluster) if cluster else nullcontext(),
+        joblib.parallel_config("dask" if cluster else "loky", n_jobs=-1 if cluster else jobs),
+    ):
         while left:
             try:
                 for line in joblib.Parallel(**how)(tasks()):
@@ -262,7 +256,7 @@ def _lines(
             begun.clear()
 
 
-def _summary(line: Line) -> str:
+def _summary(line: Json) -> str:
     changes = Config.from_json(line["config"]).changes()
     name = ", ".join(f"{key} {value}" for key, value in changes.items()) or "the recipe"
     if "error" in line:

@@ -80,14 +80,10 @@ def error_rate(model: Module, split: Split, *, mean: float, std: float) -> float
     model.eval()
     with no_grad():
         for images, labels in batches(split, 500, mean=mean, std=std):
-            wrong += _count_wrong(model(images).data, labels)
+            wrong += int((model(images).data.argmax(axis=0) != labels).sum())
     for module, mode in modes:
         module.training = mode
     return 100 * wrong / len(split)
-
-
-def _count_wrong(logits: Array, labels: Indices) -> int:
-    return int((logits.argmax(axis=0) != labels).sum())  # logits are (classes, N)
 
 
 class Trainer:
@@ -224,7 +220,8 @@ class Trainer:
         loss = ops.cross_entropy(logits, labels, label_smoothing=smoothing)
         value = loss.item()
         if not math.isfinite(value):
-            raise self._diverged(value)
+            advice = "try a smaller --lr or a longer --warmup"
+            raise NonFiniteLossError(f"the loss is {value} at step {self.step + 1}; {advice}.")
         if self.prunes and self.adam:
             loss = loss + self.strength * self.surrogate()
 
@@ -237,7 +234,7 @@ class Trainer:
             self._prune()
         self.step += 1
         self._average_weights()
-        return value, _count_wrong(logits.data, labels)
+        return value, int((logits.data.argmax(axis=0) != labels).sum())
 
     def _freeze_gates(self) -> None:
         """Make all gates 0 or 1 for good, without changing what the network computes."""
@@ -256,7 +253,7 @@ class Trainer:
             self.rule.step(self.lr, self.strength)
         elif self.rule:
             done = (self.step + 1) / self.steps - config.gate_start
-            self.rule.step(done / max(config.gate_stop - config.gate_start, 1e-9))
+            self.rule.step(done / (config.gate_stop - config.gate_start))
 
     def _average_weights(self) -> None:
         """Average the weights over the second half of fine-tuning, and end with their mean."""
@@ -264,13 +261,6 @@ class Trainer:
             self.average.update()
             if self.step == self.steps:
                 self.average.apply()
-
-    def _diverged(self, loss: float) -> NonFiniteLossError:
-        return NonFiniteLossError(
-            f"the loss is {loss} at step {self.step + 1} of {self.steps} (epoch {self.epoch + 1}). "
-            f"Try a smaller --lr (now {self.config.lr:g}) or a longer --warmup (now "
-            f"{self.config.warmup})."
-        )
 
     def train_epoch(self) -> dict[str, Any]:
         """Train on each image once; return the record of the epoch, a line of ``metrics.jsonl``."""
