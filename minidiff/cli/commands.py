@@ -64,7 +64,7 @@ def train(options: argparse.Namespace) -> int:
         data = load_dataset(config.dataset, validation=config.validation)
     else:
         validation = changes.get("validation", Config.validation)
-        data = load_dataset(changes.get("dataset", "auto"), validation=validation)
+        data = load_dataset(changes.pop("dataset", "auto"), validation=validation)
         config = Config.recipe(data.name, **changes)
         run = Run.create(options.out or free_path(f"{data.name}-seed{config.seed}"))
     if run.finished:

@@ -31,9 +31,6 @@ PENALISED = (*LEARNED, "group-lasso")
 DIFFPRUNE = ("diffprune",)
 YES_NO = (True, False)
 
-#: The recipe for each dataset, which :meth:`Config.recipe` changes.
-RECIPES: dict[str, "Config"] = {}
-
 
 class ConfigError(ValueError):
     """A setting that is out of range. The message names it, its value and what was expected."""
@@ -64,7 +61,7 @@ class Config:
     Raises
     ------
     ConfigError
-        If a setting is out of range, or is changed though the run does not use it.
+        If a setting is out of range.
 
     Examples
     --------
@@ -113,10 +110,6 @@ class Config:
         if self.noise == "uniform":
             limit = f"less than sigma - width / 2 = {end:g}, or no gate could ever close"
             self._require("initial", self.initial < end, limit)
-        for name in unused_settings(self.sparsity, self.method):
-            usual = [getattr(recipe, name) for recipe in (Config, *RECIPES.values())]
-            user = self.method if self.gated else "a dense network"
-            self._require(name, getattr(self, name) in usual, f"{usual[0]}: {user} does not use it")
 
     def _require(self, name: str, holds: bool, expected: str) -> None:
         if not holds:
@@ -129,8 +122,15 @@ class Config:
 
     @classmethod
     def recipe(cls, dataset: str, **changes: Any) -> "Config":
-        """Return the recipe of a dataset, "mnist" or "digits", with changes."""
-        return replace(RECIPES.get(dataset) or cls(dataset), **changes)
+        """Return the recipe of a dataset, "mnist" or "digits", with changes.
+
+        A change that the run would not use is a ConfigError.
+        """
+        config = replace(RECIPES.get(dataset) or cls(dataset), **changes)
+        if unused := changes.keys() & unused_settings(config.sparsity, config.method):
+            user = config.method if config.gated else "a dense network"
+            raise ConfigError(f"{user} does not use {', '.join(sorted(unused))}; leave it out.")
+        return config
 
     def changes(self) -> dict[str, Any]:
         """Return the settings that differ from the recipe for the dataset."""
@@ -190,13 +190,14 @@ def unused_settings(sparsity: str, method: str) -> set[str]:
     return {name for name, users in used_by.items() if users and user not in users}
 
 
-# The digits are a fiftieth of MNIST: more epochs, and lambda / N must not grow fiftyfold.
-RECIPES.update(
-    mnist=Config(),
-    digits=Config(
+#: The recipe for each dataset, which :meth:`Config.recipe` changes.
+RECIPES = {
+    "mnist": Config(),
+    # A fiftieth of the images: more epochs, and lambda / N must not grow fiftyfold.
+    "digits": Config(
         "digits", epochs=120, penalty=0.01, gate_lr=0.01, gate_start=0.1, gate_stop=0.7, ramp=0.3
     ),
-)
+}
 
 # So that help(Config) lists the settings.
 Config.__doc__ = inspect.cleandoc(Config.__doc__ or "") + "\n\nAttributes\n----------"
