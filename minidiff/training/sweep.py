@@ -10,7 +10,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import nullcontext
 from functools import lru_cache
 from itertools import product
@@ -229,31 +229,24 @@ def sweep(
 
 def _lines(left: list[Json], jobs: int, cluster: str | None, test: bool) -> Iterator[Json]:
     """Yield the line of each run as it ends. A worker that dies costs the runs under way."""
-    joblib = extra("joblib")
     threads = 1 if cluster else max(1, (os.cpu_count() or 1) // jobs)
-    begun: list[Json] = []
-
-    def tasks() -> Iterator[Any]:
-        while left:
-            begun.append(left.pop(0))
-            yield joblib.delayed(run_once)(begun[-1], test=test, threads=threads)
-
-    # Loky starts new processes, since OpenMP's threads do not survive a fork. Each worker has one
-    # run at a time, since a worker that dies takes along all that it was given.
-    how = {"return_as": "generator_unordered", "pre_dispatch": "n_jobs", "batch_size": 1}
-    with (
-        extra("distributed", needed_by="cluster").Client(cluster) if cluster else nullcontext(),
-        joblib.parallel_config("dask" if cluster else "loky", n_jobs=-1 if cluster else jobs),
-    ):
-        while left:
-            try:
-                for line in joblib.Parallel(**how)(tasks()):
-                    begun.remove(line["config"])
-                    yield line
-            except BrokenProcessPool:
-                pass
-            yield from ({"config": run, "error": "its worker has died"} for run in begun)
-            begun.clear()
+    if jobs == 1 and not cluster:  # in this process, where an error is easier to follow
+        yield from (run_once(run, test=test, threads=threads) for run in left)
+        return
+    dask = extra("distributed", needed_by="cluster").Client(cluster) if cluster else None
+    # Loky starts new processes, since OpenMP's threads do not survive a fork.
+    loky = extra("joblib.externals.loky", "joblib")
+    running: dict[Future[Json], Json] = {}
+    with dask or nullcontext():
+        while left or running:
+            while left and (dask or len(running) < jobs):
+                run = left.pop(0)
+                pool = dask.get_executor() if dask else loky.get_reusable_executor(jobs)
+                running[pool.submit(run_once, run, test=test, threads=threads)] = run
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                run, error = running.pop(future), future.exception()
+                lost = {"config": run, "error": f"its worker failed: {error}"}
+                yield lost if error else future.result()
 
 
 def _summary(line: Json) -> str:
