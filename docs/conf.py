@@ -43,6 +43,8 @@ exclude_patterns = [
     "_build",
     "node_modules",
     "conf.py",
+    "bench/*.py",
+    "results/*.py",
     "tutorials/support.py",
     "tutorials/exercises_*.py",
 ]

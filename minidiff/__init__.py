@@ -7,40 +7,28 @@ compacts, and :mod:`minidiff.training` trains LeNet5 on MNIST, from Python or th
 import sys as _sys
 
 from ._version import __version__ as __version__
-from .engine import nn, ops, optim
+from .baselines.gaussian import GaussianGate
+from .baselines.hard_concrete import HardConcrete
+from .baselines.rules import GroupLasso, MagnitudePruning
+from .engine import functional, nn, optim
 from .engine.gradcheck import gradcheck
-from .engine.predictor import Predictor
-from .engine.tensor import Tensor, no_grad
+from .engine.op import Op
+from .engine.tensor import Tensor, apply, no_grad
 from .io.checkpoint import load, save
 from .io.export import export
 from .models import LeNet5
-from .pruning.baselines import GaussianGate, GroupLasso, HardConcrete, MagnitudePruning
+from .predict.predictor import Predictor
 from .pruning.compact import compact
-from .pruning.gates import (
-    Gate,
-    Gated,
-    Mask,
-    binarize,
-    gate_blocks,
-    gate_filters,
-    gate_inputs,
-    gate_units,
-    gate_weights,
-)
+from .pruning.count import LayerCount, architecture, count
+from .pruning.gated import Gated, Mask, fold_gates, gate
+from .pruning.gates import Gate
 from .pruning.groups import Groups
-from .pruning.penalty import (
-    LayerCount,
-    Surrogate,
-    architecture,
-    count,
-    expected_cost,
-    gates_of,
-    split_parameters,
-)
+from .pruning.network import gates_of, split_parameters
+from .pruning.surrogate import Surrogate, expected_cost
 from .pruning.transform import binary_gate
 
 # So that `from minidiff.optim import SGD` works, too; `os` does it for `os.path`.
-_sys.modules |= {"minidiff.nn": nn, "minidiff.ops": ops, "minidiff.optim": optim}
+_sys.modules |= {f"minidiff.{m.__name__.rpartition('.')[2]}": m for m in (functional, nn, optim)}
 
 __all__ = [
     "Gate",
@@ -53,27 +41,25 @@ __all__ = [
     "LeNet5",
     "MagnitudePruning",
     "Mask",
+    "Op",
     "Predictor",
     "Surrogate",
     "Tensor",
+    "apply",
     "architecture",
-    "binarize",
     "binary_gate",
     "compact",
     "count",
     "expected_cost",
     "export",
-    "gate_blocks",
-    "gate_filters",
-    "gate_inputs",
-    "gate_units",
-    "gate_weights",
+    "fold_gates",
+    "functional",
+    "gate",
     "gates_of",
     "gradcheck",
     "load",
     "nn",
     "no_grad",
-    "ops",
     "optim",
     "save",
     "split_parameters",

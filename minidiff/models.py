@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 
 from minidiff.engine import nn
-from minidiff.engine.nn import Module, Sequential
-from minidiff.pruning.gates import Gate, Gated, gate_weights
+from minidiff.engine.module import Module, Sequential
+from minidiff.pruning.gated import gate
+from minidiff.pruning.gates import Gate
 
 __all__ = ["MODELS", "SPARSITIES", "LeNet5", "LeNet300"]
 
@@ -15,23 +16,17 @@ __all__ = ["MODELS", "SPARSITIES", "LeNet5", "LeNet300"]
 SPARSITIES = ("structured", "unstructured", "combined", "dense")
 
 
-def _gating(sparsity: str, gate: type[Gate], settings: dict[str, Any]) -> Callable[..., Module]:
+def _gating(sparsity: str, kind: type[Gate], settings: dict[str, Any]) -> Callable[..., Module]:
     """Return a function that gates a layer: the roles it names, or its weights one by one."""
     if sparsity not in SPARSITIES:
         raise ValueError(f"sparsity is {sparsity!r}; expected one of {', '.join(SPARSITIES)}.")
 
     def gated(layer: nn.Conv2d | nn.Linear, *roles: str) -> Module:
-        if sparsity == "dense" or (sparsity == "structured" and not roles):
-            return layer
-        if sparsity == "unstructured":
-            return gate_weights(layer, gate=gate, **settings)
-        outputs, inputs = layer.weight.shape[:2]
-        gated = Gated(
-            layer,
-            inputs=gate(inputs, **settings) if "inputs" in roles else None,
-            outputs=gate(outputs, **settings) if "outputs" in roles else None,
-        )
-        return gate_weights(gated, gate=gate, **settings) if sparsity == "combined" else gated
+        if sparsity in ("dense", "unstructured"):
+            roles = ()
+        if sparsity in ("unstructured", "combined"):
+            roles = (*roles, "weights")
+        return gate(layer, *roles, kind=kind, **settings) if roles else layer
 
     return gated
 
@@ -54,8 +49,8 @@ class LeNet5(Sequential):
     sparsity
         "structured": gates on the filters of both convolutions, on the 800 inputs of the first
         dense layer, and on its 500 outputs. "unstructured": a gate on each weight. "combined":
-        both; what is of no use as a whole leaves first, and training is quicker. "dense": none.
-    gate
+        both; then whole filters and units close first, and training is quicker. "dense": none.
+    kind
         The class of the gates.
     dropout
         The share of pixels that are dropped in training, see :class:`~minidiff.nn.Dropout`.
@@ -81,11 +76,11 @@ class LeNet5(Sequential):
         *,
         rng: np.random.Generator,
         sparsity: str = "structured",
-        gate: type[Gate] = Gate,
+        kind: type[Gate] = Gate,
         dropout: float = 0.0,
         **settings: Any,
     ) -> None:
-        gated = _gating(sparsity, gate, {"rng": rng, **settings})
+        gated = _gating(sparsity, kind, {"rng": rng, **settings})
         super().__init__(
             **_dropout(dropout, rng),
             conv1=gated(nn.Conv2d(1, 20, 5, rng=rng), "outputs"),  # (20, 24, 24, N)
@@ -106,13 +101,13 @@ class LeNet300(Sequential):
 
     Parameters
     ----------
-    rng, sparsity, gate, dropout, settings
-        As of :class:`LeNet5`.
+    rng, sparsity, kind, dropout, settings
+        As in :class:`LeNet5`.
 
     Raises
     ------
     ValueError
-        As of :class:`LeNet5`.
+        As in :class:`LeNet5`.
 
     Examples
     --------
@@ -128,11 +123,11 @@ class LeNet300(Sequential):
         *,
         rng: np.random.Generator,
         sparsity: str = "structured",
-        gate: type[Gate] = Gate,
+        kind: type[Gate] = Gate,
         dropout: float = 0.0,
         **settings: Any,
     ) -> None:
-        gated = _gating(sparsity, gate, {"rng": rng, **settings})
+        gated = _gating(sparsity, kind, {"rng": rng, **settings})
         super().__init__(
             **_dropout(dropout, rng),
             flatten=nn.Flatten(),  # (784, N)

@@ -1,16 +1,16 @@
-"""``minidiff bench``: that it measures what it says; how fast anything is, no test asks."""
+"""``minidiff bench`` and ``docs/bench``: they measure what they say, whatever the times are."""
 
 import json
 import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-import numpy as np
 import pytest
 
 from minidiff.cli import bench
 from minidiff.cli.parser import main
-from minidiff.engine import kernels, ops
-from minidiff.figures.plots import bench_figure
 
 
 @pytest.fixture
@@ -18,87 +18,60 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"ROUNDS": 1, "REST": 0.0, "WARM_UP": 0.0, "BURST": 1}.items():
         monkeypatch.setattr(bench, name, value)
     monkeypatch.setattr(bench, "ARCHITECTURES", (bench.DENSE, bench.PRUNED))
-    first = {"import_seconds": 0.1, "cold_seconds": 9.0, "cached_seconds": 0.3}
-    monkeypatch.setattr(bench, "first_use", lambda: first)  # it compiles everything anew
+
+
+@pytest.fixture
+def script(docs_script: Callable[[str], ModuleType]) -> Any:
+    return docs_script("bench/bench.py")
+
+
+def peer() -> list[float]:
+    return [0.25]
 
 
 @pytest.mark.usefixtures("quick")
-def test_the_command_prints_a_table_and_leaves_json_and_a_plot(tmp_path: Any, capsys: Any) -> None:
+def test_the_command_prints_a_table_and_writes_its_numbers(tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "b"
     assert main(["bench", "--out", str(out), "--threads", "1"]) == 0
-    printed = capsys.readouterr().out
     results = json.loads((out / "bench.json").read_text())
-    names = [row["name"] for row in results["kernels"]]
-    assert names == [
-        "conv1 forward",
-        "conv1 weight gradient",
-        *(f"{layer} {what}" for layer in ("conv2", "dense1") for what in bench.WHATS),
-    ]
-    for name in [*names, "20-50-800-500", "8-10-112-68", "multiply-add peak", "overhead"]:
-        assert name in printed
-    assert "PyTorch" not in printed
-    assert (out / "bench.png").stat().st_size > 10_000
+    printed = capsys.readouterr().out
+    assert results["macs"] == {"step 20-50-800-500": 2_293_000, "step 8-10-112-68": 213_096}
+    assert len(results["gflops"]) == 10  # matmul, peak and eight kernels
     assert results["machine"]["threads"] == 1
-    dense, pruned = results["steps"]
-    assert (dense["macs"], pruned["macs"]) == (2_293_000, 213_096)
-    shares = results["dense_step"]
-    assert sum(shares["kernels"].values()) > 0 < shares["outside_of_kernels"]
-    assert [row["batch"] for row in results["latency"]] == list(bench.LATENCY_BATCHES)
-
-
-class StandIn:
-    """What PyTorch's process would answer."""
-
-    version = "9.9"
-
-    def ask(self, what: str, *arguments: Any) -> list[float]:
-        return [0.25]
+    for name, milliseconds in results["milliseconds"].items():
+        assert f"{name:<28}{milliseconds:>9.3f}" in printed
 
 
 @pytest.mark.usefixtures("quick")
-def test_pytorch_is_compared_the_right_way_round(monkeypatch: pytest.MonkeyPatch) -> None:
-    epoch = {"images": 9, "seconds": 3.0, "torch_seconds": 4.0}
-    epoch |= {"peak_megabytes": 5.0, "torch_peak_megabytes": 6.0}
-    monkeypatch.setattr(bench.Bench, "_epoch", lambda self: self.results.update(epoch=epoch))
-    torch: Any = StandIn()
-    results = bench.Bench(1, torch, say=lambda text: None).run()
-    for row in results["kernels"]:  # how many times faster than PyTorch
-        assert row["times_torch"] == pytest.approx(250 / row["milliseconds"])
-        assert row["times_torch"] > 1
-    dense = results["dense_step"]
-    assert dense["torch_milliseconds"] == 250
-    printed = bench.report(results)
-    assert "PyTorch 9.9" in printed
-    assert f"250.00   {250 / dense['milliseconds']:.2f}x ours" in printed
-    assert "3.0 s and at most 5 MB; PyTorch 4.0 s and 6 MB" in printed
-    (dots,) = (
-        line for line in bench_figure(results).axes[0].get_lines() if line.get_label() == "PyTorch"
-    )
-    expected = [row["gflops"] * row["milliseconds"] / 250 for row in results["kernels"]]
-    np.testing.assert_allclose(dots.get_xdata(), expected)
+def test_a_peer_is_compared_the_right_way_round(script: Any) -> None:
+    names = ("conv1 forward", "step 20-50-800-500", "nothing of ours")
+    results = bench.run(1, lambda line: None, dict.fromkeys(names, peer))
+    ms = results["milliseconds"]
+    assert [name for name in ms if "peer" in name] == [f"peer {name}" for name in names[:2]]
+    order = list(ms)
+    assert order.index("peer conv1 forward") == order.index("conv1 forward") + 1  # the next turn
+    results["first use, seconds"] = {"import": 0.1}
+    results["epoch"] = {"minidiff": {"seconds": 3.0, "megabytes": 5.0}}
+    printed = script.table(results)
+    step = ms["step 20-50-800-500"]
+    assert f"{'step 20-50-800-500':<28}{250:>9.3f}{250 / step:>8.2f}x" in printed
+    kernels, steps = script.bench_figure(results).axes
+    (dots,) = (drawn for drawn in kernels.get_lines() if drawn.get_label() == "PyTorch")
+    rate = results["gflops"]["conv1 forward"]
+    assert list(dots.get_xdata()) == [pytest.approx(rate * ms["conv1 forward"] / 250)]
+    assert list(steps.get_lines()[1].get_ydata()) == [250]
 
 
-@pytest.mark.usefixtures("quick")
-def test_pytorch_that_is_not_there_is_an_error_that_says_what_to_do(
-    tmp_path: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch
+def test_a_peer_that_is_not_there_is_an_error_that_says_the_mend(
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     (tmp_path / "torch.py").write_text("raise ImportError('none')")
-    assert main(["bench", "--out", str(tmp_path / "b"), "--against", "torch"]) == 1
-    assert "pip install torch" in capsys.readouterr().err
-    assert not (tmp_path / "b").exists()
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(SystemExit, match="pip install torch"):
+        script.Torch(1)
 
 
-def test_every_call_of_a_kernel_is_counted_and_nothing_stays_behind() -> None:
-    before = dict(vars(kernels))
-    with bench.KernelClock.running() as clock:
-        ops.relu(np.ones((3, 4), np.float32))
-    assert set(clock.seconds) == {"relu"}
-    assert clock.seconds["relu"] > 0
-    assert dict(vars(kernels)) == before
-
-
-def test_turns_give_the_median_of_what_each_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_turns_give_the_median_of_each_call(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"REST": 0.0, "WARM_UP": 0.0, "BURST": 3}.items():
         monkeypatch.setattr(bench, name, value)
     times = bench.in_turns({"slow": lambda: time.sleep(0.002), "own": lambda: [1.0, 5.0, 2.0]}, 2)
@@ -106,10 +79,10 @@ def test_turns_give_the_median_of_what_each_takes(monkeypatch: pytest.MonkeyPatc
     assert times["own"] == 2.0
 
 
-@pytest.mark.parametrize("layer", bench.LAYERS)
-def test_the_operations_of_a_layer_are_counted_right(layer: str) -> None:
-    flops, calls = bench._layer_calls(layer)
-    expected = {"conv1": 20 * 25 * 24 * 24, "conv2": 50 * 500 * 8 * 8, "dense1": 500 * 800}
-    assert flops == 2 * bench.BATCH * expected[layer]
-    for call in calls.values():
-        call()
+def test_the_operations_of_a_kernel_are_those_of_its_layer() -> None:
+    macs = {"conv1": 20 * 25 * 24 * 24, "conv2": 50 * 500 * 8 * 8, "dense1": 500 * 800}
+    for name, (flops, call) in bench.kernel_calls().items():
+        layer = name.split()[0]
+        if layer in macs:
+            assert flops == 2 * bench.BATCH * macs[layer]
+            call()

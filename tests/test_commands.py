@@ -55,7 +55,7 @@ def test_the_result_is_of_the_network_that_is_left(trained: Path) -> None:
     result, run = json.loads((trained / "result.json").read_text()), Trained(trained)
     assert result["test_error"] < 10
     assert 0 < result["weights"] < 0.9 * result["dense_weights"] == 0.9 * 430_500
-    small = md.compact(run.model)
+    small = md.compact(run.model, run.shape)
     assert result["bytes"] == 4 * sum(parameter.size for parameter in small.parameters())
     assert result["dense_bytes"] == 4 * (430_500 + 20 + 50 + 500 + 10)
     assert sum(layer["weights"][0] for layer in result["layers"]) == result["weights"]
@@ -181,7 +181,8 @@ def test_inspect_prints_the_compact_network_and_draws(
 ) -> None:
     shutil.rmtree(copy / "plots")
     out = said(capsys, "inspect", copy)
-    small = dict(md.compact(Trained(copy).model).children())
+    run = Trained(copy)
+    small = dict(md.compact(run.model, run.shape).children())
     for name, whole in (("conv1", 500), ("conv2", 25_000), ("dense1", 400_000), ("dense2", 5_000)):
         left = small[name].weight
         row = f"{left.shape[0]:,} of .* {left.size:,} of {whole:,} "

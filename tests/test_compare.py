@@ -43,7 +43,7 @@ def test_every_network_has_a_row_with_its_own_figures(trained: Path, dense: Path
         "1,000 at once",
     )
     assert [row[0] for row in rows] == ["dense", "gated", "compact", "compact, onnxruntime"]
-    small = md.compact(gated.model)
+    small = md.compact(gated.model, gated.shape)
     weights = sum(parameter.size for parameter in small.parameters() if parameter.ndim > 1)
     assert [row[1] for row in rows] == [430_500, gated.records[-1]["weights"], weights, weights]
     assert rows[2][2] == 4 * sum(parameter.size for parameter in small.parameters())

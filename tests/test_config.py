@@ -3,9 +3,9 @@
 import json
 import math
 import re
-import runpy
+from collections.abc import Callable
 from dataclasses import Field, fields, replace
-from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from minidiff.data.datasets import MNIST_TRAINING_IMAGES
 from minidiff.training.config import METHODS, RECIPES, Config, ConfigError, checked
 
-ROOT = Path(__file__).parents[1]
 each_setting = pytest.mark.parametrize("item", fields(Config), ids=lambda item: item.name)
 
 
@@ -131,7 +130,7 @@ def test_all_but_one_training_image_may_be_for_validation() -> None:
         Config(validation=MNIST_TRAINING_IMAGES)
 
 
-def test_the_page_of_settings_is_up_to_date() -> None:
+def test_the_page_of_settings_is_up_to_date(docs_script: Callable[[str], ModuleType]) -> None:
     """To mend it: ``python docs/_ext/settings.py``."""
-    page = runpy.run_path(str(ROOT / "docs" / "_ext" / "settings.py"))["page"]()
-    assert (ROOT / "docs" / "settings.md").read_text(encoding="utf-8") == page
+    script = docs_script("_ext/settings.py")
+    assert script.PAGE.read_text(encoding="utf-8") == script.page()

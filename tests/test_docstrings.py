@@ -27,14 +27,13 @@ API = Path(__file__).parents[1] / "docs" / "api"
 MACHINERY = {
     "minidiff.engine.compiled",
     "minidiff.engine.memory",
+    "minidiff.cli.bench",
     "minidiff.cli.commands",
     "minidiff.io.extras",
     "minidiff.io.files",
 }
 # Modules that say nowhere which of their names are public.
 NO_EXAMPLE = {
-    "minidiff.cli.bench.TorchProcess": "needs PyTorch",
-    "minidiff.cli.bench.report": "writes what takes minutes to measure",
     "minidiff.cli.compare.compare": "measures for half a minute",
 }
 
@@ -42,7 +41,7 @@ NO_EXAMPLE = {
 def public_names() -> Iterator[tuple[str, Any]]:
     """Yield (dotted name, object), each where it is defined."""
     for info in pkgutil.walk_packages(minidiff.__path__, "minidiff."):
-        if info.name in MACHINERY or info.name.endswith(("__main__", "torch_worker")):
+        if info.name in MACHINERY or info.name.endswith("__main__"):
             continue
         module = importlib.import_module(info.name)
         for name in getattr(module, "__all__", ()):

@@ -12,7 +12,9 @@ from hypothesis import HealthCheck, given, settings
 
 import minidiff as md
 from minidiff import nn
-from minidiff.data.datasets import MissingDataError, batches, load_dataset
+from minidiff.data.batches import batches
+from minidiff.data.datasets import load_dataset
+from minidiff.data.mnist import MissingDataError
 from minidiff.io.export import ExportError
 from minidiff.training.config import Config
 from minidiff.training.trainer import Trainer

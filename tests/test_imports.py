@@ -120,12 +120,7 @@ def test_no_folder_has_more_than_12_files(folder):
     assert len(list(folder.glob("*.py"))) <= 12
 
 
-@pytest.mark.parametrize(
-    # The worker is a script for another process, and nothing imports it.
-    "path",
-    [path for path in SOURCES if path.name != "torch_worker.py"],
-    ids=name,
-)
+@pytest.mark.parametrize("path", SOURCES, ids=name)
 def test_modules_import_nothing_beyond_the_core_until_it_is_needed(path):
     outside = {module.split(".")[0] for module in imports(path, nested=False)}
     assert outside <= CORE | set(sys.stdlib_module_names)

@@ -69,10 +69,11 @@ def unfinished(trained: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.slow
 def test_a_killed_run_ends_at_the_same_bits(
-    trained: Path, words: list[str], tmp_path: Path
+    trained: Path, run_words: list[str], tmp_path: Path
 ) -> None:
     run, minidiff = tmp_path / "run", [sys.executable, "-m", "minidiff"]
-    process = subprocess.Popen([*minidiff, *words, "--out", str(run)], stdout=subprocess.DEVNULL)
+    command = [*minidiff, *run_words, "--out", str(run)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     while process.poll() is None and len(records(run)) < 2:
         time.sleep(0.005)
     time.sleep(0.1)  # into the next epoch
@@ -89,7 +90,7 @@ def test_a_killed_run_ends_at_the_same_bits(
 def test_a_run_that_ctrl_c_has_ended_resumes_to_the_same_bits(
     step: int,
     trained: Path,
-    words: list[str],
+    run_words: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -103,7 +104,7 @@ def test_a_run_that_ctrl_c_has_ended_resumes_to_the_same_bits(
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "train_step", stopping)
-        assert main([*words, "--out", str(run)]) == 130
+        assert main([*run_words, "--out", str(run)]) == 130
     out, err = capsys.readouterr()
     assert f"minidiff train --resume {run} goes on" in out
     assert "interrupted" in err

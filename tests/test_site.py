@@ -26,8 +26,9 @@ import numpy as np
 import pytest
 
 import minidiff as md
-from minidiff.data import photos as images
-from minidiff.data.datasets import MissingDataError, load_dataset
+from minidiff.data import photos
+from minidiff.data.datasets import load_dataset
+from minidiff.data.mnist import MissingDataError
 from minidiff.io.checkpoint import Checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -623,7 +624,7 @@ def stroke(rng: np.random.Generator, width: float) -> np.ndarray:
 
 
 @site
-def test_drawings_are_prepared_as_images_are(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_drawings_are_prepared_as_images_are(play: Play) -> None:
     rng = np.random.default_rng(0)
     inks = [stroke(rng, width) for width in np.linspace(1.5, 14, 40)]
     inks.append(np.pad(np.ones((1, 1)), 20))  # a dot
@@ -641,10 +642,9 @@ def test_drawings_are_prepared_as_images_are(play: Play, monkeypatch: pytest.Mon
     thickened = 0
     for ink, pixels in zip(inks, made, strict=True):
         # What prepare_pixels does once it has found the ink, which here is known.
-        cropped = ink[images._extent(ink)]
-        found = (cropped, False, list(map(float, cropped.shape)))
-        monkeypatch.setattr(images, "_digit", lambda _, found=found: found)
-        expected = images.prepare_pixels(255 * (1 - ink))
+        rows, columns = (np.flatnonzero(ink.any(axis=axis)) for axis in (1, 0))
+        cropped = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        expected = photos._fit(cropped, [])
         thickened += any("thickened" in note for note in expected.notes)
         difference = np.array(pixels).reshape(28, 28) - expected.pixels.astype(int)
         assert abs(difference).max() <= 1  # float32 here, float64 there

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 import minidiff as md
 from minidiff import nn, no_grad
-from minidiff.data.datasets import Dataset, Split, batches
+from minidiff.data.batches import batches
+from minidiff.data.datasets import Dataset, Split
+from minidiff.engine import functional
 from minidiff.io.checkpoint import Checkpoint, CheckpointError
 from minidiff.training.config import Config
 from minidiff.training.trainer import NonFiniteLossError, Trainer, build_model, error_rate
@@ -140,7 +142,7 @@ def test_weights_take_nesterov_steps_and_biases_do_not_decay() -> None:
     for _ in range(3):  # momentum is at work from the second step on
         before = [parameter.data.copy() for parameter in parameters]
         run.sgd.zero_grad()
-        md.ops.cross_entropy(run.model(images), labels).backward()
+        functional.cross_entropy(run.model(images), labels).backward()
         grads = [parameter.grad.copy() for parameter in parameters]
         lr = run.lr
         run.train_step(images, labels)
@@ -157,7 +159,7 @@ def test_the_gradient_of_the_gates_is_that_of_loss_and_penalty() -> None:
     images, labels = batch()
     phis = [gate.phi for gate in run.gates.values()]
     cost = md.Surrogate(run.model, run.shape, cost="balanced")()
-    loss = md.ops.cross_entropy(run.model(images), labels)
+    loss = functional.cross_entropy(run.model(images), labels)
     (loss + 0.5 * 3000.0 / 300 * cost).backward()
     expected = [phi.grad.copy() for phi in phis]
     for parameter in run.model.parameters():
@@ -191,13 +193,13 @@ def test_frozen_gates_are_binary_without_noise_and_momentum_is_reset() -> None:
 def test_labels_are_smoothed_except_before_fine_tuning(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    smoothed, original = [], md.ops.cross_entropy
+    smoothed, original = [], functional.cross_entropy
 
     def noted(logits: md.Tensor, labels: Any, *, label_smoothing: float) -> md.Tensor:
         smoothed.append(label_smoothing)
         return original(logits, labels, label_smoothing=label_smoothing)
 
-    monkeypatch.setattr(md.ops, "cross_entropy", noted)
+    monkeypatch.setattr(functional, "cross_entropy", noted)
     run = trainer(config)
     for step in (0, 41, 42, 59):  # gates are frozen after 42 steps
         run.step = step
@@ -277,7 +279,7 @@ def test_a_record_is_of_all_images_and_of_the_network() -> None:
     images, labels = batch(300)
     with no_grad():
         logits = run.model(images)
-        loss = md.ops.cross_entropy(logits, labels).item()
+        loss = functional.cross_entropy(logits, labels).item()
         expected = md.expected_cost(run.model, run.shape).item()
     assert record["loss"] == pytest.approx(loss, rel=1e-4)
     wrong = 100 * np.mean(logits.data.argmax(axis=0) != labels)

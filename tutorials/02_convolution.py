@@ -625,7 +625,7 @@ check("02.grad_weight", grad_weight)
 # ## What next
 #
 # `minidiff/engine/kernels.py` has the kernels themselves, among them that of the weight's gradient,
-# and [design](../design.md) tells what else was tried. `minidiff bench --against torch` measures
+# and [design](../design.md) tells what else was tried. `minidiff bench` measures
 # the kernels of the whole network. [Tutorial 3](03_lenet5.py) trains it.
 #
 # ### Solutions

@@ -19,7 +19,8 @@ from matplotlib.ticker import LogLocator
 from support import SMALL, check, data
 
 import minidiff as md
-from minidiff.data.datasets import Split, batches
+from minidiff.data.batches import batches
+from minidiff.data.datasets import Split
 from minidiff.engine.optim import SGD, ParameterGroup, cosine
 
 dataset = data(train=2_000 if SMALL else 20_000)

@@ -20,7 +20,7 @@ from support import SMALL, check, data, scratch
 
 import minidiff as md
 from minidiff import nn, ops
-from minidiff.data.datasets import batches
+from minidiff.data.batches import batches
 from minidiff.engine.optim import SGD, Adam, ParameterGroup, cosine
 from minidiff.training.trainer import error_rate
 

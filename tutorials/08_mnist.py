@@ -14,6 +14,7 @@
 # - **You need**: [tutorial 4](04_gates.py) and [tutorial 5](05_surrogate.py); the tools of this page are the package's own.
 
 # %%
+import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -21,10 +22,9 @@ import numpy as np
 from support import SMALL, check, data
 
 import minidiff as md
-from minidiff.cli.published import PUBLISHED
-from minidiff.cli.results import EXPERIMENTS, rows_of, spread
+from minidiff.training.config import Config
 from minidiff.training.sweep import read_results
-from minidiff.training.trainer import Config, Trainer, error_rate
+from minidiff.training.trainer import Trainer, error_rate
 
 dataset = data(train=2_000 if SMALL else 20_000)
 print(len(dataset.train), "images to train on,", len(dataset.validation), "held out")
@@ -103,41 +103,38 @@ assert records[-1]["weights"] <= records[0]["weights"]
 #
 # One run is one point. A stronger lambda gives a smaller network and more errors, so what a method can do is a
 # *front*. A point is *beaten* by another that is at least as good in both and better in one, and the front is what
-# nothing beats. `minidiff reproduce` trains
+# nothing beats. `python docs/results/reproduce.py` trains
 # every run of [the results](../results/index.md), for up to five seeds each, and writes a line of JSON about each into
-# `docs/results/runs.jsonl`. We read that file here. (Rows "of weights" price every weight alike, the others
+# `docs/results/runs.jsonl`. We read that file here, with functions of that script. (Rows "of weights" price every weight alike, the others
 # the cube root of its multiply-adds, so their lambdas cannot be compared.)
 
 # %%
 root = next(path for path in Path.cwd().resolve().parents if (path / "pyproject.toml").exists())
+sys.path.insert(0, str(root / "docs" / "results"))
+from published import PUBLISHED
+from reproduce import rows_of, spread
+
 lines = read_results(root / "docs" / "results" / "runs.jsonl")
-found = {
-    name: rows_of(EXPERIMENTS[name], lines, "mnist")
-    for name in ("structured", "structured-augmented")
-}
+found = {name: rows_of(name, lines) for name in ("structured", "structured-augmented")}
 for name, rows in found.items():
-    print(EXPERIMENTS[name].title)
+    print(name)
     for row in rows:
-        (error, deviation), (fewer, _) = spread(row.errors), spread(row.fewer_weights)
-        several = len(row.errors) > 1  # a single run has no deviation
         print(
-            f"  {row.label:30} {error:.2f} {f'± {deviation:.2f}' if several else '':6} %  {fewer:6.1f}x fewer weights  "
-            f"{row.architecture:13} {len(row.errors)} seeds"
+            f"  {row.label:30} {spread(row.errors, 2):11} %  "
+            f"{np.mean(row.fewer('weights')):6.1f}x fewer weights  "
+            f"{row.architecture:13} {len(row.runs)} seeds"
         )
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Test error over how many times fewer weights are left, on a log axis. Grey points are published results, between 0.6 and 1.1 percent. A dashed line at 0.6 percent is the paper. Two lines are ours, one without and one with augmentation, with error bars over the seeds.", "width": "90%"}, "figure": {"caption": "Ours: mean and standard deviation over the seeds that are printed above, last epoch. Grey: published, most of them the best epoch of one run."}}
 figure, axes = plt.subplots(figsize=(7.5, 4), layout="constrained")
 for entry in PUBLISHED:
-    if entry.setting == "structured" and entry.weights:
-        axes.plot(entry.weights, entry.error, "o", color="#aaaaaa")
+    if entry.setting == "structured" and entry.fewer("weights"):
+        axes.plot(entry.fewer("weights"), entry.error, "o", color="#aaaaaa")
 for (name, rows), colour in zip(found.items(), ("#0072b2", "#d55e00"), strict=True):
-    gated = sorted(
-        (row for row in rows if row.config.gated), key=lambda row: np.mean(row.fewer_weights)
-    )
-    if not gated:
-        continue
-    x = [np.mean(row.fewer_weights) for row in gated]
-    y, bars = np.array([spread(row.errors) for row in gated]).T
+    gated = [row for row in rows if row.config.gated]  # from the largest network to the smallest
+    x = [np.mean(row.fewer("weights")) for row in gated]
+    y = [np.mean(row.errors) for row in gated]
+    bars = [np.std(row.errors, ddof=1) for row in gated]
     axes.errorbar(x, y, bars, fmt="o-", capsize=3, color=colour)
     axes.annotate(
         "augmented" if "aug" in name else "not augmented",

@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 
 from minidiff.data.datasets import Dataset, load_dataset
-from minidiff.engine import nn, ops
-from minidiff.engine._types import Array
-from minidiff.engine.nn import Module, Shape
-from minidiff.engine.predictor import Predictor
+from minidiff.engine import functional, nn
+from minidiff.engine.arrays import Array, Shape
+from minidiff.engine.module import Module
 from minidiff.io.extras import extra
+from minidiff.predict.predictor import Predictor
 from minidiff.pruning.compact import compact
-from minidiff.pruning.penalty import count, gates_of, in_use
+from minidiff.pruning.count import count, in_use
+from minidiff.pruning.network import gates_of
 from minidiff.training.config import Config, ConfigError
 from minidiff.training.runs import Run, RunError, free_path, peak_megabytes, versions
 from minidiff.training.trainer import Trainer, build_model, error_rate
@@ -120,7 +121,7 @@ def _result(trainer: Trainer, error: float) -> dict[str, Any]:
     return {
         **records[-1],
         "test_error": error,
-        "bytes": 4 * sum(p.size for p in compact(trainer.model).parameters()),
+        "bytes": 4 * sum(p.size for p in compact(trainer.model, trainer.shape).parameters()),
         "dense_bytes": 4 * (records[-1]["dense_weights"] + dense_biases),
         "first_step_ms": records[0]["step_ms"],
         "seconds": sum(record["seconds"] for record in records),
@@ -177,11 +178,11 @@ def bench(options: argparse.Namespace) -> int:
 
     Nothing else should be running on this machine.
     """
-    from minidiff.cli.bench import Bench
-    from minidiff.cli.bench import report as describe
+    from minidiff.cli.bench import run as measure
+    from minidiff.cli.bench import table as describe
 
     run = Run.create(options.out or free_path("bench"))
-    results = Bench(options.threads, None, say=print).run()
+    results = measure(options.threads, print)
     run.write_json("bench.json", results)
     print(f"\n{describe(results)}\n\nsaved in {run.path}")
     return 0
@@ -205,7 +206,7 @@ class Trained:
 
     def predictor(self) -> Predictor:
         """Return the compact network as a function from images to logits."""
-        return Predictor(compact(self.model), self.shape, **self.scale)
+        return Predictor(compact(self.model, self.shape), self.shape, **self.scale)
 
 
 def evaluate(options: argparse.Namespace) -> int:
@@ -237,20 +238,21 @@ def predict(options: argparse.Namespace) -> int:
 
 def _probabilities(logits: Array) -> Array:
     """Return the probabilities of the classes, (N, classes), from the logits of a Predictor."""
-    return ops.softmax(logits.T).data.T
+    return functional.softmax(logits.T).data.T
 
 
 def inspect(options: argparse.Namespace) -> int:
     """Show what is left of each layer, and draw the plots again."""
     trained = Trained(options.directory)
-    small, whole = (count(m, trained.shape) for m in (compact(trained.model), trained.model))
+    model, shape = trained.model, trained.shape
+    small, whole = count(compact(model, shape), shape), count(model, shape)
     keys = ("inputs", "outputs", "weights", "macs")
     rows: list[tuple[str, ...]] = [("layer", "inputs", "outputs", "weights", "MACs")]
     for left, dense in zip(small, whole, strict=True):
         pairs = ((getattr(left, key)[1], getattr(dense, key)[1]) for key in keys)
         rows.append((dense.name, *(f"{now:,} of {before:,}" for now, before in pairs)))
     print(table(rows))
-    _plot(trained.run, trained.model, trained.shape, trained.records)
+    _plot(trained.run, model, shape, trained.records)
     print(f"\nplots are in {trained.run.path / 'plots'}")
     return 0
 

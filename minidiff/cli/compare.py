@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 
 from minidiff.cli.bench import in_turns
 from minidiff.data.datasets import Split
-from minidiff.engine.nn import Module, Shape
-from minidiff.engine.predictor import Predictor
+from minidiff.engine.arrays import Shape
+from minidiff.engine.module import Module
 from minidiff.engine.tensor import no_grad
 from minidiff.io.export import export
 from minidiff.io.extras import extra
+from minidiff.predict.predictor import Predictor
 from minidiff.pruning.compact import compact
-from minidiff.pruning.penalty import count
+from minidiff.pruning.count import count
 
 __all__ = ["compare"]
 
@@ -59,7 +60,7 @@ def compare(
     ImportError
         If onnx or onnxruntime is not installed.
     """
-    small = compact(gated)
+    small = compact(gated, shape)
     networks: list[tuple[str, Module, Logits]] = [
         ("dense", dense, Predictor(dense, shape, **dense_scale)),
         ("gated", gated, partial(_logits, gated.eval(), scale)),

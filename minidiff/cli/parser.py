@@ -18,7 +18,7 @@ import numba
 
 from minidiff._version import __version__
 from minidiff.cli import commands
-from minidiff.data.datasets import DataError
+from minidiff.data.mnist import DataError
 from minidiff.data.photos import ImageError
 from minidiff.io.checkpoint import CheckpointError
 from minidiff.io.export import FORMATS, ExportError

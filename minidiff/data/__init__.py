@@ -1,1 +1,1 @@
-"""Images: where they come from, batches, augmentation, photos of digits."""
+"""Images of digits: MNIST and a stand-in, batches, augmentation, photos."""

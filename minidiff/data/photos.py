@@ -1,9 +1,9 @@
-"""A picture of one handwritten digit, of any kind, made into what the network was trained on.
+"""A picture of one handwritten digit, made into an image like those of MNIST.
 
-That is MNIST, as Y. LeCun, C. Cortes and C. Burges describe it: light ink on black, a digit that
-keeps its proportions within 20x20 pixels, centred by its mass in 28x28. :func:`prepare_digit`
-takes a file there. It finds out whether the ink is dark or light, divides by the ground, and keeps
-the ink that stands out from the noise and is neither a speck nor comes in from the border.
+MNIST, as Y. LeCun, C. Cortes and C. Burges describe it, has light ink on black. Each digit keeps
+its proportions within 20x20 pixels and is centred by its mass in 28x28. :func:`prepare_digit`
+reads a file, finds out whether the ink is dark or light, divides by the ground, and keeps the ink
+that stands out from the noise, is large enough and does not come in from the border.
 """
 
 import math
@@ -21,17 +21,17 @@ __all__ = ["ImageError", "Prepared", "prepare_digit", "prepare_pixels"]
 
 Grey: TypeAlias = NDArray[np.float64]
 
-# Each decoder is a way in for hostile files, so only those that pictures come in.
+# Few formats, because each decoder is a way in for hostile files.
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "PPM", "TIFF", "WEBP")
-LARGEST = 1024  # pixels along a side of an image; a larger one is reduced first
-WORK = 160  # ink is looked for in WORK**2 pixels
-FIRST = 0.6  # the digit's size for the first look, of the shorter side
+LARGEST = 1024  # pixels along a side; larger images are reduced first
+WORK = 160  # ink is looked for in about WORK**2 pixels
+FIRST = 0.6  # assumed size of the digit at first, as a share of the shorter side
 STROKE = 0.4  # of the digit's size: strokes are narrower, shadows and tables are wider
-NOISE = 3.0  # how many standard deviations of the ground ink is away from it, at least ...
-FAINT = 0.02  # ... and which share of the light it takes away
-BLOCK = 3  # pixels along a side; ink in blocks that touch hangs together, over small gaps too
-SPECK = 0.1  # of the largest piece of ink; a smaller piece is dirt
-THIN, USUAL = 1.7, 2.2  # strokes in 20x20 pixels; in MNIST 95 % are wider than the first
+NOISE = 3.0  # ink differs from the ground by more than this many standard deviations of the noise
+FAINT = 0.02  # ink takes away more than this share of the light
+BLOCK = 3  # pixels along a side; ink in touching blocks belongs together, across small gaps too
+SPECK = 0.1  # of the largest piece of ink; smaller pieces are dirt
+THIN, USUAL = 1.7, 2.2  # widths of strokes in 20x20 pixels; 95 % of MNIST's are above the first
 
 
 class ImageError(ValueError):
@@ -45,7 +45,7 @@ class Prepared:
     Attributes
     ----------
     pixels : ndarray of uint8, shape (28, 28)
-        The ink is light, the ground 0.
+        Light ink on a ground of 0.
     notes : tuple of str
         What was done, in short phrases, in order.
 
@@ -54,8 +54,8 @@ class Prepared:
     See :func:`prepare_pixels`.
     """
 
-    pixels: NDArray[np.uint8]  # shape (28, 28); the ink is light, the ground 0
-    notes: tuple[str, ...]  # what was done, in short phrases, in order
+    pixels: NDArray[np.uint8]
+    notes: tuple[str, ...]
 
 
 def prepare_digit(path: str | Path) -> Prepared:
@@ -64,15 +64,15 @@ def prepare_digit(path: str | Path) -> Prepared:
     Parameters
     ----------
     path
-        A PNG, JPEG, GIF, BMP, PPM, TIFF or WebP of any size and colours; of several frames the
-        first.
+        A PNG, JPEG, GIF, BMP, PPM, TIFF or WebP of any size and colours. Of several frames the
+        first is used.
 
     Raises
     ------
     ImageError
         If the file cannot be read as such an image, or there is no ink in it.
     ImportError
-        If Pillow is not installed.
+        If Pillow or SciPy is not installed.
 
     Examples
     --------
@@ -87,15 +87,15 @@ def prepare_digit(path: str | Path) -> Prepared:
     """
     path = Path(path)
     if not path.is_file():
-        found = "is a directory" if path.is_dir() else "there is no such file"
-        raise ImageError(f"{path}: {found}; expected an image file. Check the path.")
-    extra("PIL", "pillow")  # what goes wrong below is the file's fault
+        raise ImageError(f"{path}: there is no such file; expected an image file. Check the path.")
+    extra("PIL", "pillow")
+    extra("scipy")  # from here on, errors come from the file
     try:
-        grey, note = _decode(path)
-        prepared = prepare_pixels(grey)
+        levels, note = _decode(path)
+        prepared = prepare_pixels(levels)
     except ImageError as error:
         raise ImageError(f"{path}: {error}") from error
-    except Exception as error:  # decoders raise whatever the bytes of a file lead them to
+    except Exception as error:  # decoders raise anything on damaged files
         raise ImageError(
             f"{path}: cannot be read as an image ({type(error).__name__}: {error}); expected a "
             f"complete file of {', '.join(FORMATS)}, not too large. With another program, crop the "
@@ -105,11 +105,11 @@ def prepare_digit(path: str | Path) -> Prepared:
 
 
 def _decode(path: Path) -> tuple[NDArray[Any], str]:
-    """Return the grey levels of a file, within 0..255, and a note on what it held."""
+    """Return the grey levels of a file, within 0..255, and a note on its size and mode."""
     from PIL import Image, ImageOps
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about what is odd in a file that can be read all the same
+        warnings.simplefilter("ignore")  # oddities of files that can be read all the same
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(path, formats=FORMATS) as file:
             note = f"{file.width}x{file.height} pixels, {file.mode}"
@@ -117,15 +117,14 @@ def _decode(path: Path) -> tuple[NDArray[Any], str]:
                 note += f", reduced to {LARGEST} along the longer side"
             file.draft(None, (LARGEST, LARGEST))  # JPEGs can be decoded at a fraction of their size
             image = ImageOps.exif_transpose(file)
-    if image.mode.startswith(("I", "F")):  # 16 bits and more, or numbers in a scale of their own
+    if image.mode.startswith(("I", "F")):  # 16 bits and more, or a scale of their own
         levels = np.asarray(image, dtype=np.float64)
         scale = 65535 if "I" in image.mode else max(float(levels.max()), 1e-30)
         image = Image.fromarray((levels * (255 / scale)).astype(np.float32))
-    elif "transparency" in image.info or image.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
-        # Drawn in white, it was meant for a dark ground.
+    elif image.has_transparency_data:
         image = image.convert("RGBA")
         shade, alpha = np.moveaxis(np.asarray(image.convert("LA"), dtype=np.float64), -1, 0)
-        dark = (shade * alpha).sum() < 127.5 * alpha.sum()
+        dark = (shade * alpha).sum() < 127.5 * alpha.sum()  # white ink was meant for a dark ground
         ground = Image.new("RGBA", image.size, "white" if dark else "black")
         image = Image.alpha_composite(ground, image).convert("L")
     else:
@@ -137,15 +136,12 @@ def _decode(path: Path) -> tuple[NDArray[Any], str]:
 def prepare_pixels(grey: NDArray[Any]) -> Prepared:
     """Bring grey levels of one digit to 28x28 pixels like those of MNIST.
 
+    An image that is like those of MNIST already is returned bit for bit.
+
     Parameters
     ----------
     grey
-        Shape (H, W), of a real dtype, from 0 (black) to 255 (white).
-
-    Returns
-    -------
-    Prepared
-        With the pixels of ``grey``, bit for bit, if they are like those of MNIST already.
+        Shape (H, W), integers or floats from 0 (black) to 255 (white).
 
     Raises
     ------
@@ -161,89 +157,79 @@ def prepare_pixels(grey: NDArray[Any]) -> Prepared:
      'scaled to 3x20, centred by mass')
     """
     levels = np.asarray(grey)
-    if levels.ndim != 2 or levels.size == 0:
-        raise ImageError(f"grey levels have shape {levels.shape}; expected (H, W), 1x1 or more.")
-    # Written so that NaN, which compares false with everything, is found too.
-    if levels.dtype.kind not in "uif" or not ((levels >= 0) & (levels <= 255)).all():
+    real = levels.dtype.kind in "uif" and levels.ndim == 2 and levels.size > 0
+    if not (real and levels.min() >= 0 and levels.max() <= 255):  # NaN fails, too
         raise ImageError(
-            f"grey levels are {levels.dtype} and not all within 0..255; expected real numbers "
-            f"from 0 (black) to 255 (white)."
+            f"grey levels are {levels.dtype} of shape {levels.shape}; expected (H, W) integers or "
+            f"floats, all from 0 (black) to 255 (white)."
         )
     levels = levels.astype(np.float64)
     if _is_like_mnist(levels):
         return Prepared(levels.astype(np.uint8), ("like MNIST already: left as it is",))
-
-    # Strokes differ much from what is around them, and what is around them differs little but over
-    # a wide area. So differences from the local mean, cubed, lean towards the ink, whereas the two
-    # sides of a shadow's edge, and noise, cancel out.
-    work = _resampled(levels, WORK / math.sqrt(levels.size))
-    detail = work - _local_mean(work, round(0.2 * min(work.shape)))
-    light = (detail**3).sum() > 0
+    light = _has_light_ink(levels)
+    ink, uneven, (height, width) = _find_digit(255 - levels if light else levels)
     notes = ["light ink on dark ground" if light else "dark ink on light ground: inverted"]
-    ink, uneven, size = _digit(255 - levels if light else levels)
     if uneven:
         notes.append("uneven light: divided by the ground")
-    notes.append(f"cropped to the ink, {size[1]:.0f}x{size[0]:.0f} pixels")
-
-    # Twice the area over the length of the outline, which is the total variation.
-    around = np.pad(ink, 1)
-    outline = np.hypot(np.diff(around, axis=0)[:, 1:], np.diff(around, axis=1)[1:]).sum()
-    stroke = 2 * ink.sum() / outline * 20 / max(ink.shape)
-    if stroke < THIN:
-        reach = round((USUAL - stroke) / 2 * max(ink.shape) / 20)
-        ink = _slide(np.pad(ink, reach), reach, np.maximum)
-        notes.append(f"strokes {stroke:.1f} pixels wide at 20x20: thickened")
-    small = _resampled(ink, 20 / max(ink.shape))
-    height, width = small.shape
-    y, x = _centre(small)
-    top, left = min(max(0, round(14 - y)), 28 - height), min(max(0, round(14 - x)), 28 - width)
-    pixels = np.zeros((28, 28), dtype=np.uint8)
-    pixels[top : top + height, left : left + width] = np.rint(255 * small.clip(0, 1))
-    notes.append(f"scaled to {width}x{height}, centred by mass")
-    return Prepared(pixels, tuple(notes))
+    notes.append(f"cropped to the ink, {width:.0f}x{height:.0f} pixels")
+    return _fit(ink, notes)
 
 
 def _is_like_mnist(levels: Grey) -> bool:
     """Tell whether ground, size and centre are as in MNIST, with some allowance."""
+    from scipy import ndimage
+
     if levels.shape != (28, 28) or levels.max() < 128 or (levels > 0).mean() > 0.5:
         return False
-    longer = max(part.stop - part.start for part in _extent(levels))
-    centred = all(abs(centre - 14) <= 1.5 for centre in _centre(levels))
-    return 18 <= longer <= 20 and centred and np.array_equal(levels, np.rint(levels))
+    (extent,) = ndimage.find_objects(levels > 0, 1)
+    size = max(levels[extent].shape)
+    centred = all(abs(centre - 14) <= 1.5 for centre in ndimage.center_of_mass(levels))
+    return 18 <= size <= 20 and centred and np.array_equal(levels, np.rint(levels))
 
 
-def _digit(levels: Grey) -> tuple[Grey, bool, list[float]]:
-    """Find the digit in dark ink: its ink, cropped; whether the light is uneven; its size."""
-    start, stop = [0, 0], list(levels.shape)
-    digit = FIRST * min(stop)
-    # The second look is at the digit alone: finer, and with the ground and the noise around it.
+def _has_light_ink(levels: Grey) -> bool:
+    # Strokes differ much from their surroundings over a narrow area, and the surroundings differ
+    # little over a wide one. Cubed differences from the local mean therefore have the sign of the
+    # ink, whereas noise and the two sides of a shadow's edge cancel out.
+    work = _resize(levels, WORK / math.sqrt(levels.size))
+    detail = work - _local_mean(work, round(0.2 * min(work.shape)))
+    return bool((detail**3).sum() > 0)
+
+
+def _find_digit(levels: Grey) -> tuple[Grey, bool, Grey]:
+    """Find a digit in dark ink: its ink, cropped; whether the light is uneven; height and width."""
+    from scipy import ndimage
+
+    start, stop = np.zeros(2, dtype=int), np.array(levels.shape)
+    digit = FIRST * stop.min()
+    # The second pass looks at the digit and its surroundings alone, at a finer scale.
     for _ in range(2):
         crop = levels[start[0] : stop[0], start[1] : stop[1]]
         scale = WORK / math.sqrt(crop.size)
-        work = _resampled(crop, scale)
-        ink, uneven = _ink(work, max(1, round(STROKE / 2 * digit * scale)))
-        extent = _extent(ink)
-        size = [(part.stop - part.start) / scale for part in extent]
-        digit = max(size)
-        near = [at + part.start / scale - digit / 2 for at, part in zip(start, extent, strict=True)]
-        stop = [math.ceil(at + s + digit) for at, s in zip(near, size, strict=True)]
-        start = [max(0, math.floor(at)) for at in near]
+        ink, uneven = _ink(_resize(crop, scale), max(1, round(STROKE / 2 * digit * scale)))
+        (extent,) = ndimage.find_objects(ink > 0, 1)  # the rows and the columns that hold ink
+        size = np.array(ink[extent].shape) / scale
+        digit = size.max()
+        near = start + np.array([part.start for part in extent]) / scale - digit / 2
+        start = np.floor(near).clip(0).astype(int)
+        stop = np.ceil(near + size + digit).astype(int)
     return ink[extent], uneven, size
 
 
 def _ink(levels: Grey, reach: int) -> tuple[Grey, bool]:
     """Return the amount of dark ink in each pixel, 0..1, and whether the ground is uneven."""
+    from scipy import ndimage
+
     levels = _local_mean(levels, 1)
-    # The ground is what is left when all that is dark and narrower than the window is filled in.
-    # Beyond the border its slope goes on.
+    # A closing fills in everything dark and narrower than its window, which leaves the ground.
+    # Beyond the border the levels go on with their slope.
     margin = 2 * reach
     padded = np.pad(levels, margin, mode="reflect", reflect_type="odd")
-    closed = _slide(_slide(padded, reach, np.maximum), reach, np.minimum)
-    ground = closed[margin:-margin, margin:-margin]
+    ground = ndimage.grey_closing(padded, 2 * reach + 1)[margin:-margin, margin:-margin]
     ground = np.maximum(ground, 0.05 * ground.max() + 1e-9)
 
-    # The share of light that is lost is the same in sun and shadow. What is below its median
-    # cannot be ink, so it tells the noise: a normal distribution has 16 % beyond one deviation.
+    # Ink takes away the same share of the light in sun and shadow. Shares below the median cannot
+    # be ink, so they tell the noise: a normal distribution has 16 % beyond one deviation.
     lost = 1 - levels / ground
     lost -= np.median(lost)
     noise = -float(np.quantile(lost, 0.16))
@@ -255,46 +241,52 @@ def _ink(levels: Grey, reach: int) -> tuple[Grey, bool]:
         )
     full = (lost**3).sum() / (lost**2).sum()  # a mean in which the strongest counts most
     ink = ((lost / full - 0.3) / 0.5).clip(0, 1)
-    return ink * _kept(ink > 0.2), bool(ground.min() < 0.85 * ground.max())
+    return ink * _belongs(ink > 0.2), bool(ground.min() < 0.85 * ground.max())
 
 
-def _kept(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return which ink belongs to the digit."""
+def _belongs(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return which ink belongs to the digit, and is neither dirt nor the edge of the page."""
+    from scipy import ndimage
+
     height, width = mask.shape
     padded = np.pad(mask, ((0, -height % BLOCK), (0, -width % BLOCK)))
+    # (rows of blocks, BLOCK, columns of blocks, BLOCK) to the amount of ink in each block
     blocks = padded.reshape(len(padded) // BLOCK, BLOCK, -1, BLOCK).sum(axis=(1, 3))
-    # Blocks that hang together come to share the largest of their numbers: each takes that of its
-    # neighbours, and then the number that the block of this number has by now.
-    names = np.arange(1, blocks.size + 1).reshape(blocks.shape) * (blocks > 0)
-    before = np.zeros_like(names)
-    while not np.array_equal(names, before):
-        before = names
-        names = np.append(0, names)[_slide(names, 1, np.maximum)] * (blocks > 0)
-    mass = np.bincount(names.ravel(), blocks.ravel())
+    pieces, _ = ndimage.label(blocks, structure=np.ones((3, 3)))
+    mass = np.bincount(pieces.ravel(), blocks.ravel())
     # Lines and edges of the page come in from the border; a tight crop may have the digit there.
     inside = mass.copy()
-    inside[np.concatenate([names[0], names[-1], names[:, 0], names[:, -1]])] = 0
+    inside[np.concatenate([pieces[0], pieces[-1], pieces[:, 0], pieces[:, -1]])] = 0
     if inside.max() > 0.05 * mass.max():
         mass = inside
-    kept = mass >= SPECK * mass.max()
-    mask &= kept[names].repeat(BLOCK, axis=0).repeat(BLOCK, axis=1)[:height, :width]
-    return mask
+    kept: NDArray[np.bool_] = (mass >= SPECK * mass.max())[pieces]
+    return mask & kept.repeat(BLOCK, axis=0).repeat(BLOCK, axis=1)[:height, :width]
 
 
-def _extent(ink: Grey) -> tuple[slice, slice]:
-    """Return the rows and the columns that hold ink."""
-    rows, columns = (np.flatnonzero(ink.any(axis=axis)) for axis in (1, 0))
-    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
+def _fit(ink: Grey, notes: list[str]) -> Prepared:
+    """Thicken thin strokes of cropped ink, scale it to 20x20 and centre it in 28x28 pixels."""
+    from scipy import ndimage
+
+    # Twice the area over the length of the outline, which is the total variation.
+    around = np.pad(ink, 1)
+    outline = np.hypot(np.diff(around, axis=0)[:, 1:], np.diff(around, axis=1)[1:]).sum()
+    stroke = 2 * ink.sum() / outline * 20 / max(ink.shape)
+    if stroke < THIN:
+        reach = round((USUAL - stroke) / 2 * max(ink.shape) / 20)
+        ink = ndimage.maximum_filter(np.pad(ink, reach), 2 * reach + 1)
+        notes.append(f"strokes {stroke:.1f} pixels wide at 20x20: thickened")
+    small = _resize(ink, 20 / max(ink.shape))
+    height, width = small.shape
+    y, x = ndimage.center_of_mass(small)  # in MNIST at 14, 14
+    top, left = min(max(0, round(14 - y)), 28 - height), min(max(0, round(14 - x)), 28 - width)
+    pixels = np.zeros((28, 28), dtype=np.uint8)
+    pixels[top : top + height, left : left + width] = np.rint(255 * small.clip(0, 1))
+    notes.append(f"scaled to {width}x{height}, centred by mass")
+    return Prepared(pixels, tuple(notes))
 
 
-def _centre(ink: Grey) -> tuple[float, float]:
-    """Return the row and the column of the centre of mass; in MNIST it is at 14, 14."""
-    rows, columns = np.indices(ink.shape)
-    return float(np.average(rows, weights=ink)), float(np.average(columns, weights=ink))
-
-
-def _resampled(levels: Grey, scale: float) -> Grey:
-    """Resize, with averages where it shrinks."""
+def _resize(levels: Grey, scale: float) -> Grey:
+    """Resize bilinearly, with averages where the image shrinks."""
     from PIL import Image
 
     height, width = (max(1, round(length * scale)) for length in levels.shape)
@@ -302,15 +294,10 @@ def _resampled(levels: Grey, scale: float) -> Grey:
     return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR), dtype=np.float64)
 
 
-def _slide(values: NDArray[Any], reach: int, combine: np.ufunc) -> NDArray[Any]:
-    """Combine the values in the square window of 2 reach + 1 pixels about each pixel."""
+def _local_mean(levels: Grey, reach: int) -> Grey:
+    """Average the square window of 2 reach + 1 pixels about each pixel."""
+    side = 2 * reach + 1
+    sums = np.pad(levels, reach, mode="edge")
     for axis in (0, 1):
-        margin = [(reach, reach) if a == axis else (0, 0) for a in (0, 1)]
-        padded = np.pad(values, margin, mode="edge")
-        windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1, axis=axis)
-        values = combine.reduce(windows, axis=-1)
-    return values
-
-
-def _local_mean(values: Grey, reach: int) -> Grey:
-    return _slide(values, reach, np.add) / (2 * reach + 1) ** 2
+        sums = np.lib.stride_tricks.sliding_window_view(sums, side, axis=axis).sum(axis=-1)
+    return sums / side**2

@@ -3,13 +3,13 @@
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, TypeAlias
 
 import llvmlite.binding as llvm
 from numba import config, njit
 from numba.core.codegen import get_host_cpu_features
 
-__all__ = ["inner", "plain", "threaded"]
+__all__ = ["inner", "serial", "threaded"]
 
 # Threads that wait for others do so in a busy loop, but soon fall asleep: to wait for long would
 # make a step ten times slower wherever a machine has other work too. GNU's OpenMP reads this when
@@ -35,13 +35,15 @@ PRANGE = {
     "prange": True,
 }
 
-F = TypeVar("F", bound=Callable[..., Any])
+Function: TypeAlias = Callable[..., Any]
 
 
-def _compiled(**options: Any) -> Callable[[F], F]:
-    """Return a decorator; what it decorates compiles when first called, and is kept on disk."""
+def _compiled(**options: Any) -> Callable[[Function], Function]:
+    """Return a decorator: its functions compile when first called, and are kept on disk."""
 
-    def decorate(function: F) -> F:
+    def decorate(function: Function) -> Function:
+        if settings.DISABLE_JIT:  # NUMBA_DISABLE_JIT=1: everything runs, slowly, in Python
+            return function
         kernel: Any = njit(fastmath=FASTMATH, error_model="numpy", **options)(function)
         with suppress(RuntimeError):  # if there is nowhere to write, each process compiles anew
             kernel.enable_caching()
@@ -50,7 +52,7 @@ def _compiled(**options: Any) -> Callable[[F], F]:
     return decorate
 
 
-plain = _compiled(nogil=True)
+serial = _compiled(nogil=True)
 threaded = _compiled(parallel=PRANGE)
 # Of functions that only kernels call, no second copy is compiled for Python to call.
 inner = _compiled(no_cpython_wrapper=True, no_cfunc_wrapper=True)

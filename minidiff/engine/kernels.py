@@ -1,122 +1,123 @@
-"""Every compiled loop of the engine: arrays and index vectors in, arrays out.
+"""The compiled loops of training: arrays and index vectors in, arrays out.
 
-**Batch last.** Activations are stored as (C, H, W, N): the samples of a batch are neighbours in
-memory. One channel at one place is a contiguous run of N numbers, and so is a row of W places, of
-W*N numbers. Every inner loop below walks such a run, so it vectorises for any number of channels,
-and to leave out a channel is to leave out a slab of memory that is never touched.
+**Batch last.** Activations are (C, H, W, N): the samples of a batch are neighbours in memory. One
+channel at one position is a contiguous run of N numbers, and so is a row of W positions, of W*N
+numbers. Every inner loop walks such a run, so it vectorises for any number of channels, and
+skipping a channel skips a slab of memory.
 
-**One equation.** A convolution, its gradient with respect to the input, and a dense layer are the
-same sum over pairs of an input channel c and a *part* p,
+**One equation.** A convolution, the gradient of its input, and a dense layer are the same sum over
+input channels c and *taps* p:
 
-    out[o, q, s] = bias[o] + sum_c sum_p weight[o, c, place_p] * x[c, at_p(q), s]
+    out[o, q, s] = bias[o] + sum_c sum_p weight[o, c, kernel_p] * x[c, input_p(q), s]
 
-where a part says through which place of the kernel the output place q sees which input place, and
-s counts the samples. Neighbouring output places that see their inputs alike form a *run*: memory
-that is contiguous in x and in out. Kernel size, stride and padding live in two index arrays
-(:func:`geometry`); a dense layer is a single place that sees each feature as a place of its own.
+A tap p pairs a kernel position with the input position that output position q reads through it;
+s counts samples. Neighbouring output positions with the same taps form a *span*: memory that is
+contiguous in x and in out. Kernel size, stride and padding become two index arrays
+(:func:`position_maps`). A dense layer has one position, and one tap for each feature.
 
-**Register tiles.** The sums for 5 channels and 64 numbers of a run stay in registers while the
-loop goes over all channels and parts: 20 vector multiply-adds for 4 loads of x and 5 of weights,
-and nothing is written until the sums are complete. The gradient of the weight keeps 5 times 5 sums
-of products in registers alike. (Where registers are half as wide and half as many, it is 16 numbers
-and 5 times 2 sums.) So it is the cores' arithmetic that limits, not memory.
+**Register tiles.** The sums for 5 output channels and 64 numbers of a span stay in registers while
+the loop goes over all channels and taps: 20 vector multiply-adds for 4 loads of x and 5 of weights.
+The gradient of the weight keeps 5 times 5 sums of products in registers. (Without AVX-512, where
+registers are half as wide and half as many, it is 16 numbers, and 5 times 2 sums.) So the cores'
+arithmetic is the limit, not memory.
 
-**Skipping is data.** ``ins`` and ``outs`` list the channels to compute; those not listed cost
-nothing. Threads share out outputs, never the terms of a sum, and each sum has one order: the same
-bits at any number of threads.
-
-The programs near the end are for prediction alone; :mod:`minidiff.engine.predictor` explains them.
+**Skipping is data.** ``ins`` and ``outs`` list the channels to compute; others cost nothing.
+Threads share out outputs, never the terms of a sum, and each sum has one order: results are
+bit-identical at any number of threads.
 """
 
 from dataclasses import dataclass
 from functools import lru_cache
-from math import erf as _erf
 from typing import Any
 
 import llvmlite.binding as llvm
 import numpy as np
-from numba import carray, prange, types  # type: ignore[attr-defined]  # not in its stubs
+from numba import carray, config, prange, types  # type: ignore[attr-defined]  # not in its stubs
 from numba.core.cgutils import alloca_once
 from numba.extending import intrinsic
-from numpy.typing import NDArray
 
-from ._types import Array, Indices
-from .compiled import inner, plain, threaded
+from .arrays import Indices
+from .compiled import inner, threaded
 
-# An index that is unsigned needs no provision for negative ones, which in the innermost loops would
-# cost as much as the arithmetic.
+# Numba provides for negative values of signed indices, which in the innermost loops would cost as
+# much as the arithmetic.
 U = np.uint64
 
-# The sizes of register tiles: of 32 vectors of 16 numbers, or of 16 of 8 numbers.
-_WIDE = bool(llvm.get_host_cpu_features().get("avx512f", False))
-TILE = 64 if _WIDE else 16
-LANES = 16 if _WIDE else 8
-ROWS, _TAPS = 5, (5 if _WIDE else 2)
-# Of a loop over 3 channels LLVM makes slow code for narrow registers, which even adds in another
-# order than that over 4 or 5.
-_FEWEST = 3 if _WIDE else 4
-_rows, _taps, _tile, _lanes, _zero = U(ROWS), U(_TAPS), U(TILE), U(LANES), U(0)
-SUMS = ROWS * _TAPS * LANES
-_TILE_SHAPE, _SUMS_SHAPE = (ROWS, TILE), (ROWS, _TAPS, LANES)
+# The sizes of register tiles: of 32 vectors of 16 numbers, or of 16 vectors of 8.
+WIDE = bool(llvm.get_host_cpu_features().get("avx512f", False))
+TILE = 64 if WIDE else 16
+LANES = 16 if WIDE else 8
+ROWS, PRODUCTS = 5, (5 if WIDE else 2)
+# For narrow registers LLVM makes slow code of a loop over 3 channels, which even adds in another
+# order than the loops over 4 and 5.
+FEWEST = 3 if WIDE else 4
+SUMS = ROWS * PRODUCTS * LANES
+_rows, _products, _tile, _lanes, _zero = U(ROWS), U(PRODUCTS), U(TILE), U(LANES), U(0)
+_SUMS_SHAPE = (ROWS, PRODUCTS, LANES)
 
 
 def _allocate(typingctx, like):
-    """Return the address of room for a tile of the dtype of ``like``.
+    """Return the address of room on the stack for a tile of the dtype of ``like``.
 
-    It lies on the stack, and as it is only ever indexed by constants once loops are unrolled, the
-    compiler keeps its elements in registers. NumPy's arrays it cannot move there.
+    Once the loops over a tile are unrolled, only constants index it, so the compiler keeps its
+    elements in registers. It cannot do that with NumPy's arrays, whose memory others may see.
     """
 
     def generate(context, builder, signature, arguments):
-        return alloca_once(
-            builder,
-            context.get_value_type(like.dtype),
-            size=max(ROWS * TILE, SUMS),
-        )
+        element = context.get_value_type(like.dtype)
+        return alloca_once(builder, element, size=max(ROWS * TILE, SUMS))
 
     return types.CPointer(like.dtype)(like), generate
 
 
-_registers: Any = intrinsic(_allocate)  # called with ``like`` alone
+registers: Any = intrinsic(_allocate)  # called with ``like`` alone
+tile: Any = carray
+if config.DISABLE_JIT:  # type: ignore[attr-defined]  # set on import
+    registers = np.asarray
 
-# -- geometry --------------------------------------------------------------------------------
+    def tile(like, shape):
+        """Stand in for carray: return an array of the dtype of ``like``."""
+        return np.empty(shape, like.dtype)
+
+# -- which positions pair up -----------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Geometry:
-    """Which input places each output place sees, and through which places of the kernel.
+class PositionMap:
+    """Which positions each target position reads, and through which kernel positions.
 
     Attributes
     ----------
     shape : (int, int)
-        Height and width of the output.
-    runs : (R + 1, 3) int64
-        Of each run: its first output place, the number of its places, and its first part. The
-        last row tells where parts end.
-    parts : (P, 2) int64
-        The input place that the run's first output place sees, and the place of the kernel.
+        Height and width of the target.
+    spans : (S + 1, 3) int64
+        Of each span: its first target position, the number of its positions, and its first tap.
+        The last row says where the taps end.
+    taps : (P, 2) int64
+        The position that the first position of the span reads, and the kernel position.
     """
 
     shape: tuple[int, int]
-    runs: Indices
-    parts: Indices
+    spans: Indices
+    taps: Indices
 
 
 def windows(size: int, kernel: int, stride: int, padding: int = 0) -> int:
-    """Return how many windows fit along an axis; none, or fewer, if it is too short."""
+    """Return how many windows fit along an axis; 0 or less if it is too short."""
     return (size + 2 * padding - kernel) // stride + 1
 
 
 @lru_cache(maxsize=256)
-def geometry(
+def position_maps(
     size: tuple[int, int],
     kernel: tuple[int, int],
     stride: tuple[int, int],
     padding: tuple[int, int] = (0, 0),
-) -> tuple[Geometry, Geometry]:
-    """Describe a kernel moving over an input of ``size``: what outputs see, and what sees inputs.
+) -> tuple[PositionMap, PositionMap]:
+    """Return the forward map (what outputs read) and the backward map (which outputs read inputs).
 
-    The second is the first seen from the other side, as gradients need it.
+    Both list the same triples of an output, an input and a kernel position, for a kernel that
+    moves over an input of ``size``. Gradients need the backward map.
     """
     (height, width), (tall, wide) = size, kernel
     rows, columns = map(windows, size, kernel, stride, padding)
@@ -125,68 +126,69 @@ def geometry(
     inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
     outputs = np.broadcast_to(i * columns + j, inside.shape)[inside]
     inputs = (y * width + x)[inside]
-    places = np.broadcast_to(k * wide + n, inside.shape)[inside]
+    kernels = np.broadcast_to(k * wide + n, inside.shape)[inside]
     return (
-        _runs((rows, columns), outputs, inputs, places),
-        _runs(size, inputs, outputs, places),
+        _position_map((rows, columns), outputs, inputs, kernels),
+        _position_map(size, inputs, outputs, kernels),
     )
 
 
-def _runs(shape: tuple[int, int], to: Indices, of: Indices, places: Indices) -> Geometry:
-    """Group who sees whom by ``to``, and neighbours in a row that see alike into runs."""
-    order = np.lexsort((places, to))
-    to, of, places = to[order], of[order], places[order]
+def _position_map(
+    shape: tuple[int, int], targets: Indices, sources: Indices, kernels: Indices
+) -> PositionMap:
+    """Group triples by target, and neighbours in a row with the same taps into spans."""
+    order = np.lexsort((kernels, targets))
+    targets, sources, kernels = targets[order], sources[order], kernels[order]
     size = shape[0] * shape[1]
-    seen = np.bincount(to, minlength=size)  # how many places each sees
-    before = np.arange(len(to)) - seen[to]  # what its neighbour sees, if that sees as many
-    differs = (of - of[before] != 1) | (places != places[before])
-    alike = np.arange(size) % shape[1] != 0
-    alike[1:] &= (seen[1:] == seen[:-1]) & (np.bincount(to[differs], minlength=size)[1:] == 0)
-    first = (~alike).nonzero()[0]
-    runs = [first, np.diff(first, append=size), np.cumsum(seen[first]) - seen[first]]
-    parts = np.stack([of, places], axis=1)[~alike[to]]
-    return Geometry(shape, np.array([*zip(*runs, strict=True), (size, 0, len(parts))]), parts)
+    taps = np.bincount(targets, minlength=size)  # how many each target has
+    left = np.arange(len(targets)) - taps[targets]  # the same tap of the left neighbour
+    differs = (sources - sources[left] != 1) | (kernels != kernels[left])
+    joins = np.arange(size) % shape[1] != 0  # which targets go on with the span on their left
+    joins[1:] &= (taps[1:] == taps[:-1]) & (np.bincount(targets[differs], minlength=size)[1:] == 0)
+    first = (~joins).nonzero()[0]
+    spans = [first, np.diff(first, append=size), np.cumsum(taps[first]) - taps[first]]
+    kept = np.stack([sources, kernels], axis=1)[~joins[targets]]
+    return PositionMap(shape, np.array([*zip(*spans, strict=True), (size, 0, len(kept))]), kept)
 
 
 @inner
-def _addresses(indices, step, first):
-    """Return ``first + indices * step``, unsigned."""
+def _addresses(indices, step):
+    """Return ``indices * step``, unsigned."""
     out = np.empty(indices.size, U)
     for i in range(indices.size):
-        out[i] = first + indices[i] * step
+        out[i] = indices[i] * step
     return out
 
 
 # -- correlation: layers, and the gradient of their input ------------------------------------
 
 
-def _correlate_run_of(height):
-    """Return the loop over a run for a block of so many channels."""
+def _correlate_span_of(height):
+    """Return the loop over a span for a block of so many output channels."""
     shape, rows = (height, TILE), U(height)
 
     @inner
-    def correlate_run(
-        x, inputs, shifts, weight, block_rows, columns, places, first_part, last_part, bias, out,
-        outputs, length,
-    ):  # fmt: skip
-        """Compute a run for a block of channels, tile by tile; all arrays are flat.
+    def correlate_span(source, weights, first_tap, last_tap, bias, target, length):
+        """Compute a span for a block of channels, tile by tile; all arrays are flat.
 
         The numbers of x begin at ``inputs[c] + shifts[p]``, their weight lies at
-        ``block_rows[i] + columns[c] + places[p]``, and the output begins at ``outputs[i]``.
+        ``block_rows[i] + columns[c] + positions[p]``, and the output begins at ``outputs[i]``.
         """
-        sums = carray(_registers(x), shape)
-        row, begin = carray(_registers(block_rows), height), carray(_registers(outputs), height)
+        (x, inputs, shifts), (weight, block_rows, columns, positions) = source, weights
+        out, outputs = target
+        sums = tile(registers(x), shape)
+        row, begin = tile(registers(block_rows), height), tile(registers(outputs), height)
         for i in range(rows):
             row[i], begin[i] = block_rows[i], outputs[i]
-        for tile in range(_zero, length, _tile):
-            start = min(tile, length - _tile)  # the last tile overlaps the one before
+        for number in range(_zero, length, _tile):
+            start = min(number, length - _tile)  # the last tile overlaps the one before
             for s in range(_tile):
                 for i in range(rows):
                     sums[i, s] = bias[i]
             for c in range(inputs.size):
                 first, column = inputs[c] + start, columns[c]
-                for p in range(first_part, last_part):
-                    a, k = first + shifts[p], column + places[p]
+                for p in range(first_tap, last_tap):
+                    a, k = first + shifts[p], column + positions[p]
                     for s in range(_tile):
                         for i in range(rows):
                             sums[i, s] += weight[row[i] + k] * x[a + s]
@@ -194,102 +196,78 @@ def _correlate_run_of(height):
                 for i in range(rows):
                     out[begin[i] + start + s] = sums[i, s]
 
-    return correlate_run
+    return correlate_span
 
 
-_correlate_run_3, _correlate_run_4 = _correlate_run_of(3), _correlate_run_of(4)
-_correlate_run_5 = _correlate_run_of(ROWS)
+_correlate_span_3, _correlate_span_4 = _correlate_span_of(3), _correlate_span_of(4)
+_correlate_span_5 = _correlate_span_of(ROWS)
 
 
 @inner
-def _block_height(channels):
+def block_height(channels):
     """Return how many channels a block has: 8 are two blocks of 4, not one of 5 and one of 3."""
     blocks = (channels + ROWS - 1) // ROWS
-    return max(_FEWEST, (channels + blocks - 1) // max(1, blocks))
+    return max(FEWEST, (channels + blocks - 1) // max(1, blocks))
 
 
 @inner
-def _correlate_block(
-    height, x, inputs, shifts, weight, rows, columns, places, first_part, last_part, bias, out,
-    outputs, length,
-):  # fmt: skip
-    """Compute a run for a block of channels of that height."""
+def correlate_block(height, source, weights, first_tap, last_tap, bias, target, length):
+    """Compute a span for a block of channels of that height."""
     if height == 3:
-        _correlate_run_3(
-            x, inputs, shifts, weight, rows, columns, places, first_part, last_part, bias, out,
-            outputs, length,
-        )  # fmt: skip
+        _correlate_span_3(source, weights, first_tap, last_tap, bias, target, length)
     elif height == 4:
-        _correlate_run_4(
-            x, inputs, shifts, weight, rows, columns, places, first_part, last_part, bias, out,
-            outputs, length,
-        )  # fmt: skip
+        _correlate_span_4(source, weights, first_tap, last_tap, bias, target, length)
     else:
-        _correlate_run_5(
-            x, inputs, shifts, weight, rows, columns, places, first_part, last_part, bias, out,
-            outputs, length,
-        )  # fmt: skip
+        _correlate_span_5(source, weights, first_tap, last_tap, bias, target, length)
 
 
 @inner
-def _correlate_short(
-    x, inputs, shifts, weight, row, columns, places, first_part, last_part, bias, out
-):
-    """Compute one channel of a run that is too short for a tile."""
+def _correlate_short(source, weights, first_tap, last_tap, bias, out):
+    """Compute one channel of a span that is too short for a tile."""
+    (x, inputs, shifts), (weight, row, columns, positions) = source, weights
     out[:] = bias
     for c in range(inputs.size):
         first, column = inputs[c], columns[c]
-        for p in range(first_part, last_part):
-            a, w = first + shifts[p], weight[row + column + places[p]]
+        for p in range(first_tap, last_tap):
+            a, w = first + shifts[p], weight[row + column + positions[p]]
             for s in range(U(out.size)):
                 out[s] += w * x[a + s]
 
 
 @threaded
-def correlate(
-    x: Array,  # (C, places * samples)
-    weight: Array,  # (O, C, K), or (C, O, K) if swapped
-    swapped: bool,
-    bias: Array,  # (O,)
-    ins: Indices,
-    outs: Indices,
-    runs: Indices,
-    parts: Indices,
-    samples: int,
-    out: Array,  # (O, places * samples); rows not in outs are left alone
-) -> None:
-    """Compute ``out[o, q, s] = bias[o] + sum_c sum_p weight[o, c, place_p] * x[c, at_p(q), s]``."""
+def correlate(x, weight, swapped, bias, ins, outs, spans, taps, samples, out):
+    """Compute the equation at the top of this file.
+
+    x is (C, positions * samples), weight (O, C, K), or (C, O, K) if ``swapped``, bias (O,), and out
+    (O, positions * samples); its rows that are not in ``outs`` are left alone.
+    """
     kernel = weight.shape[2]
     row, column = weight.shape[1] * kernel, kernel
     if swapped:
         row, column = column, row
-    inputs, shifts = _addresses(ins, x.shape[1], 0), _addresses(parts[:, 0], samples, 0)
-    columns, places = _addresses(ins, column, 0), _addresses(parts[:, 1], 1, 0)
-    flat_x, flat_weight, flat_out = x.reshape(-1), weight.reshape(-1), out.reshape(-1)
-    count = len(runs) - 1
+    source = x.reshape(-1), _addresses(ins, x.shape[1]), _addresses(taps[:, 0], samples)
+    columns, positions = _addresses(ins, column), _addresses(taps[:, 1], 1)
+    flat_weight, flat_out = weight.reshape(-1), out.reshape(-1)
+    count = len(spans) - 1
     blocks = (outs.size + ROWS - 1) // ROWS
-    height = _block_height(outs.size)
+    height = block_height(outs.size)
     for task in prange(blocks * count):
         first, r = task // count * height, task % count
-        begin, length = runs[r, 0] * samples, runs[r, 1] * samples
-        rows, begins = carray(_registers(inputs), ROWS), carray(_registers(inputs), ROWS)
-        biases = carray(_registers(x), ROWS)
-        p0, p1 = U(runs[r, 2]), U(runs[r + 1, 2])
+        begin, length = spans[r, 0] * samples, spans[r, 1] * samples
+        rows, begins = tile(registers(columns), ROWS), tile(registers(columns), ROWS)
+        biases = tile(registers(x), ROWS)
+        p0, p1 = U(spans[r, 2]), U(spans[r + 1, 2])
         if length < TILE:
             for i in range(first, min(first + height, outs.size)):
                 o = outs[i]
-                _correlate_short(
-                    flat_x, inputs, shifts, flat_weight, U(o * row), columns, places, p0, p1,
-                    bias[o], out[o, begin : begin + length],
-                )  # fmt: skip
+                weights = flat_weight, U(o * row), columns, positions
+                _correlate_short(source, weights, p0, p1, bias[o], out[o, begin : begin + length])
             continue
         for i in range(ROWS):  # a block that is not full computes its last channel again
             o = outs[min(first + i, outs.size - 1)]
             rows[i], biases[i], begins[i] = o * row, bias[o], o * out.shape[1] + begin
-        _correlate_block(
-            height, flat_x, inputs, shifts, flat_weight, rows, columns, places, p0, p1, biases,
-            flat_out, begins, U(length),
-        )  # fmt: skip
+        block = flat_weight, rows, columns, positions
+        correlate_block(height, source, block, p0, p1, biases, (flat_out, begins), U(length))
 
 
 # -- products: the gradient of the weight ----------------------------------------------------
@@ -297,92 +275,88 @@ def correlate(
 
 @inner
 def _product_tile(x, inputs, first_input, grad, outputs, length, sums, at):
-    """Add the products of each of 5 runs of grad and of 5 of x, LANES partial sums for each.
+    """Add the products of each of 5 spans of grad and of 5 of x, LANES partial sums for each.
 
-    The runs of x begin at the inputs from ``first_input`` on, the sums at ``at``.
+    The spans of x begin at the inputs from ``first_input`` on, the sums at ``at``.
     """
-    tile = carray(_registers(x), _SUMS_SHAPE)
-    b, a = carray(_registers(outputs), ROWS), carray(_registers(inputs), _TAPS)
+    products = tile(registers(x), _SUMS_SHAPE)
+    b, a = tile(registers(outputs), ROWS), tile(registers(inputs), PRODUCTS)
     for i in range(_rows):
         b[i] = outputs[i]
-    for j in range(_taps):
+    for j in range(_products):
         a[j] = inputs[first_input + j]
     for s in range(_lanes):
         for i in range(_rows):
-            for j in range(_taps):
-                tile[i, j, s] = 0
+            for j in range(_products):
+                products[i, j, s] = 0
     whole = length - length % _lanes
     for first in range(_zero, whole, _lanes):
         for s in range(_lanes):
             for i in range(_rows):
-                for j in range(_taps):
-                    tile[i, j, s] += grad[b[i] + first + s] * x[a[j] + first + s]
+                for j in range(_products):
+                    products[i, j, s] += grad[b[i] + first + s] * x[a[j] + first + s]
     for s in range(_lanes):
         for i in range(_rows):
-            for j in range(_taps):
-                sums[at + (i * _taps + j) * _lanes + s] += tile[i, j, s]
+            for j in range(_products):
+                sums[at + (i * _products + j) * _lanes + s] += products[i, j, s]
     for s in range(whole, length):
         for i in range(_rows):
-            for j in range(_taps):
-                sums[at + (i * _taps + j) * _lanes] += grad[b[i] + s] * x[a[j] + s]
+            for j in range(_products):
+                sums[at + (i * _products + j) * _lanes] += grad[b[i] + s] * x[a[j] + s]
 
 
 @threaded
-def grad_weight(
-    x: Array,  # (C, places * samples)
-    grad: Array,  # (O, places * samples)
-    ins: Indices,
-    outs: Indices,
-    runs: Indices,
-    parts: Indices,
-    samples: int,
-    out: Array,  # (O, C, K); only what is in outs and ins is changed
-) -> None:
-    """Compute ``out[o, c, k] = sum_q sum_s grad[o, q, s] * x[c, at_p(q), s]``, place_p being k."""
+def grad_weight(x, grad, ins, outs, spans, taps, samples, out):
+    """Compute ``out[o, c, k] = sum_q sum_s grad[o, q, s] * x[c, input_p(q), s]``, kernel_p being k.
+
+    x is (C, positions * samples), grad (O, positions * samples), and out (O, C, K), of which only
+    what is in ``outs`` and ``ins`` is changed.
+    """
     kernel = out.shape[2]
-    groups = (kernel + _TAPS - 1) // _TAPS
+    groups = (kernel + PRODUCTS - 1) // PRODUCTS
     flat_x, flat_grad = x.reshape(-1), grad.reshape(-1)
     for task in prange((outs.size + ROWS - 1) // ROWS * ins.size):
         first, c = task // ins.size * ROWS, ins[task % ins.size]
         rows = min(ROWS, outs.size - first)
-        outputs, inputs = np.empty(ROWS, U), np.empty(groups * _TAPS, U)
-        seen = np.empty(groups * _TAPS, np.bool_)
+        outputs, inputs = np.empty(ROWS, U), np.empty(groups * PRODUCTS, U)
+        tapped = np.empty(groups * PRODUCTS, np.bool_)
         sums = np.zeros((groups + 1) * SUMS, x.dtype)
-        for r in range(len(runs) - 1):
-            if runs[r, 2] == runs[r + 1, 2]:  # it sees padding only, and may be wider than x
+        for r in range(len(spans) - 1):
+            if spans[r, 2] == spans[r + 1, 2]:  # it reads padding only, and may be wider than x
                 continue
             for i in range(ROWS):
                 o = outs[first + min(i, rows - 1)]
-                outputs[i] = o * grad.shape[1] + runs[r, 0] * samples
-            for k in range(groups * _TAPS):
-                inputs[k], seen[k] = c * x.shape[1], k >= kernel
-            for p in range(runs[r, 2], runs[r + 1, 2]):
-                inputs[parts[p, 1]] = c * x.shape[1] + parts[p, 0] * samples
-                seen[parts[p, 1]] = True
+                outputs[i] = o * grad.shape[1] + spans[r, 0] * samples
+            for k in range(groups * PRODUCTS):
+                inputs[k], tapped[k] = c * x.shape[1], k >= kernel
+            for p in range(spans[r, 2], spans[r + 1, 2]):
+                inputs[taps[p, 1]] = c * x.shape[1] + taps[p, 0] * samples
+                tapped[taps[p, 1]] = True
             for group in range(groups):
-                # Where padding hides a place from the run, products of anything go to the last.
+                # Products at a kernel position that reads padding go to the last, spare group.
                 whole = True
-                for j in range(_TAPS):
-                    whole &= seen[group * _TAPS + j]
+                for j in range(PRODUCTS):
+                    whole &= tapped[group * PRODUCTS + j]
                 _product_tile(
-                    flat_x, inputs, U(group * _TAPS), flat_grad, outputs, U(runs[r, 1] * samples),
-                    sums, U((group if whole else groups) * SUMS),
+                    flat_x, inputs, U(group * PRODUCTS), flat_grad, outputs,
+                    U(spans[r, 1] * samples), sums, U((group if whole else groups) * SUMS),
                 )  # fmt: skip
                 if not whole:
                     for n in range(SUMS):
-                        if seen[group * _TAPS + n // LANES % _TAPS]:
+                        if tapped[group * PRODUCTS + n // LANES % PRODUCTS]:
                             sums[group * SUMS + n] += sums[groups * SUMS + n]
                         sums[groups * SUMS + n] = 0
         for i in range(rows):
             for k in range(kernel):
-                at, total = (k // _TAPS * ROWS + i) * _TAPS + k % _TAPS, x.dtype.type(0)
+                at = (k // PRODUCTS * ROWS + i) * PRODUCTS + k % PRODUCTS
+                total = x.dtype.type(0)
                 for s in range(LANES):
                     total += sums[at * LANES + s]
                 out[outs[first + i], c, k] = total
 
 
 @threaded
-def transpose(x: Array, rows: Indices, out: Array) -> None:
+def transpose(x, rows, out):
     """Compute ``out[j, i] = x[rows[i], j]``, in strips that suit the cache."""
     for strip in prange((rows.size + 15) // 16):
         for j in range(x.shape[1]):
@@ -391,7 +365,7 @@ def transpose(x: Array, rows: Indices, out: Array) -> None:
 
 
 @threaded
-def spread(x: Array, rows: Indices, columns: Indices, out: Array) -> None:
+def spread(x, rows, columns, out):
     """Set ``out[i, columns[j]] = x[i, j]``, and zeros between, for the rows i that are listed."""
     for task in prange(rows.size):
         i = rows[task]
@@ -400,68 +374,53 @@ def spread(x: Array, rows: Indices, columns: Indices, out: Array) -> None:
             out[i, columns[j]] = x[i, j]
 
 
-# -- pools and rectifiers --------------------------------------------------------------------
+# -- pools and ReLU --------------------------------------------------------------------------
 
 NOBODY = 255  # the winner of a window in which 0 is the largest
 
 
 @threaded
-def max_pool(
-    x: Array,  # (C, places * samples)
-    channels: Indices,
-    runs: Indices,
-    parts: Indices,
-    samples: int,
-    rectified: bool,
-    out: Array,  # (C, output places * samples)
-    winner: NDArray[np.uint8],  # of the same shape: through which place the largest was seen
-) -> None:
+def max_pool(x, channels, spans, taps, samples, relu, out, winner):
     """Take the largest of each window; of equals, the first.
 
-    If ``rectified``, 0 is in every window, before all places, and its winner is NOBODY.
+    x and out are (C, positions * samples); winner, uint8 of the shape of out, gets the kernel
+    position of the largest. With ``relu``, 0 is in every window, before all positions, and its
+    winner is NOBODY.
     """
-    count = len(runs) - 1
+    count = len(spans) - 1
     for task in prange(channels.size * count):
         c, r = channels[task // count], task % count
-        begin, length = runs[r, 0] * samples, runs[r, 1] * samples
+        begin, length = spans[r, 0] * samples, spans[r, 1] * samples
         y, k_max = out[c, begin : begin + length], winner[c, begin : begin + length]
         y[:], k_max[:] = 0, NOBODY
-        for p in range(runs[r, 2], runs[r + 1, 2]):
-            at, k = parts[p, 0] * samples, np.uint8(parts[p, 1])
+        for p in range(spans[r, 2], spans[r + 1, 2]):
+            at, k = taps[p, 0] * samples, np.uint8(taps[p, 1])
             v = x[c, at : at + length]
-            if p == runs[r, 2] and not rectified:
+            if p == spans[r, 2] and not relu:
                 y[:], k_max[:] = v, k
                 continue
             # Two loops, and arithmetic for a choice among bytes, vectorise on every machine.
             for s in range(length):
                 larger = np.uint8((v[s] > y[s]) | (v[s] != v[s]))  # NaN is taken, and kept
-                k_max[s] += larger * (k - k_max[s])
+                k_max[s] ^= larger * (k ^ k_max[s])
             for s in range(length):
                 y[s] = v[s] if (v[s] > y[s]) | (v[s] != v[s]) else y[s]
 
 
 @threaded
-def grad_max_pool(
-    grad: Array,  # (C, output places * samples)
-    winner: NDArray[np.uint8],
-    channels: Indices,
-    runs: Indices,  # from the inputs' side
-    parts: Indices,
-    samples: int,
-    out: Array,  # (C, places * samples)
-) -> None:
-    """Hand each gradient to the place that was largest."""
-    count = len(runs) - 1
+def grad_max_pool(grad, winner, channels, spans, taps, samples, out):
+    """Hand each gradient to the largest position; spans and taps are of the backward map."""
+    count = len(spans) - 1
     for task in prange(channels.size * count):
         c, r = channels[task // count], task % count
-        begin, length = runs[r, 0] * samples, runs[r, 1] * samples
+        begin, length = spans[r, 0] * samples, spans[r, 1] * samples
         y, zero = out[c, begin : begin + length], out.dtype.type(0)
-        if runs[r, 2] == runs[r + 1, 2]:  # no window sees these places
+        if spans[r, 2] == spans[r + 1, 2]:  # no window reads these positions
             y[:] = 0
-        for p in range(runs[r, 2], runs[r + 1, 2]):
-            at, k = parts[p, 0] * samples, np.uint8(parts[p, 1])
+        for p in range(spans[r, 2], spans[r + 1, 2]):
+            at, k = taps[p, 0] * samples, np.uint8(taps[p, 1])
             g, k_max = grad[c, at : at + length], winner[c, at : at + length]
-            if p == runs[r, 2]:
+            if p == spans[r, 2]:
                 for s in range(length):
                     y[s] = g[s] if k_max[s] == k else zero
             else:
@@ -470,7 +429,7 @@ def grad_max_pool(
 
 
 @threaded
-def relu(x: Array, rows: Indices, out: Array) -> None:
+def relu(x, rows, out):
     """Compute ``out[i] = max(x[i], 0)`` for the rows listed; arrays are (rows, columns)."""
     for task in prange(rows.size):
         i = rows[task]
@@ -480,8 +439,8 @@ def relu(x: Array, rows: Indices, out: Array) -> None:
 
 
 @threaded
-def grad_relu(grad: Array, out: Array, rows: Indices, grad_x: Array) -> None:
-    """Undo :func:`relu`, given what it returned."""
+def grad_relu(grad, out, rows, grad_x):
+    """Compute the gradient of the input of :func:`relu`, given its output."""
     for task in prange(rows.size):
         i = rows[task]
         for s in range(grad.shape[1]):
@@ -492,7 +451,7 @@ def grad_relu(grad: Array, out: Array, rows: Indices, grad_x: Array) -> None:
 
 
 @threaded
-def sum_rows(x: Array, rows: Indices, out: Array) -> None:
+def sum_rows(x, rows, out):
     """Compute ``out[i] = sum(x[i])`` for the rows listed; x is (rows, columns)."""
     for task in prange(rows.size):
         i = rows[task]
@@ -500,410 +459,3 @@ def sum_rows(x: Array, rows: Indices, out: Array) -> None:
         for s in range(x.shape[1]):
             total += x[i, s]
         out[i] = total
-
-
-@threaded
-def scale_rows(x: Array, factors: Array, rows: Indices, out: Array) -> None:
-    """Compute ``out[i] = factors[i] * x[i]`` for the rows listed; arrays are (rows, columns)."""
-    for task in prange(rows.size):
-        i = rows[task]
-        for s in range(x.shape[1]):
-            out[i, s] = factors[i] * x[i, s]
-
-
-@threaded
-def grad_scale_rows(
-    grad: Array, x: Array, factors: Array, rows: Indices, grad_x: Array, grad_factors: Array
-) -> None:
-    """Undo :func:`scale_rows`: both derivatives in one pass; rows not listed become zeros."""
-    listed = np.zeros(len(x), np.bool_)
-    listed[rows] = True
-    for i in prange(len(x)):
-        total = x.dtype.type(0)
-        if listed[i]:
-            for s in range(x.shape[1]):
-                grad_x[i, s] = factors[i] * grad[i, s]
-                total += grad[i, s] * x[i, s]
-        else:
-            grad_x[i] = 0
-        grad_factors[i] = total
-
-
-# -- programs of the predictor -------------------------------------------------------------------
-
-CONV, GATHER, POOL = range(3)
-PLACES = 8  # of a tile, whose sums stay in registers
-_PLACES_SHAPE = (PLACES, LANES)
-_places, _one = U(PLACES), U(1)
-SPARE = 2 * LANES
-
-# A step, all numbers of it: where its input and output begin, the sizes of both and of the window
-# that moves, by how much, where weights (or the indices of a GATHER) and biases begin.
-STEP = np.dtype(
-    [
-        (name, np.uint64)
-        for name in (
-            *("kind", "source", "target", "channels", "height", "width", "rows", "columns"),
-            *("tall", "wide", "down", "right", "outputs", "first", "bias", "rectified", "largest"),
-        )
-    ]
-)
-
-
-def _window_of(length):
-    """Return the loop over a window for vectors of so many numbers."""
-    size = U(length)
-
-    @inner
-    def window(step, work, source, next_row, next_place, target):
-        """Take the largest, or the mean, of the vectors that a window shows."""
-        largest, rectified = step.largest != 0, step.rectified != 0
-        share = np.float32(1) / np.float32(step.tall * step.wide)
-        best = carray(_registers(work), length)
-        for s in range(size):
-            best[s] = work[source + s] if largest else 0
-        for i in range(step.tall):
-            for j in range(step.wide):
-                for s in range(size):
-                    v = work[source + i * next_row + j * next_place + s]
-                    if largest:
-                        best[s] = v if (v > best[s]) | (v != v) else best[s]  # NaN is kept
-                    else:
-                        best[s] += v * share
-        for s in range(size):
-            v = best[s]
-            work[target + s] = 0 if rectified and v < 0 else v
-
-    return window
-
-
-_pool_lanes, _pool_samples = _window_of(LANES), _window_of(TILE)
-
-# -- programs, channels last: a few images ------------------------------------------------------
-
-
-@inner
-def _conv_places(
-    work, source, next_row, next_place, weights, first, lanes, tall, length, biases, bias, target,
-    outputs, rectified,
-):  # fmt: skip
-    """Compute a vector of outputs at 8 places, next to each other in a row.
-
-    A row of the window is ``length`` contiguous numbers; there are ``tall``.
-    """
-    sums = carray(_registers(work), _PLACES_SHAPE)
-    for s in range(_lanes):
-        for p in range(_places):
-            sums[p, s] = biases[bias + s]
-    for i in range(tall):
-        x, k = source + i * next_row, first + i * length * lanes
-        for c in range(length):
-            for s in range(_lanes):
-                for p in range(_places):
-                    sums[p, s] += work[x + c + p * next_place] * weights[k + c * lanes + s]
-    for p in range(_places):
-        for s in range(_lanes):
-            v = sums[p, s]
-            work[target + p * outputs + s] = 0 if rectified and v < 0 else v
-
-
-@inner
-def _conv_place(
-    work, source, next_row, weights, first, lanes, tall, length, biases, bias, target, rectified
-):
-    """Compute a vector of outputs at one place."""
-    sums = carray(_registers(work), LANES)
-    for s in range(_lanes):
-        sums[s] = biases[bias + s]
-    for i in range(tall):
-        x, k = source + i * next_row, first + i * length * lanes
-        for c in range(length):
-            for s in range(_lanes):
-                sums[s] += work[x + c] * weights[k + c * lanes + s]
-    for s in range(_lanes):
-        v = sums[s]
-        work[target + s] = 0 if rectified and v < 0 else v
-
-
-@inner
-def _conv(step, weights, biases, work):
-    """Compute a CONV: the last vector of channels first, as it spills into the others."""
-    columns, outputs, tall, rectified = step.columns, step.outputs, step.tall, step.rectified != 0
-    lanes = (outputs + _lanes - _one) // _lanes * _lanes
-    next_row, next_place = step.width * step.channels, step.right * step.channels
-    length = step.wide * step.channels
-    for number in range(_lanes, lanes + _one, _lanes):
-        block = lanes - number
-        first, bias = step.first + block, step.bias + block
-        for y in range(step.rows):
-            row = step.source + y * step.down * next_row
-            target = step.target + y * columns * outputs + block
-            if columns < _places:
-                for x in range(columns):
-                    _conv_place(
-                        work, row + x * next_place, next_row, weights, first, lanes, tall, length,
-                        biases, bias, target + x * outputs, rectified,
-                    )  # fmt: skip
-                continue
-            for start in range(_zero, columns, _places):
-                x = min(start, columns - _places)  # the last tile overlaps the one before
-                _conv_places(
-                    work, row + x * next_place, next_row, next_place, weights, first, lanes, tall,
-                    length, biases, bias, target + x * outputs, outputs, rectified,
-                )  # fmt: skip
-
-
-@inner
-def _pool(step, work):
-    """Compute a POOL, likewise."""
-    next_row, channels = step.width * step.channels, step.channels
-    lanes = (channels + _lanes - _one) // _lanes * _lanes
-    for number in range(_lanes, lanes + _one, _lanes):
-        block = lanes - number
-        for y in range(step.rows):
-            for x in range(step.columns):
-                source = step.source + y * step.down * next_row + x * step.right * channels
-                target = step.target + (y * step.columns + x) * channels
-                _pool_lanes(step, work, source + block, next_row, channels, target + block)
-
-
-@plain
-def run_few(
-    steps: NDArray[Any],  # (steps,) of STEP
-    weights: NDArray[np.float32],
-    biases: NDArray[np.float32],
-    indices: NDArray[np.uint64],
-    at: Indices,
-    size: int,
-    numbers: NDArray[np.float32],  # (N, inputs)
-    scale: np.float32,
-    offset: np.float32,
-    out: NDArray[np.float32],  # (N, outputs)
-) -> None:
-    """Run a program for one row of numbers after another."""
-    work = np.empty(size, np.float32)
-    work[0] = 0
-    for n in range(len(numbers)):
-        for j in range(numbers.shape[1]):
-            work[1 + j] = numbers[n, j] * scale - offset
-        for i in range(len(steps)):
-            step = steps[i]
-            if step.kind == CONV:
-                _conv(step, weights, biases, work)
-            elif step.kind == POOL:
-                _pool(step, work)
-            else:
-                for j in range(step.outputs):
-                    work[step.target + j] = work[indices[step.first + j]]
-        for j in range(at.size):
-            out[n, j] = work[at[j]]
-
-
-# -- programs, batch last: blocks of samples -----------------------------------------------------
-
-
-@inner
-def _conv_block(step, weights, biases, work):
-    """Compute a CONV for a block of samples: blocks of channels, run by run."""
-    outputs, channels, columns = int(step.outputs), int(step.channels), int(step.columns)
-    places, wide, right = step.tall * step.wide, step.wide, int(step.right)
-    inputs, weight_columns = np.empty(channels, U), np.empty(channels, U)
-    for c in range(channels):
-        weight_columns[c] = U(c) * places
-    shifts, numbers = np.empty(places, U), np.empty(places, U)
-    for k in range(places):
-        shifts[k], numbers[k] = (k // wide * step.width + k % wide) * _tile, k
-    height, kept, area = _block_height(outputs), np.empty(ROWS, np.int64), step.rows * step.columns
-    rows, begins, bias = np.empty(ROWS, U), np.empty(ROWS, U), np.empty(ROWS, np.float32)
-    # With a stride of 1 a row of places is one run, else each place is one.
-    runs, length = (1, columns) if right == 1 else (columns, 1)
-    for first in range(0, outputs, height):
-        for i in range(ROWS):  # a block that is not full computes its last channel again
-            kept[i] = min(first + i, outputs - 1)
-            rows[i] = step.first + U(kept[i]) * U(channels) * places
-            bias[i] = biases[int(step.bias) + kept[i]]
-        for y in range(step.rows):
-            for x in range(runs):
-                seen = y * step.down * step.width + U(x * right)
-                for c in range(channels):
-                    inputs[c] = (step.source + U(c) * step.height * step.width + seen) * _tile
-                for i in range(ROWS):
-                    place = U(kept[i]) * area + y * step.columns + U(x)
-                    begins[i] = (step.target + place) * _tile
-                _correlate_block(
-                    height, work, inputs, shifts, weights, rows, weight_columns, numbers, _zero,
-                    U(places), bias, work, begins, U(length) * _tile,
-                )  # fmt: skip
-    if step.rectified:
-        for i in range(step.target * _tile, (step.target + step.outputs * area) * _tile):
-            work[i] = 0 if work[i] < 0 else work[i]
-
-
-@inner
-def _pool_block(step, work):
-    """Compute a POOL for a block of samples."""
-    next_row = step.width * _tile
-    for c in range(step.channels):
-        for y in range(step.rows):
-            for x in range(step.columns):
-                place = (c * step.height + y * step.down) * step.width + x * step.right
-                target = (step.target + (c * step.rows + y) * step.columns + x) * _tile
-                source = (step.source + place) * _tile
-                _pool_samples(step, work, source, next_row, _tile, target)
-
-
-@threaded
-def run_many(
-    steps: NDArray[Any],  # (steps,) of STEP
-    weights: NDArray[np.float32],
-    biases: NDArray[np.float32],
-    indices: NDArray[np.uint64],
-    at: Indices,
-    work: NDArray[np.float32],  # (threads, size * TILE)
-    numbers: NDArray[np.float32],  # (N, inputs)
-    scale: np.float32,
-    offset: np.float32,
-    out: NDArray[np.float32],  # (N, outputs)
-) -> None:
-    """Run a program for blocks of TILE rows of numbers, each thread for its share of them."""
-    blocks = (len(numbers) + TILE - 1) // TILE
-    for thread in prange(len(work)):
-        own = work[thread]
-        own[:TILE] = 0
-        for block in range(thread, blocks, len(work)):
-            first = block * TILE
-            count = min(TILE, len(numbers) - first)
-            for strip in range(0, numbers.shape[1], LANES):  # which suit the cache
-                for s in range(TILE):
-                    n = first + min(s, count - 1)  # what is missing is the last again
-                    for j in range(strip, min(strip + LANES, numbers.shape[1])):
-                        own[(1 + j) * TILE + s] = numbers[n, j] * scale - offset
-            for i in range(len(steps)):
-                step = steps[i]
-                if step.kind == CONV:
-                    _conv_block(step, weights, biases, own)
-                elif step.kind == POOL:
-                    _pool_block(step, own)
-                else:
-                    for j in range(step.outputs):
-                        target, source = (step.target + j) * TILE, indices[step.first + j] * TILE
-                        own[target : target + TILE] = own[source : source + TILE]
-            for s in range(count):
-                for j in range(at.size):
-                    out[first + s, j] = own[at[j] * TILE + s]
-
-
-# -- optimisers ------------------------------------------------------------------------------
-
-
-@inner
-def _flushed(x):
-    """Return x, or 0 for a subnormal number.
-
-    What decays without a gradient becomes subnormal, in rounding stays so for good, and takes the
-    processor thirty times as long. It is too small to move anything.
-    """
-    number = type(x)
-    return number(0) if abs(x) < np.finfo(number).tiny else x  # NaN is kept
-
-
-@threaded
-def sgd(
-    weight: Array,  # (rows, columns), as all
-    grad: Array,
-    velocity: Array,
-    rows: Indices,
-    rate: float,
-    momentum: float,
-    decay: float,
-    nesterov: bool,
-) -> None:
-    """Take one step of stochastic gradient descent on the rows listed, in place and in one pass."""
-    number = weight.dtype.type  # lest all be computed in float64
-    lr, m, d = number(rate), number(momentum), number(decay)
-    for task in prange(rows.size):
-        i = rows[task]
-        for j in range(weight.shape[1]):
-            g = grad[i, j] + d * weight[i, j]
-            velocity[i, j] = _flushed(m * velocity[i, j] + g)
-            weight[i, j] -= lr * (g + m * velocity[i, j] if nesterov else velocity[i, j])
-
-
-@threaded
-def adam(
-    weight: Array,  # (rows, columns), as all
-    grad: Array,
-    mean: Array,
-    square: Array,
-    rows: Indices,
-    rate: float,
-    betas: tuple[float, float],
-    corrections: tuple[float, float],  # of the bias of mean and square
-    eps: float,
-    decay: float,
-) -> None:
-    """Take one step of Adam on the rows listed, in place and in one pass."""
-    number = weight.dtype.type
-    first, second, d, e = number(1 - betas[0]), number(1 - betas[1]), number(decay), number(eps)
-    lr, scale = number(rate / corrections[0]), number(1 / corrections[1])
-    for task in prange(rows.size):
-        i = rows[task]
-        for j in range(weight.shape[1]):
-            g = grad[i, j] + d * weight[i, j]
-            mean[i, j] = _flushed(mean[i, j] + first * (g - mean[i, j]))
-            square[i, j] = _flushed(square[i, j] + second * (g * g - square[i, j]))
-            weight[i, j] -= lr * mean[i, j] / (np.sqrt(scale * square[i, j]) + e)
-
-
-@plain
-def smoothstep(t: Array, out: Array) -> None:
-    """Limit the flat array t to [0, 1], in place, and compute ``out = 3 t^2 - 2 t^3``."""
-    number = t.dtype.type
-    zero, one = number(0), number(1)
-    for i in range(t.size):
-        v = zero if t[i] < zero else one if t[i] > one else t[i]  # NaN is kept
-        t[i], out[i] = v, v * v * (number(3) - number(2) * v)
-
-
-@plain
-def grad_smoothstep(grad: Array, t: Array, width: float, out: Array) -> None:
-    """Undo :func:`smoothstep`; where the slope is 0 the gradient may be anything."""
-    number = t.dtype.type
-    factor, zero, one = number(6 / width), number(0), number(1)
-    for i in range(t.size):
-        slope = factor * t[i] * (one - t[i])
-        out[i] = zero if slope == zero else slope * grad[i]
-
-
-@plain
-def erf(x: Array, out: Array) -> None:
-    """Compute the error function of a flat array."""
-    for i in range(x.size):
-        out[i] = _erf(x[i])
-
-
-# -- a yardstick -----------------------------------------------------------------------------
-
-
-@inner
-def _multiply_add(rounds, out):
-    """Do nothing but multiply-adds in registers: ``x = x * a + b``, so often."""
-    tile = carray(_registers(out), _TILE_SHAPE)
-    a, b = out[0], out[1]
-    for s in range(_tile):
-        for i in range(_rows):
-            tile[i, s] = out[s]
-    for _ in range(rounds):
-        for s in range(_tile):
-            for i in range(_rows):
-                tile[i, s] = tile[i, s] * a + b
-    for s in range(_tile):
-        for i in range(_rows):
-            out[s] += tile[i, s]
-
-
-@threaded
-def multiply_add(rounds: int, out: Array) -> None:
-    """Do ``rounds`` times 5 * TILE multiply-adds for each row of out, (rows, TILE)."""
-    for task in prange(len(out)):
-        _multiply_add(rounds, out[task])

@@ -1,15 +1,16 @@
-"""Optimisers: SGD and Adam over groups of parameters, their step size, averages of weights."""
+"""Optimisers: SGD and Adam over groups of parameters, the cosine schedule, averages of weights."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numba import prange
 from numpy.typing import NDArray
 
-from . import kernels, memory
-from ._types import Array, Indices
+from .arrays import Array, Indices, matrix, plain, row_list
+from .compiled import inner, threaded
 from .tensor import Tensor
 
 __all__ = ["SGD", "Adam", "Average", "Optimizer", "ParameterGroup", "cosine"]
@@ -17,17 +18,18 @@ __all__ = ["SGD", "Adam", "Average", "Optimizer", "ParameterGroup", "cosine"]
 
 @dataclass
 class ParameterGroup:
-    """Parameters that share a step size and a weight decay.
+    """Parameters that share a learning rate and a weight decay.
 
     Attributes
     ----------
     parameters : list of Tensor
     lr : float
-        The step size now; a schedule may set it before each step.
+        The learning rate; a schedule may set it before each step.
     weight_decay : float
         The factor d of the penalty ``d/2 * |w|^2`` whose gradient is added.
     state : list of dict
-        What the optimiser remembers of each parameter, by name; empty before its first step.
+        The arrays that the optimiser keeps for each parameter, by name; empty before its first
+        step.
 
     Raises
     ------
@@ -61,15 +63,15 @@ class ParameterGroup:
                     f"parameters: one is a {type(parameter).__name__}; expected tensors, such as "
                     f"list(model.parameters())."
                 )
-            if parameter.creator is not None:
+            if parameter.node is not None:
                 raise ValueError(
                     f"parameters: a tensor of shape {parameter.shape} is the result of an op, so "
                     f"no step on it would change anything; give the tensors it comes from."
                 )
-        self.forget()
+        self.reset()
 
-    def forget(self) -> None:
-        """Forget what the optimiser remembers, as when the parameters are others from now on."""
+    def reset(self) -> None:
+        """Drop the state, as for parameters that have changed their meaning."""
         self.state = [{} for _ in self.parameters]
 
 
@@ -80,12 +82,16 @@ def _check(name: str, value: float, below: float = math.inf) -> None:
 
 
 class Optimizer:
-    """What SGD and Adam have in common: groups, ``step`` and ``zero_grad``.
+    """What SGD and Adam share: groups of parameters, ``step``, ``zero_grad`` and a state.
+
+    A subclass has ``_initial`` and ``_update``.
 
     Parameters
     ----------
-    parameters, lr, weight_decay
-        As of :class:`SGD`.
+    parameters
+        Tensors, or :class:`ParameterGroup` objects with settings of their own.
+    lr, weight_decay
+        For tensors that come without a group.
 
     Attributes
     ----------
@@ -127,55 +133,54 @@ class Optimizer:
         seen = [id(parameter) for group in self.groups for parameter in group.parameters]
         if len(set(seen)) < len(seen):
             raise ValueError("a parameter is given twice; it would take two steps in one.")
-        for group in self.groups:  # which another optimiser may have had before
-            group.forget()
+        for group in self.groups:  # another optimiser may have used it before
+            group.reset()
 
     def zero_grad(self) -> None:
-        """Forget the gradients."""
+        """Drop the gradients."""
         for group in self.groups:
             for parameter in group.parameters:
                 parameter.grad = None
 
     def step(self) -> None:
-        """Move every parameter that has a gradient, in place, where a gradient can reach it.
+        """Update every parameter that has a gradient, in place.
 
-        Slices that it never will reach (:attr:`Tensor.reached <minidiff.Tensor.reached>`) stay.
-        Raises ValueError if one is read-only, or its gradient has another shape; nothing moves.
+        Rows that can never get a gradient, as their gate is closed for good, stay as they are.
+        Raises ValueError if a parameter is read-only or its gradient has another shape; then no
+        parameter changes.
         """
-        for parameter in (p for group in self.groups for p in group.parameters):
-            if parameter.grad is None:
-                continue
-            if not parameter.data.flags.writeable:
+        moving = [
+            (parameter, parameter.raw_grad, state, group)
+            for group in self.groups
+            for parameter, state in zip(group.parameters, group.state, strict=True)
+            if parameter.raw_grad is not None
+        ]
+        for parameter, grad, _, _ in moving:
+            if not parameter.raw.flags.writeable:
                 raise ValueError(
                     f"a parameter of shape {parameter.shape} is read-only, so no step can change "
                     f"it; set its .data to a copy first."
                 )
-            if np.shape(parameter.grad) != parameter.shape:
+            if np.shape(grad) != parameter.shape:
                 raise ValueError(
                     f"a parameter of shape {parameter.shape} has a gradient of shape "
-                    f"{np.shape(parameter.grad)}."
+                    f"{np.shape(grad)}."
                 )
-        for group in self.groups:
-            for parameter, state in zip(group.parameters, group.state, strict=True):
-                if parameter.grad is None:
-                    continue
-                weight = parameter.data
-                if not state:
-                    state.update(self._initial(weight))
-                rows = parameter.reached  # nothing depends on other slices, and none of them moves
-                if rows is None:
-                    rows = np.arange(len(weight) if weight.ndim else 1)
-                flat = np.ascontiguousarray(weight)  # itself, unless set from a transposed array
-                grad = memory.plain(parameter.grad)
-                self._update(memory.rows(flat), memory.rows(grad), rows, state, group)
-                if flat is not weight:
-                    weight[...] = flat
-                parameter.version += 1
+        for parameter, grad, state, group in moving:
+            weight = parameter.raw
+            if not state:
+                state.update(self._initial(weight))
+            rows = row_list(parameter.grad_rows, len(weight) if weight.ndim else 1)
+            flat = np.ascontiguousarray(weight)  # a copy if it was set from a transposed array
+            self._update(matrix(flat), matrix(plain(grad)), rows, state, group)
+            if flat is not weight:
+                weight[...] = flat
+            parameter.version += 1
 
     def state_dict(self) -> dict[str, Array]:
-        """Return a copy of what the optimiser remembers of each parameter.
+        """Return a copy of the arrays that the optimiser keeps, without settings.
 
-        Names are as in "0.3.velocity": of group 0, parameter 3. Settings are not part of it.
+        A name is as in "0.3.velocity": of group 0, parameter 3.
         """
         return {
             f"{i}.{j}.{key}": array.copy()
@@ -185,41 +190,41 @@ class Optimizer:
         }
 
     def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """Set what :meth:`state_dict` has returned; parameters without are as never moved.
+        """Set what :meth:`state_dict` returned; parameters absent from it restart without state.
 
         Raises ValueError, which names every mismatch, and then changes nothing.
         """
-        loaded: list[list[dict[str, Array]]] = []
         rest, wrong = dict(state), []
-        for i, group in enumerate(self.groups):
-            loaded.append([])
-            for j, parameter in enumerate(group.parameters):
-                initial = self._initial(parameter.data)
-                given = {key: rest.pop(f"{i}.{j}.{key}", None) for key in initial}
-                for key, array in given.items():
-                    expected = initial[key].shape
-                    if array is None and any(value is not None for value in given.values()):
-                        wrong.append(f"{i}.{j}.{key} is missing")
-                    elif array is not None and np.shape(array) != expected:
-                        wrong.append(f"{i}.{j}.{key} has shape {np.shape(array)}, not {expected}")
-                loaded[i].append(
-                    {  # in the order in which kernels walk over it
-                        key: np.array(array, initial[key].dtype, order="C")
-                        for key, array in given.items()
-                        if array is not None
-                    }
-                )
+        loaded: list[dict[str, Array]] = []
+        for name, parameter in self._named():
+            initial, own = self._initial(parameter.raw), {}
+            given = {key: rest.pop(f"{name}.{key}") for key in initial if f"{name}.{key}" in rest}
+            for key, array in initial.items() if given else ():
+                if key not in given:
+                    wrong.append(f"{name}.{key} is missing")
+                elif np.shape(given[key]) != array.shape:
+                    shape = np.shape(given[key])
+                    wrong.append(f"{name}.{key} has shape {shape}, not {array.shape}")
+                else:
+                    own[key] = np.array(given[key], array.dtype, order="C")
+            loaded.append(own)
         wrong += [f"{name} is unknown" for name in rest]
         if wrong:
             raise ValueError(
                 f"the state does not fit this {type(self).__name__}: {'; '.join(wrong)}."
             )
-        for group, states in zip(self.groups, loaded, strict=True):
-            group.state = states
+        states = iter(loaded)
+        for group in self.groups:
+            group.state = [next(states) for _ in group.parameters]
+
+    def _named(self) -> Iterator[tuple[str, Tensor]]:
+        for i, group in enumerate(self.groups):
+            for j, parameter in enumerate(group.parameters):
+                yield f"{i}.{j}", parameter
 
     def _initial(self, weight: Array) -> dict[str, Array]:
         """Return the state of a parameter that takes its first step."""
-        raise NotImplementedError  # each optimiser has a state of its own
+        raise NotImplementedError
 
     def _update(
         self,
@@ -229,8 +234,33 @@ class Optimizer:
         state: dict[str, Array],
         group: ParameterGroup,
     ) -> None:
-        """Move the rows listed of a weight, in place; arrays are matrices, one row a slice."""
-        raise NotImplementedError  # each optimiser has a step of its own
+        """Update the listed rows of a weight, in place; arrays are matrices."""
+        raise NotImplementedError
+
+
+@inner
+def _flushed(x: Any) -> Any:
+    """Return x, or 0 for a subnormal number.
+
+    Numbers that decay without a gradient become subnormal, stay so by rounding, and take the
+    processor thirty times as long. They are too small to change anything.
+    """
+    number = type(x)
+    return number(0) if abs(x) < np.finfo(number).tiny else x  # NaN is kept
+
+
+@threaded
+def _sgd(w: Array, grad: Array, velocity: Array, rows: Indices, settings: tuple[Any, ...]) -> None:
+    """Take one step of SGD on the rows listed, in place; arrays are (rows, columns)."""
+    number = w.dtype.type  # otherwise all would be computed in float64
+    rate, momentum, decay, nesterov = settings
+    lr, m, d = number(rate), number(momentum), number(decay)
+    for task in prange(rows.size):
+        i = rows[task]
+        for j in range(w.shape[1]):
+            g = grad[i, j] + d * w[i, j]
+            velocity[i, j] = _flushed(m * velocity[i, j] + g)
+            w[i, j] -= lr * (g + m * velocity[i, j] if nesterov else velocity[i, j])
 
 
 class SGD(Optimizer):
@@ -253,7 +283,7 @@ class SGD(Optimizer):
     Raises
     ------
     TypeError, ValueError
-        As of :class:`Optimizer`, and if ``nesterov`` comes without momentum.
+        As in :class:`Optimizer`, and if ``nesterov`` comes without momentum.
 
     Examples
     --------
@@ -277,7 +307,7 @@ class SGD(Optimizer):
         _check("momentum", momentum, below=1)
         if nesterov and momentum == 0:
             raise ValueError("nesterov needs momentum above 0.")
-        self.momentum, self.nesterov = momentum, nesterov
+        self.momentum, self.nesterov = float(momentum), bool(nesterov)
 
     def _initial(self, weight: Array) -> dict[str, Array]:
         return {"velocity": np.zeros(weight.shape, weight.dtype)}
@@ -290,16 +320,26 @@ class SGD(Optimizer):
         state: dict[str, Array],
         group: ParameterGroup,
     ) -> None:
-        kernels.sgd(
-            weight,
-            grad,
-            memory.rows(state["velocity"]),
-            rows,
-            float(group.lr),
-            float(self.momentum),
-            float(group.weight_decay),
-            self.nesterov,
-        )
+        settings = float(group.lr), self.momentum, float(group.weight_decay), self.nesterov
+        _sgd(weight, grad, matrix(state["velocity"]), rows, settings)
+
+
+@threaded
+def _adam(
+    w: Array, grad: Array, mean: Array, square: Array, rows: Indices, settings: tuple[Any, ...]
+) -> None:
+    """Take one step of Adam on the rows listed, in place; arrays are (rows, columns)."""
+    number = w.dtype.type
+    rate, unbias, share1, share2, eps, decay = settings
+    lr, scale, e, d = number(rate), number(unbias), number(eps), number(decay)
+    first, second = number(share1), number(share2)
+    for task in prange(rows.size):
+        i = rows[task]
+        for j in range(w.shape[1]):
+            g = grad[i, j] + d * w[i, j]
+            mean[i, j] = _flushed(mean[i, j] + first * (g - mean[i, j]))
+            square[i, j] = _flushed(square[i, j] + second * (g * g - square[i, j]))
+            w[i, j] -= lr * mean[i, j] / (np.sqrt(scale * square[i, j]) + e)
 
 
 class Adam(Optimizer):
@@ -308,7 +348,7 @@ class Adam(Optimizer):
     Parameters
     ----------
     parameters, lr, weight_decay
-        As of :class:`SGD`; the decay is added to the gradient.
+        As in :class:`SGD`; the decay is added to the gradient.
     betas
         The decay rates of the two moments, in [0, 1).
     eps
@@ -317,7 +357,7 @@ class Adam(Optimizer):
     Raises
     ------
     TypeError, ValueError
-        As of :class:`Optimizer`.
+        As in :class:`Optimizer`.
 
     Examples
     --------
@@ -345,7 +385,7 @@ class Adam(Optimizer):
         least = float(np.finfo(np.float32).tiny)  # 0 divides 0 by 0 where a gradient is 0
         if not least <= eps < math.inf:
             raise ValueError(f"eps is {eps}; expected a finite number, at least {least:.2g}.")
-        self.betas, self.eps = betas, eps
+        self.betas, self.eps = (float(betas[0]), float(betas[1])), float(eps)
 
     def _initial(self, weight: Array) -> dict[str, Array]:
         moments = {name: np.zeros(weight.shape, weight.dtype) for name in ("mean", "square")}
@@ -360,26 +400,18 @@ class Adam(Optimizer):
         group: ParameterGroup,
     ) -> None:
         state["steps"] += 1
-        steps, (first, second) = float(state["steps"][0]), self.betas
-        kernels.adam(
-            weight,
-            grad,
-            memory.rows(state["mean"]),
-            memory.rows(state["square"]),
-            rows,
-            float(group.lr),
-            (float(first), float(second)),
-            (1 - first**steps, 1 - second**steps),
-            float(self.eps),
-            float(group.weight_decay),
-        )
+        steps, (beta1, beta2) = float(state["steps"][0]), self.betas
+        # Divided by 1 - beta^steps the moments have no bias.
+        rate, unbias = float(group.lr) / (1 - beta1**steps), 1 / (1 - beta2**steps)
+        settings = rate, unbias, 1 - beta1, 1 - beta2, self.eps, float(group.weight_decay)
+        _adam(weight, grad, matrix(state["mean"]), matrix(state["square"]), rows, settings)
 
 
 class Average:
     """The mean of parameters over the steps of an optimiser.
 
-    At a constant step size SGD wanders about a minimum, and the mean is nearer to it than any of
-    its steps, where the loss is flat (stochastic weight averaging, SWA: Izmailov et al. 2018,
+    At a constant learning rate SGD wanders about a minimum, and the mean is nearer to it than any
+    of its steps, where the loss is flat (stochastic weight averaging, SWA: Izmailov et al. 2018,
     arXiv:1803.05407).
 
     Parameters
@@ -402,11 +434,11 @@ class Average:
     def __init__(self, parameters: Iterable[Tensor]) -> None:
         self.parameters = list(parameters)
         self.count = 0
-        # Of many thousand steps: float32 would lose the last of them.
+        # In float64: over thousands of steps float32 would lose digits.
         self.sums = [np.zeros(p.shape) for p in self.parameters]
 
     def update(self) -> None:
-        """Take the parameters as they are now into the mean."""
+        """Add the parameters as they are now to the mean."""
         self.count += 1
         for total, parameter in zip(self.sums, self.parameters, strict=True):
             total += parameter.data
@@ -414,17 +446,17 @@ class Average:
     def apply(self) -> None:
         """Set the parameters to their mean; ValueError if there was no update."""
         if self.count == 0:
-            raise ValueError("the average is of no steps; call update() after each of them first.")
+            raise ValueError("the average is of no steps; call update() after each step first.")
         for total, parameter in zip(self.sums, self.parameters, strict=True):
             parameter.data = np.asarray(total / self.count, parameter.dtype)
 
     def state_dict(self) -> dict[str, Array]:
-        """Return a copy of the sums, by the number of the parameter, and how many they are of."""
+        """Return a copy of the sums, by the number of the parameter, and of the count."""
         sums = {str(i): total.copy() for i, total in enumerate(self.sums)}
         return {"count": np.array([float(self.count)]), **sums}
 
     def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """Set what :meth:`state_dict` has returned; ValueError if it is of other parameters."""
+        """Set what :meth:`state_dict` returned; ValueError if it is of other parameters."""
         expected = {name: array.shape for name, array in self.state_dict().items()}
         given = {name: np.shape(array) for name, array in state.items()}
         if given != expected:
@@ -434,7 +466,7 @@ class Average:
 
 
 def cosine(step: int, steps: int, *, warmup: int = 0) -> float:
-    """Return the factor of the step size at ``step``: up linearly, then down along a cosine.
+    """Return the factor of the learning rate at ``step``: up linearly, then down along a cosine.
 
     It is 1 at the end of the warm-up and, unless that is all there is, 0 after the last step
     (Loshchilov & Hutter 2017, arXiv:1608.03983, equation 5, without restarts).
@@ -444,9 +476,9 @@ def cosine(step: int, steps: int, *, warmup: int = 0) -> float:
     step
         Counted from 0.
     steps
-        How many there are.
+        The number of steps.
     warmup
-        How many of them the rise takes.
+        The number of steps of the rise.
 
     Raises
     ------

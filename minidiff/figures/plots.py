@@ -1,500 +1,101 @@
-"""Figures of a training run: what it cost, what it left, and what its gates and filters look like.
+"""Figures of a run: how training went, what is left, and what gates and filters look like.
 
-Every function takes plain data and returns a Matplotlib Figure, made without pyplot and without a
-trace in the settings of the caller; :func:`save` and :func:`plot_run` write them. A record is a
-mapping that describes the network after an epoch:
+Functions take plain data and return a Matplotlib ``Figure``; :func:`save` writes a figure to files.
+A record is a mapping that describes the network after one epoch, as a line of ``metrics.jsonl``:
 
 ``epoch``
-    Its number.
-``loss``, ``train_error``, ``validation_error`` (None without a validation set)
-    The loss on the training data without the penalty; errors in %.
+    The number of the epoch, from 1 on.
+``loss``, ``train_error``, ``validation_error``
+    The loss on the training data without the penalty; errors in %. The validation error is None
+    without a validation set.
 ``expected_weights``, ``weights``, ``dense_weights``
-    The surrogate of L0, what it stands for, and how many weights the network has without gates.
+    Weights left: expected by the surrogate, and actual; and all weights of the dense network.
 ``macs``, ``dense_macs``
-    Multiply-adds a sample, left and without gates.
+    Multiply-adds for one sample: of what is left, and of the dense network.
 ``open``, ``groups``
-    For each gate, by name: its open groups, and all its groups. Empty for a dense network.
+    For each gate, by name: how many groups are open, and how many there are. Empty without gates.
 ``frozen``
     Whether the gates had stopped moving by the end of the epoch.
-
-An error or a count of 0 has no place on a log axis: it is drawn at the foot, with its true number,
-as is the endless saving of a network with nothing left at the top.
+``architecture``, ``dense_architecture``
+    Sizes of layers, such as "6-15-138-60": what is left, and those of the dense network.
 """
 
 import io
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import wraps
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
+import matplotlib.style
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, ListedColormap
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from minidiff.engine._types import Array
 from minidiff.io.files import write_whole
 
-# Matplotlib is imported where it is used, to keep importing minidiff quick.
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.figure import Figure
-
-    from minidiff.cli.published import Published
-    from minidiff.cli.results import Row
-
-__all__ = [
-    "architecture_over_time",
-    "bench_figure",
-    "error_and_loss",
-    "expected_and_actual",
-    "first_filters",
-    "gate_histogram",
-    "overview",
-    "pareto_figure",
-    "plot_run",
-    "save",
-]
+__all__ = ["curves", "first_filters", "gate_histogram", "gate_maps", "overview", "plot_run", "save"]
 
 Records: TypeAlias = Sequence[Mapping[str, Any]]
-Labels: TypeAlias = list[tuple[float, str, str]]  # height in units of the data, text, colour
-P = ParamSpec("P")
-R = TypeVar("R")
+Line: TypeAlias = tuple[NDArray[Any], str, str]  # values over epochs, label, colour
+Lines: TypeAlias = Sequence[Line]
+Bools: TypeAlias = NDArray[np.bool_]
 
-# Okabe and Ito's colours, which the colour-blind tell apart too. Yellow and orange are left out:
-# text in them is hard to read on white.
+# ------------------------------------------------------------------------------------------- style
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart. Their yellow and orange are
+# left out, since text in them is hard to read on white.
 BLUE, VERMILION, GREEN, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9"
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, SKY)
-INK, MUTED, FAINT, SHADE = "#1F2328", "#6A737D", "#E4E7EB", "#F3F4F6"
+INK, MUTED = "#1F2328", "#6A737D"
+FAINT, SHADE = "#80808040", "#80808018"  # translucent, for paper of any colour
 
-STYLE: Any = {  # how Matplotlib types the keys depends on its version
-    "axes.axisbelow": True,
-    "axes.edgecolor": "#AFB8C1",
+STYLE: Any = {  # the type of the keys depends on the version of Matplotlib
+    "axes.edgecolor": MUTED,
     "axes.grid": True,
     "axes.grid.axis": "y",
     "axes.labelcolor": MUTED,
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.titlelocation": "left",
-    "axes.titlepad": 10,
     "axes.titlesize": 11,
     "axes.titleweight": "bold",
-    "figure.constrained_layout.h_pad": 0.11,  # inches
-    "figure.constrained_layout.w_pad": 0.11,
-    "figure.facecolor": "white",
-    "font.family": "DejaVu Sans",  # comes with Matplotlib, so figures are the same everywhere
-    "font.size": 10,
+    "figure.constrained_layout.h_pad": 0.1,  # inches
+    "figure.constrained_layout.w_pad": 0.1,
     "grid.color": FAINT,
     "lines.linewidth": 2,
-    "lines.solid_capstyle": "round",
-    "savefig.facecolor": "white",  # so that it can be read on a dark page
-    "svg.hashsalt": "minidiff",  # identifiers in SVG are random without it
+    "lines.markersize": 5,
+    "svg.hashsalt": "minidiff",  # without a salt, identifiers in SVG are random
     "text.color": INK,
     "xtick.color": MUTED,
-    "xtick.major.size": 3,
     "ytick.color": MUTED,
     "ytick.major.size": 0,
 }
 
-
-@contextmanager
-def _style() -> Iterator[None]:
-    import matplotlib
-
-    with matplotlib.rc_context():
-        # Without this a user's own matplotlibrc would show through.
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(STYLE)
-        yield
+# Decorates functions that draw or save figures. They neither see nor change the caller's settings.
+styled = matplotlib.style.context(STYLE, after_reset=True)
 
 
-def _styled(function: Callable[P, R]) -> Callable[P, R]:
-    @wraps(function)
-    def styled(*args: P.args, **kwargs: P.kwargs) -> R:
-        with _style():
-            return function(*args, **kwargs)
-
-    return styled
+def new_figure(width: float, height: float) -> Figure:
+    """Return an empty figure of a size in inches. Without pyplot, it is freed like any object."""
+    return Figure(figsize=(width, height), layout="constrained")
 
 
-# ----------------------------------------------------------------------------------------- figures
-
-
-@_styled
-def error_and_loss(records: Records) -> "Figure":
-    """Draw training and validation error beside the training loss, over epochs, on log axes.
-
-    Parameters
-    ----------
-    records
-        One or more; their keys are listed at the top.
-
-    Raises
-    ------
-    ValueError
-        If there are no records.
-
-    Examples
-    --------
-    >>> record = {"epoch": 1, "loss": 0.2, "train_error": 5.0, "validation_error": None}
-    >>> figure = error_and_loss([record | {"frozen": False}])
-    >>> [axes.get_title(loc="left") for axes in figure.axes]
-    ['Classification error', 'Training loss, without the penalty']
-    """
-    check_records(records)
-    figure = _figure(9.5, 3.4)
-    left, right = figure.subplots(1, 2)
-    _draw_error(left, records)
-    _draw_loss(right, records)
-    return figure
-
-
-@_styled
-def expected_and_actual(records: Records) -> "Figure":
-    """Draw the expected count of weights, which training sees, beside the actual one.
-
-    Parameters
-    ----------
-    records
-        As of :func:`error_and_loss`.
-
-    Raises
-    ------
-    ValueError
-        If there are no records.
-
-    Examples
-    --------
-    >>> record = {"epoch": 1, "expected_weights": 70, "weights": 75, "dense_weights": 90}
-    >>> figure = expected_and_actual([record | {"frozen": False}])
-    >>> [text.get_text() for text in figure.axes[0].texts]
-    ['70 expected', '75 actual', '90 dense']
-    """
-    check_records(records)
-    figure = _figure(7, 3.6)
-    axes = figure.subplots()
-    dense = records[-1]["dense_weights"]
-    expected, actual = _series(records, "expected_weights"), _series(records, "weights")
-    low, high = _log_axis(axes, np.concatenate([expected, actual, [dense]]), "{:,.10g}")
-    axes.axhline(dense, color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)))
-    labels = [(float(dense), f"{dense:,} dense", MUTED)]
-    for name, values, colour in (("expected", expected, VERMILION), ("actual", actual, BLUE)):
-        shown = np.clip(values, low, high)
-        _draw_line(axes, records, shown, colour)
-        labels.append((shown[-1], f"{values[-1]:,.0f} {name}", colour))
-    _finish_epochs(axes, records, labels)
-    axes.set_title("Weights left: expected by the surrogate, and actual")
-    return figure
-
-
-@_styled
-def architecture_over_time(records: Records) -> "Figure":
-    """Draw the share of open groups of each gate over epochs, with the final numbers.
-
-    Parameters
-    ----------
-    records
-        As of :func:`error_and_loss`.
-
-    Raises
-    ------
-    ValueError
-        If there are no records, or the network has no gates.
-
-    Examples
-    --------
-    >>> record = {"epoch": 1, "open": {"conv1": 8}, "groups": {"conv1": 20}, "frozen": False}
-    >>> architecture_over_time([record]).axes[0].texts[0].get_text().splitlines()
-    ['8 of 20', 'conv1']
-    """
-    check_records(records)
-    if not records[-1]["open"]:
-        raise ValueError("the records name no gates; expected one or more in 'open' and 'groups'.")
-    figure = _figure(7, max(3.6, 0.8 + 0.4 * len(records[-1]["open"])))
-    _draw_architecture(figure.subplots(), records)
-    return figure
-
-
-@_styled
-def gate_histogram(gates: Mapping[str, Array], limits: tuple[float, float]) -> "Figure":
-    """Draw how phi is spread in each gate, over the zones closed, in transition and fully open.
-
-    Parameters
-    ----------
-    gates
-        The name of each gate and its phi, shape (groups,).
-    limits
-        Up to which phi gates are closed, and from which on fully open (``Gate.limits``).
-
-    Raises
-    ------
-    ValueError
-        If there are no gates, a phi is empty or not finite, or ``limits`` do not rise.
-
-    Examples
-    --------
-    >>> phi = np.array([-1.0, 0.2, 1.5, 1.6])
-    >>> figure = gate_histogram({"conv1.outputs": phi}, (-0.5, 0.5))
-    >>> [text.get_text() for text in figure.axes[0].texts]
-    ['1 closed', '1 partly', '2 fully open']
-    """
-    if not gates:
-        raise ValueError("gates is empty; expected the phi of one gate or more.")
-    for name, phi in gates.items():
-        if phi.size == 0 or not np.isfinite(phi).all():
-            raise ValueError(f"phi of gate {name!r} is empty or not finite; it cannot be drawn.")
-    if not -math.inf < limits[0] < limits[1] < math.inf:
-        raise ValueError(f"limits are {limits}; expected two finite numbers that rise.")
-
-    columns = min(len(gates), 4)
-    rows = -(-len(gates) // columns)
-    figure = _figure(max(3.0 * columns, 4.5), 2.9 * rows)
-    panels = figure.subplots(rows, columns, squeeze=False, sharex=True).flat
-    values = np.concatenate([phi.ravel() for phi in gates.values()]).astype(np.float64)
-    edges = _zone_edges(values, limits)
-    for (name, phi), axes in zip(gates.items(), panels, strict=False):
-        _draw_zones(axes, phi.astype(np.float64), edges)
-        axes.set_title(spaced(name), pad=20)
-        axes.set_xlabel("φ")
-        axes.xaxis.set_tick_params(labelbottom=True)
-    for axes in panels:  # the places of the grid that are left over
-        axes.set_axis_off()
-    figure.axes[0].set_ylabel("groups")
-    return figure
-
-
-@_styled
-def first_filters(filters: Array, kept: NDArray[np.bool_]) -> "Figure":
-    """Draw the filters of the first convolution, kept ones first, dropped ones crossed out.
-
-    Parameters
-    ----------
-    filters
-        Shape (O, C, KH, KW); the mean over the C channels is drawn.
-    kept
-        Which filters are kept, shape (O,).
-
-    Raises
-    ------
-    ValueError
-        If the shapes do not fit, or a weight is not finite.
-
-    Examples
-    --------
-    >>> figure = first_filters(np.ones((3, 1, 5, 5)), np.array([True, False, True]))
-    >>> figure.axes[0].get_title(loc="left")
-    'First convolution: 2 of 3 filters kept'
-    """
-    check_filters(filters, kept)
-    columns = min(len(filters), max(10, math.ceil(math.sqrt(3 * len(filters)))))
-    rows = -(-len(filters) // columns)
-    height, width = 0.8 * np.array(filters.shape[2:]) / max(filters.shape[2:])
-    figure = _figure(max(4.5, width * columns + 1.2), height * rows + 0.7)
-    axes = figure.subplots()
-    colours = _draw_filters(axes, filters, kept, columns)
-    axes.set_title(f"First convolution: {int(kept.sum())} of {len(kept)} filters kept")
-
-    # An inset is as high as the grid; 0.2 and 0.16 are inches.
-    bar = axes.inset_axes((1 + 0.2 / (width * columns), 0, 0.16 / (width * columns), 1))
-    figure.colorbar(colours, cax=bar, label="weight").outline.set_visible(False)
-    return figure
-
-
-@_styled
-def overview(records: Records, filters: Array, kept: NDArray[np.bool_]) -> "Figure":
-    """Draw a run in one wide picture: error, savings, architecture and filters.
-
-    A dense network has the loss in place of savings and architecture.
-
-    Parameters
-    ----------
-    records
-        As of :func:`error_and_loss`.
-    filters, kept
-        As of :func:`first_filters`.
-
-    Raises
-    ------
-    ValueError
-        As of these.
-
-    Examples
-    --------
-    >>> record = {"epoch": 1, "loss": 0.2, "train_error": 5.0, "validation_error": 4.5}
-    >>> record |= {"open": {}, "frozen": False}
-    >>> overview([record], np.ones((3, 1, 5, 5)), np.ones(3, np.bool_)).get_suptitle()
-    '4.50 % validation error'
-    """
-    check_records(records)
-    check_filters(filters, kept)
-    gated = bool(records[-1]["open"])
-    draw = [_draw_error, _draw_savings, _draw_architecture] if gated else [_draw_error, _draw_loss]
-    figure = _figure(11.5, 3.7)
-    *panels, last = figure.subplots(1, len(draw) + 1, width_ratios=[1] * len(draw) + [1.05])
-    for axes, function in zip(panels, draw, strict=True):
-        function(axes, records)
-    _draw_filters(last, filters, kept, math.isqrt(len(filters)))
-    last.set_title(f"{int(kept.sum())} of {len(kept)} filters")
-    figure.suptitle(_headline(records[-1]), x=0.01, ha="left", fontsize=13.5, fontweight="bold")
-    return figure
-
-
-@_styled
-def bench_figure(results: Mapping[str, Any]) -> "Figure":
-    """Draw what ``minidiff bench`` has measured: kernels beside the machine, steps beside MACs.
-
-    Parameters
-    ----------
-    results
-        Of :meth:`minidiff.cli.bench.Bench.run`.
-
-    Examples
-    --------
-    >>> results = {"batch": 128, "matmul_gflops": 180, "peak_gflops": 450, "dense_step": {}}
-    >>> results["kernels"] = [{"name": "conv1", "gflops": 250, "times_torch": None}]
-    >>> results["steps"] = [{"architecture": "2-2-9-9", "macs": 9000, "milliseconds": 2.0}]
-    >>> [axes.get_title(loc="left") for axes in bench_figure(results).axes]
-    ['Kernels', 'Training step, batch 128']
-    """
-    figure = _figure(11.5, 4.2)
-    left, right = figure.subplots(1, 2, width_ratios=[1.25, 1])
-    matmul, rows = results["matmul_gflops"], results["kernels"]
-    heights = np.arange(len(rows))[::-1]
-    left.barh(heights, [row["gflops"] for row in rows], color=BLUE, height=0.6, label="minidiff")
-    if rows[0]["times_torch"] is not None:
-        torch = [row["gflops"] / row["times_torch"] for row in rows]
-        left.plot(torch, heights, "o", color=VERMILION, label="PyTorch")
-        left.legend(loc="lower right", frameon=True, framealpha=1, edgecolor="white")
-    for value, name in ((matmul, "matmul"), (results["peak_gflops"], "peak")):
-        left.axvline(value, color=INK, linewidth=1, linestyle="--")
-        left.annotate(
-            name, (value, 1), (0, 3), xycoords=left.get_xaxis_transform(),
-            textcoords="offset points", ha="center", color=INK, fontsize=9,
-        )  # fmt: skip
-    left.set_yticks(heights, [row["name"] for row in rows])
-    left.set_xlim(0, 1.06 * max(results["peak_gflops"], *(row["gflops"] for row in rows)))
-    left.grid(axis="x")
-    left.grid(axis="y", visible=False)
-    left.set_xlabel("GFLOP/s")
-    left.set_title("Kernels", pad=18)
-
-    steps = results["steps"]
-    macs = [row["macs"] / 1e6 for row in steps]
-    times = [row["milliseconds"] for row in steps]
-    right.plot(macs, times, "o-", color=BLUE)
-    torch_step = results["dense_step"].get("torch_milliseconds")
-    if torch_step is not None:
-        right.plot(macs[:1], [torch_step], "o", color=VERMILION)
-        right.annotate(
-            "dense in PyTorch", (macs[0], torch_step), (-8, -3), textcoords="offset points",
-            ha="right", color=VERMILION,
-        )  # fmt: skip
-    right.set_xlim(0, 1.36 * macs[0])
-    highest = 1.12 * max(*times, torch_step or 0)
-    right.set_ylim(0, highest)
-    free = highest  # labels from the top down, where there is room for one
-    for row, x, y in zip(steps, macs, times, strict=True):
-        if y < free:
-            right.annotate(
-                row["architecture"], (x, y), (7, -9), textcoords="offset points", fontsize=8,
-                color=MUTED,
-            )  # fmt: skip
-            free = y - 0.045 * highest
-    right.set_xlabel("million MACs a sample")
-    right.set_ylabel("ms a training step")
-    right.set_title(f"Training step, batch {results['batch']}", pad=18)
-    return figure
-
-
-@_styled
-def pareto_figure(rows: "Sequence[Row]", published: "Sequence[Published]") -> "Figure":
-    """Draw test error over savings of weights and of MACs: ours by method, beside the published.
-
-    Parameters
-    ----------
-    rows
-        Ours, one or more.
-    published
-        Numbered in the order in which they are given.
-
-    Raises
-    ------
-    ValueError
-        If there are no rows.
-
-    Examples
-    --------
-    >>> from minidiff.cli.results import Row
-    >>> from minidiff.training.trainer import Config
-    >>> sizes = ("5-16-157-61",), "20-50-800-500"
-    >>> row = Row(Config(), "", None, (0.7,), (35.0,), (10.9,), *sizes, minutes=2.0, history={})
-    >>> [axes.get_xlabel() for axes in pareto_figure([row], []).axes]
-    ['times fewer weights', 'times fewer MACs']
-    """
-    if not rows:
-        raise ValueError("there are no rows to draw; expected one or more.")
-    figure = _figure(8.2, 3.8)  # a page is no wider, so that letters keep their size
-    panels = figure.subplots(1, 2, sharey=True)
-    for axes, noun in zip(panels, ("weights", "MACs"), strict=True):
-        _draw_pareto(axes, rows, published, noun)
-    panels[0].set_ylabel("test error, %")
-    # Above the panels, since points may lie in any corner of them.
-    handles, methods = panels[0].get_legend_handles_labels()
-    figure.legend(handles, methods, loc="outside upper center", ncols=len(methods), frameon=False)
-    return figure
-
-
-def _draw_pareto(
-    axes: "Axes", rows: "Sequence[Row]", published: "Sequence[Published]", noun: str
-) -> None:
-    from matplotlib.ticker import FixedLocator, NullLocator
-
-    places = []
-    for number, entry in enumerate(published, 1):
-        fewer = getattr(entry, noun.lower())
-        if fewer is not None:
-            places.append(fewer)
-            axes.plot(fewer, entry.error, "o", color=FAINT, markersize=11, zorder=1)
-            axes.annotate(
-                str(number), (fewer, entry.error), ha="center", va="center", fontsize=7,
-                color=MUTED, zorder=2,
-            )  # fmt: skip
-    for i, method in enumerate(dict.fromkeys(row.config.method for row in rows)):
-        own = [row for row in rows if row.config.method == method]
-        savings = [np.mean(getattr(row, f"fewer_{noun.lower()}")) for row in own]
-        places += savings
-        errors = [np.mean(row.errors) for row in own]
-        spreads = [np.std(row.errors, ddof=len(row.errors) > 1) for row in own]
-        axes.errorbar(  # without a line, as rows differ in more than strength
-            savings, errors, spreads, fmt="o", color=COLOURS[i % len(COLOURS)], capsize=3,
-            markersize=5, elinewidth=1.2, label=method, zorder=3,
-        )  # fmt: skip
-    axes.set_xscale("log")
-    axes.set_xlim(0.8 * min(places), 1.25 * max(places))
-    ticks = (1, 2, 3, 5, 10, 20, 30, 50, 100, 200, 300, 500, 1000)
-    axes.xaxis.set_major_locator(FixedLocator(ticks))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter("{x:g}×")
-    axes.set_xlabel(f"times fewer {noun}")
-
-
-# ----------------------------------------------------------------------------------------- writing
-
-
-def save(figure: "Figure", directory: str | Path, name: str) -> list[Path]:
+@styled
+def save(figure: Figure, directory: str | Path, name: str) -> list[Path]:
     """Write ``name``.png, at 150 dots an inch, and ``name``.svg; return their paths.
 
-    Each file appears whole or not at all, and the same figure gives the same bytes.
+    Each file appears whole or not at all. The same figure gives the same bytes.
 
     Parameters
     ----------
     figure
-        Any of Matplotlib's.
+        Any figure of Matplotlib.
     directory
-        Is made if need be.
+        Where the files go. It is made if it does not exist.
     name
-        Without an ending.
+        The name of both files, without an ending.
 
     Raises
     ------
@@ -512,41 +113,230 @@ def save(figure: "Figure", directory: str | Path, name: str) -> list[Path]:
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     paths = []
-    for kind, metadata in (("png", None), ("svg", {"Date": None})):
+    for ending, metadata in (("png", {}), ("svg", {"Date": None})):
         buffer = io.BytesIO()
-        with _style():
-            figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
-        path = directory / f"{name}.{kind}"
+        figure.savefig(buffer, format=ending, dpi=150, metadata=metadata)
+        path = directory / f"{name}.{ending}"
         write_whole(path, buffer.getbuffer())
         paths.append(path)
     return paths
 
 
+# ----------------------------------------------------------------------------------------- figures
+
+
+@styled
+def curves(records: Records, *names: str) -> Figure:
+    """Draw numbers of a run over its epochs, one panel for each name, side by side.
+
+    An error or a count of 0 is drawn at the foot of its log axis.
+
+    Parameters
+    ----------
+    records
+        The record of each epoch; the module's page lists the keys.
+    names
+        One or more of "error", "loss", "weights" (expected and actual), "savings" (of weights and
+        of MACs) and "gates" (the share of open groups of each gate).
+
+    Raises
+    ------
+    ValueError
+        If "gates" are asked for and the network has none.
+
+    Examples
+    --------
+    >>> record = {"epoch": 1, "expected_weights": 70, "weights": 75, "dense_weights": 90}
+    >>> figure = curves([record | {"open": {}, "frozen": False}], "weights")
+    >>> [text.get_text() for text in figure.axes[0].texts]
+    ['70 expected', '75 actual', '90 dense']
+    """
+    if "gates" in names and not records[-1]["open"]:
+        raise ValueError("the network has no gates, so panel 'gates' cannot be drawn.")
+    # Each gate has a label of two lines beside its curve.
+    height = max(3.3, 0.5 + 0.4 * len(records[-1]["open"]))
+    figure = new_figure(5 * len(names), height)
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False).flat, names, strict=True):
+        _draw_panel(axes, records, name)
+    return figure
+
+
+@styled
+def gate_histogram(gates: Mapping[str, NDArray[Any]], limits: tuple[float, float]) -> Figure:
+    """Draw how phi is spread in each gate: closed, partly open and fully open groups.
+
+    Parameters
+    ----------
+    gates
+        The phi of each gate, shape (groups,), by the name of the gate.
+    limits
+        A group is closed up to the first phi, and fully open from the second on (``Gate.limits``).
+
+    Examples
+    --------
+    >>> phi = np.array([-1.0, 0.2, 1.5, 1.6])
+    >>> figure = gate_histogram({"conv1.outputs": phi}, (-0.5, 0.5))
+    >>> sorted(text.get_text() for text in figure.axes[0].get_legend().get_texts())
+    ['1 closed', '1 partly open', '2 fully open']
+    """
+    figure, panels = _grid(len(gates), 7)
+    colours = (MUTED, VERMILION, BLUE)
+    low, high = limits
+    values = np.concatenate([*gates.values(), limits])
+    bins = np.linspace(values.min(), values.max(), 41).tolist()
+    for (name, phi), axes in zip(gates.items(), panels, strict=True):
+        closed, opened = phi <= low, phi >= high
+        zones = {"closed": closed, "partly open": ~closed & ~opened, "fully open": opened}
+        axes.axvspan(low, high, color=SHADE, zorder=0, linewidth=0)
+        parts = [phi[inside] for inside in zones.values()]
+        labels = [f"{inside.sum():,} {zone}" for zone, inside in zones.items()]
+        # A bin that reaches over a limit has a bar of two colours.
+        axes.hist(parts, bins, stacked=True, histtype="stepfilled", color=colours, label=labels)
+        axes.legend(fontsize=8, frameon=False)
+        axes.locator_params(nbins=5)
+        axes.locator_params("y", integer=True)
+        axes.yaxis.set_major_formatter("{x:,.0f}")
+        axes.set_title(spaced(name))
+        axes.set_xlabel("φ of a group")
+    return figure
+
+
+@styled
+def gate_maps(
+    gates: Mapping[str, Bools], used: Mapping[str, Bools], channels: Mapping[str, int]
+) -> Figure:
+    """Draw each gate as a map with one square for each group: kept, open but unused, or closed.
+
+    Parameters
+    ----------
+    gates
+        Which groups of each gate are open, shape (groups,), by the name of the gate.
+    used
+        Which inputs and outputs the network uses, by such names. An open gate is unused if
+        another gate closes all that it leads to, or all that leads to it.
+    channels
+        For inputs that were flattened: the number of channels, by the name of the gate. Square
+        channels are drawn as blocks.
+
+    Examples
+    --------
+    >>> is_open = np.array([True, True, False])
+    >>> used = np.array([True, False, False])
+    >>> figure = gate_maps({"dense1.inputs": is_open}, {"dense1.inputs": used}, {})
+    >>> figure.axes[0].get_title(loc="left").splitlines()
+    ['dense1 inputs', '1 of 3 kept, 1 unused']
+    """
+    figure, panels = _grid(len(gates), 5)
+    colours = ListedColormap([FAINT, BLUE + "66", BLUE])  # closed, unused, kept
+    for (name, is_open), axes in zip(gates.items(), panels, strict=True):
+        kept = used.get(name, is_open)
+        states = is_open.astype(int) + kept
+        count = len(states)
+        side = math.isqrt(count // channels.get(name, count))
+        if side > 1 and count % side**2 == 0:
+            blocks = states.reshape(-1, side, side)
+        else:
+            blocks = np.broadcast_to(states.reshape(-1, 1, 1), (count, 4, 4))
+        columns = math.ceil(math.sqrt(1.5 * len(blocks)))
+        axes.imshow(_mosaic(blocks, columns), colours, vmin=0, vmax=2, interpolation="none")
+        axes.set_axis_off()
+        unused = f", {(states == 1).sum():,} unused" if (states == 1).any() else ""
+        axes.set_title(f"{spaced(name)}\n{kept.sum():,} of {count:,} kept{unused}", size=9)
+    figure.supxlabel("blue: kept · pale: open, but unused · grey: closed", size=8, color=MUTED)
+    return figure
+
+
+@styled
+def first_filters(filters: NDArray[Any], kept: Bools) -> Figure:
+    """Draw the filters of the first layer, kept ones first, dropped ones as grey tiles.
+
+    Parameters
+    ----------
+    filters
+        Weights, shape (O, C, KH, KW). The mean over the C channels is drawn.
+    kept
+        Which filters are kept, shape (O,).
+
+    Examples
+    --------
+    >>> figure = first_filters(np.ones((3, 1, 5, 5)), np.array([True, False, True]))
+    >>> figure.axes[0].get_title(loc="left")
+    '2 of 3 filters'
+    """
+    columns = max(8, math.ceil(math.sqrt(3 * len(filters))))
+    rows = math.ceil(len(filters) / columns)
+    width = max(4.2, 0.3 * columns)  # inches
+    figure = new_figure(width + 0.8, width * rows / columns + 0.5)
+    axes = figure.subplots()
+    _draw_filters(axes, filters, kept, columns)
+    bar = axes.inset_axes((1.02, 0, 0.02, 1))
+    figure.colorbar(axes.images[0], cax=bar, label="weight").outline.set_visible(False)
+    return figure
+
+
+@styled
+def overview(records: Records, filters: NDArray[Any], kept: Bools) -> Figure:
+    """Draw a run in one wide figure: error, savings, open gates and filters.
+
+    A dense network has the loss in place of savings and gates.
+
+    Parameters
+    ----------
+    records
+        As in :func:`curves`.
+    filters, kept
+        As in :func:`first_filters`.
+
+    Examples
+    --------
+    >>> record = {"epoch": 1, "loss": 0.2, "train_error": 5.0, "validation_error": 4.5}
+    >>> record |= {"open": {}, "frozen": False}
+    >>> overview([record], np.ones((3, 1, 5, 5)), np.ones(3, np.bool_)).get_suptitle()
+    '4.50 % validation error'
+    """
+    last = records[-1]
+    names = ["error", "savings", "gates"] if last["open"] else ["error", "loss"]
+    figure = new_figure(12.5, 3.7)
+    *panels, right = figure.subplots(1, len(names) + 1)
+    for axes, name in zip(panels, names, strict=True):
+        _draw_panel(axes, records, name)
+    _draw_filters(right, filters, kept, math.isqrt(len(filters)))
+
+    parts = []
+    if last["open"]:
+        for noun, key in (("weights", "weights"), ("MACs", "macs")):
+            parts.append(f"{times(last[f'dense_{key}'], last[key])} fewer {noun}")
+        if len(last["open"]) <= 5:  # the sizes of more layers do not fit
+            parts.insert(0, f"{last['dense_architecture']} → {last['architecture']}")
+    if last["validation_error"] is not None:
+        parts.append(f"{last['validation_error']:.2f} % validation error")
+    figure.suptitle("  ·  ".join(parts), x=0.01, ha="left", size=13, weight="bold")
+    return figure
+
+
 def plot_run(
     directory: str | Path,
     records: Records,
-    gates: Mapping[str, Array],
+    gates: Mapping[str, NDArray[Any]],
     limits: tuple[float, float],
-    filters: Array,
-    kept: NDArray[np.bool_],
+    filters: NDArray[Any],
+    kept: Bools,
 ) -> list[Path]:
-    """Write every figure of a run into ``directory``; return the paths.
-
-    The figures of gates are left out for a network without.
+    """Write the figures of a run into a directory; return the paths of the files.
 
     Parameters
     ----------
     directory
-        As of :func:`save`.
+        As in :func:`save`.
     records, filters, kept
-        As of :func:`overview`.
+        As in :func:`overview`.
     gates, limits
-        As of :func:`gate_histogram`; no gates for a dense network.
+        As in :func:`gate_histogram`. Without gates, the figures of gates are left out.
 
     Raises
     ------
-    ValueError, OSError
-        As of these.
+    OSError
+        If a file cannot be written.
 
     Examples
     --------
@@ -560,13 +350,13 @@ def plot_run(
     """
     figures = {
         "overview": overview(records, filters, kept),
-        "error_and_loss": error_and_loss(records),
+        "error_and_loss": curves(records, "error", "loss"),
         "first_filters": first_filters(filters, kept),
     }
     if gates:
         figures |= {
-            "expected_and_actual": expected_and_actual(records),
-            "architecture_over_time": architecture_over_time(records),
+            "expected_and_actual": curves(records, "weights"),
+            "architecture_over_time": curves(records, "gates"),
             "gate_histogram": gate_histogram(gates, limits),
         }
     return [path for name, figure in figures.items() for path in save(figure, directory, name)]
@@ -575,300 +365,179 @@ def plot_run(
 # ------------------------------------------------------------------------------------------ panels
 
 
-def _draw_error(axes: "Axes", records: Records) -> None:
-    lines = [("train", _series(records, "train_error"), MUTED)]
+def _draw_panel(axes: Axes, records: Records, name: str) -> None:
+    title, unit, lines_of = PANELS[name]
+    lines = lines_of(records)
+    if name == "gates":
+        axes.set_ylim(0, 105)
+        axes.yaxis.set_major_formatter("{x:g} %")
+    else:
+        _log_axis(axes, lines, unit)
+    _draw_lines(axes, records, lines)
+    axes.set_title(title)
+
+
+def _errors(records: Records) -> Lines:
+    lines = [_line(records, "train_error", "{:.2f} %\ntraining error", MUTED)]
     if records[-1]["validation_error"] is not None:
-        lines.append(("validation", _series(records, "validation_error"), BLUE))
-    low, high = _log_axis(axes, np.concatenate([values for _, values, _ in lines]), "{:g} %")
-    labels = []
-    for name, values, colour in lines:
-        shown = np.clip(values, low, high)
-        _draw_line(axes, records, shown, colour)
-        labels.append((shown[-1], f"{values[-1]:.2f} %\n{name}", colour))
-    _finish_epochs(axes, records, labels)
-    axes.set_title("Classification error")
+        lines.append(_line(records, "validation_error", "{:.2f} %\nvalidation error", BLUE))
+    return lines
 
 
-def _draw_loss(axes: "Axes", records: Records) -> None:
-    values = _series(records, "loss")
-    shown = np.clip(values, *_log_axis(axes, values, "{:g}"))
-    _draw_line(axes, records, shown, MUTED)
-    _finish_epochs(axes, records, [(shown[-1], f"{values[-1]:.2g}", MUTED)])
-    axes.set_title("Training loss, without the penalty")
+def _loss(records: Records) -> Lines:
+    return [_line(records, "loss", "{:.2g}", MUTED)]
 
 
-def _draw_savings(axes: "Axes", records: Records) -> None:
-    savings = []
-    for name, noun, colour in (("weights", "weights", BLUE), ("macs", "MACs", VERMILION)):
-        ratios = np.array([_times(r[f"dense_{name}"], r[name]) for r in records])
-        savings.append((ratios, f"{_times_text(ratios[-1])}\nfewer {noun}", colour))
-    low, high = _log_axis(
-        axes, np.concatenate([[1.0], *(ratios for ratios, *_ in savings)]), "{:g}×"
-    )
-    labels = []
-    for ratios, text, colour in savings:
-        shown = np.clip(ratios, low, high)
-        _draw_line(axes, records, shown, colour)
-        labels.append((shown[-1], text, colour))
-    _finish_epochs(axes, records, labels)
-    axes.set_title("Savings")
+def _weights(records: Records) -> Lines:
+    return [
+        _line(records, "expected_weights", "{:,.0f} expected", VERMILION),
+        _line(records, "weights", "{:,.0f} actual", BLUE),
+        _line(records, "dense_weights", "{:,.0f} dense", MUTED),
+    ]
 
 
-def _draw_architecture(axes: "Axes", records: Records) -> None:
-    labels = []
-    axes.set_ylim(0, 105)
+def _line(records: Records, key: str, label: str, colour: str) -> Line:
+    values = np.array([record[key] for record in records], np.float64)
+    return values, label.format(values[-1]), colour
+
+
+def _savings(records: Records) -> Lines:
+    lines = []
+    for noun, key, colour in (("weights", "weights", BLUE), ("MACs", "macs", VERMILION)):
+        dense = np.array([record[f"dense_{key}"] for record in records])
+        left = np.array([record[key] for record in records])
+        label = f"{times(dense[-1], left[-1])}\nfewer {noun}"
+        # A network with nothing left is drawn as one with a single weight.
+        lines.append((dense / np.maximum(left, 1), label, colour))
+    return lines
+
+
+def _open_gates(records: Records) -> Lines:
+    lines = []
     for i, (name, groups) in enumerate(records[-1]["groups"].items()):
-        colour = COLOURS[i % len(COLOURS)]
-        share = np.array([100 * record["open"][name] / groups for record in records])
-        _draw_line(axes, records, share, colour)
-        left = records[-1]["open"][name]
-        labels.append((share[-1], f"{left} of {groups}\n{spaced(name)}", colour))
-    axes.set_yticks([0, 25, 50, 75, 100], ["0 %", "25 %", "50 %", "75 %", "100 %"])
-    _finish_epochs(axes, records, labels)
-    axes.set_title("Open gates")
+        values = np.array([100 * record["open"][name] / groups for record in records])
+        label = f"{records[-1]['open'][name]:,} of {groups:,}\n{spaced(name)}"
+        lines.append((values, label, COLOURS[i % len(COLOURS)]))
+    return lines
 
 
-def _draw_zones(axes: "Axes", phi: Array, edges: list[Array]) -> None:
-    """Draw a histogram of phi, shape (groups,), in three zones with the given edges of bins."""
-    from matplotlib.ticker import MaxNLocator
+# By name: the title, the unit of the axis, and a function from records to lines.
+PANELS: dict[str, tuple[str, str, Callable[[Records], Lines]]] = {
+    "error": ("Error", " %", _errors),
+    "loss": ("Training loss, without the penalty", "", _loss),
+    "weights": ("Weights left", "", _weights),
+    "savings": ("Savings", "×", _savings),
+    "gates": ("Open gates", " %", _open_gates),
+}
 
-    closed, opened = phi <= edges[0][-1], phi >= edges[2][0]
-    zones = (
-        ("closed", closed, MUTED, SHADE),
-        ("partly", ~closed & ~opened, VERMILION, "#FCEDE3"),
-        ("fully open", opened, BLUE, "#E8F2F9"),
-    )
-    axes.set_xlim(edges[0][0], edges[2][-1])
-    for (_, inside, colour, shade), bins in zip(zones, edges, strict=True):
-        axes.axvspan(bins[0], bins[-1], color=shade, zorder=0, linewidth=0)
-        counts, _ = np.histogram(phi[inside], bins)
-        axes.bar(bins[:-1], counts, np.diff(bins), align="edge", color=colour, linewidth=0)
-    axes.set_ylim(bottom=0)
-    axes.yaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
-    texts = zip(zones, (0.0, 0.5, 1.0), ("left", "center", "right"), strict=True)
-    for (name, inside, colour, _), place, side in texts:
-        text = f"{int(inside.sum())} {name}"
-        axes.text(place, 1.02, text, transform=axes.transAxes, ha=side, fontsize=8.5, color=colour)
+
+def _draw_filters(axes: Axes, filters: NDArray[Any], kept: Bools, columns: int) -> None:
+    images = filters.mean(axis=1)
+    scale = float(np.abs(images).max()) or 1.0
+    images = np.where(kept[:, None, None], images, -2 * scale)  # below the scale: a grey tile
+    # The colour is the sign of a weight and the opacity is its size, on paper of any colour.
+    stops = [(0, BLUE), (0.5, BLUE + "00"), (0.5, VERMILION + "00"), (1, VERMILION)]
+    colours = LinearSegmentedColormap.from_list("weights", stops).with_extremes(under=FAINT)
+    mosaic = _mosaic(images[np.argsort(~kept, kind="stable")], columns)
+    axes.imshow(mosaic, colours, vmin=-scale, vmax=scale, interpolation="none")
+    axes.set_anchor("NW")
+    axes.set_axis_off()
+    axes.set_title(f"{kept.sum()} of {len(kept)} filters")
 
 
 # ------------------------------------------------------------------------------------------- parts
 
 
-def _figure(width: float, height: float) -> "Figure":
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+def _grid(count: int, width: float) -> tuple[Figure, list[Axes]]:
+    """Return a figure with a number of panels, in rows of two; the width is in inches."""
+    rows = math.ceil(count / 2)
+    figure = new_figure(width, 0.4 * width * rows)
+    return figure, [figure.add_subplot(rows, 2, place) for place in range(1, count + 1)]
 
 
-def _draw_line(axes: "Axes", records: Records, values: Array, colour: str) -> None:
-    """Draw values over epochs, with a dot on the last."""
-    epochs = [record["epoch"] for record in records]
-    axes.plot(epochs, values, color=colour, clip_on=False)
-    axes.plot(epochs[-1:], values[-1:], "o", color=colour, markersize=5, clip_on=False)
+def _mosaic(images: NDArray[Any], columns: int) -> NDArray[Any]:
+    """Lay images, shape (N, H, W), out in a grid. A pixel between them is NaN, which is empty."""
+    count, height, width = images.shape
+    rows = math.ceil(count / columns)
+    grid = np.full((rows * columns, height + 1, width + 1), np.nan)
+    grid[:count, :height, :width] = images
+    grid = grid.reshape(rows, columns, height + 1, width + 1).swapaxes(1, 2)
+    return grid.reshape(rows * (height + 1), columns * (width + 1))
 
 
-def _finish_epochs(axes: "Axes", records: Records, labels: Labels) -> None:
-    """Set up the axis of epochs, shade those with frozen gates, and label the ends of lines."""
-    from matplotlib.ticker import MaxNLocator
-
-    first, last = records[0]["epoch"], records[-1]["epoch"]
-    if first == last:
-        first, last = first - 0.5, last + 0.5
-    axes.set_xlim(first, last)
-    axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
-    points = axes.transData.transform([(last, value) for value, *_ in labels])
-    # A loss that is not a number has no height, but a label all the same.
-    heights = np.nan_to_num(axes.transAxes.inverted().transform(points)[:, 1])
-    _label_ends(axes, heights, labels)
-
-    frozen = [record["epoch"] for record in records if record["frozen"]]
-    # Gates that stop only with the last epoch leave nothing to shade.
-    if frozen and frozen[0] < records[-1]["epoch"] and records[-1]["open"]:
-        axes.axvspan(frozen[0], last, color=SHADE, zorder=0, linewidth=0)
-        # Out of the way of where the lines end.
-        place = max((0.87, 0.5, 0.12), key=lambda place: np.abs(heights - place).min())
-        axes.text(
-            last - 0.02 * (last - first),
-            place,
-            "gates\nfrozen",
-            transform=axes.get_xaxis_transform(),
-            ha="right",
-            va="center",
-            fontsize=8,
-            color=MUTED,
-        )
-
-
-def _label_ends(axes: "Axes", heights: Array, labels: Labels) -> None:
-    """Write labels right of the axes, at heights in units of the axes, or near where they overlap.
-
-    They move as little as can be (least squares), and stay within the axes.
-    """
-    size, count = 9, len(labels)
-    lines = max(text.count("\n") for _, text, _ in labels) + 1
-    gap = (1.2 * lines + 0.4) * size / 72 * axes.figure.dpi / axes.bbox.height
-    order = np.lexsort((-np.arange(count), heights))  # of equals the first comes on top
-    # Less the gaps below them, heights need only not decrease.
-    moved = _isotonic(heights[order] - gap * np.arange(count))
-    moved = np.clip(moved, 0, max(0, 1 - gap * (count - 1))) + gap * np.arange(count)
-    for height, index in zip(moved, order, strict=True):
-        _, text, colour = labels[index]
-        axes.annotate(
-            text,
-            (1, height),
-            xycoords="axes fraction",
-            xytext=(8, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=size,
-            fontweight="bold",
-            linespacing=1.1,
-            color=colour,
-        )
-
-
-def _isotonic(values: Array) -> Array:
-    """Return the numbers that do not decrease and are nearest to the values, shape (n,)."""
-    n = len(values)
-    return np.array(
-        [
-            max(min(values[j : k + 1].mean() for k in range(i, n)) for j in range(i + 1))
-            for i in range(n)
-        ]
-    )
-
-
-def _log_axis(axes: "Axes", values: Array, form: str) -> tuple[float, float]:
-    """Make the axis of y logarithmic, from 1-2-5 step to step around the values.
-
-    Returns its limits, between which there is room at the foot for 0, at the top for infinity.
-    """
-    from matplotlib.ticker import NullLocator
-
-    positive = values[np.isfinite(values) & (values > 0)]
-    smallest, largest = (positive.min(), positive.max()) if positive.size else (1.0, 1.0)
-    powers = range(math.floor(math.log10(smallest)) - 1, math.ceil(math.log10(largest)) + 2)
-    steps = [float(f"{digit}e{power}") for power in powers for digit in (1, 2, 5)]
-    low = max(step for step in steps if step <= smallest)
-    high = min(step for step in steps if step >= largest)
-    flat, zero, endless = low == high, (values <= 0).any(), np.isposinf(values).any()
-    if flat or zero:
-        low = steps[steps.index(low) - 1]
-    if flat or endless:
-        high = steps[steps.index(high) + 1]
-    ticks = [step for step in steps if low <= step <= high]
-    if len(ticks) > 6:
-        ticks = [tick for tick in ticks if f"{tick:e}".startswith("1")]
-    names = {tick: form.format(tick) for tick in ticks}
-    if zero:
-        names[low] = form.format(0)
-    if endless:
-        names[high] = form.format(math.inf).replace("inf", "∞")
+def _log_axis(axes: Axes, lines: Lines, unit: str) -> None:
+    """Make the axis of y logarithmic, with ticks as close as there is room for."""
+    values = np.concatenate([values for values, *_ in lines])
+    values = np.where(values < 1e-9, 0, values)
+    positive = values[values > 0] if values.any() else np.ones(1)
+    smallest = positive.min() if values.all() else positive.min() / 2  # room for 0 at the foot
+    for digits in (range(1, 10), (1, 2, 5), (1,)):
+        steps = [float(f"{digit}e{power}") for power in range(-10, 40) for digit in digits]
+        low = max(step for step in steps if step <= smallest)
+        high = min(step for step in steps if step > positive.max())
+        ticks = [step for step in steps if low <= step <= high]
+        if len(ticks) <= 8:
+            break
+    names = {tick: f"{tick:,.10g}{unit}" for tick in ticks}
+    if not values.all():
+        names[low] = f"0{unit}"
     axes.set_yscale("log")
     axes.set_ylim(low, high)
     axes.set_yticks(list(names), list(names.values()))
-    axes.yaxis.set_minor_locator(NullLocator())
-    return low, high
+    axes.minorticks_off()
 
 
-def _zone_edges(values: Array, limits: tuple[float, float]) -> list[Array]:
-    """Return the edges of bins for the zones closed, between and open.
+def _draw_lines(axes: Axes, records: Records, lines: Lines) -> None:
+    """Draw lines over epochs with labels at their ends; shade the epochs with frozen gates."""
+    epochs = [record["epoch"] for record in records]
+    axes.set_xlim(0, epochs[-1])
+    axes.set_xlabel("epoch")
+    axes.locator_params(axis="x", nbins=5, integer=True)
+    foot, _ = axes.get_ylim()
+    ends = []
+    for values, _, colour in lines:
+        shown = np.maximum(values, foot)
+        axes.plot(epochs, shown, color=colour, marker="o", markevery=[-1], clip_on=False)
+        ends.append((epochs[-1], shown[-1]))
+    heights = (axes.transScale + axes.transLimits).transform(ends)[:, 1]
+    _label_ends(axes, heights, lines)
 
-    No bin reaches over a border of zones; all are about as wide, but those in a narrow transition.
-    """
-    closed, opened = limits
-    width = opened - closed
-    low, high = min(values.min(), closed - width / 2), max(values.max(), opened + width / 2)
-    step = (high - low) / 40
-    inner = max(1, round(width / step))
-    step = max(step, width / inner)
-    below, above = (math.floor(side / step) + 1 for side in (closed - low, high - opened))
-    return [
-        closed - step * np.arange(below, -1, -1),
-        np.linspace(closed, opened, inner + 1),
-        opened + step * np.arange(above + 1),
-    ]
-
-
-def _draw_filters(
-    axes: "Axes", filters: Array, kept: NDArray[np.bool_], columns: int
-) -> "ScalarMappable":
-    """Draw filters in a grid; return their colours."""
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import LinearSegmentedColormap, Normalize
-
-    images = filters.mean(axis=1)
-    scale = float(np.abs(images).max()) or 1.0
-    colours, greys = (
-        ScalarMappable(Normalize(-scale, scale), LinearSegmentedColormap.from_list("", shades))
-        for shades in ((BLUE, "white", VERMILION), ("#9AA2AB", "#F6F7F8", "#9AA2AB"))
-    )
-    height, width = images.shape[1:]
-    # The gap between filters is a fifth of their size.
-    for place, index in enumerate(np.argsort(~kept, kind="stable")):
-        top, left = place // columns * 1.2 * height, place % columns * 1.2 * width
-        x, y = left + np.arange(width + 1), top + np.arange(height + 1)
-        image = (colours if kept[index] else greys).to_rgba(images[index])
-        axes.pcolormesh(x, y, image, rasterized=height * width > 100)  # lest files be huge
-        ring = ([x[0], x[-1], x[-1], x[0], x[0]], [y[0], y[0], y[-1], y[-1], y[0]])
-        axes.plot(*ring, color="#AFB8C1" if kept[index] else FAINT, linewidth=0.8)
-        if not kept[index]:
-            axes.plot(x[[0, -1]], y[[0, -1]], color=MUTED, linewidth=0.8)
-            axes.plot(x[[0, -1]], y[[-1, 0]], color=MUTED, linewidth=0.8)
-    axes.set_aspect("equal", anchor="NW")
-    axes.invert_yaxis()
-    axes.set_axis_off()
-    return colours
+    frozen = [record["epoch"] for record in records if record["frozen"] and record["open"]]
+    if frozen and frozen[0] < epochs[-1]:
+        axes.axvspan(frozen[0], epochs[-1], color=SHADE, zorder=0, linewidth=0)
+        # Written at the height that is farthest from the ends of lines.
+        y = max((0.87, 0.5, 0.12), key=lambda y: np.abs(heights - y).min())
+        axes.text(
+            0.98, y, "gates\nfrozen", transform=axes.transAxes, ha="right", va="center", size=8,
+            color=MUTED,
+        )  # fmt: skip
 
 
-def _series(records: Records, key: str) -> Array:
-    return np.array([record[key] for record in records], np.float64)
+def _label_ends(axes: Axes, heights: NDArray[Any], lines: Lines) -> None:
+    """Write labels right of the axes at heights from 0 to 1, moved apart where they overlap."""
+    size, count = 9, len(lines)
+    text_lines = 1 + max(label.count("\n") for _, label, _ in lines)
+    gap = (1.2 * text_lines + 0.4) * size / 72 * axes.figure.dpi / axes.bbox.height
+    gaps = gap * np.arange(count)
+    order = np.lexsort((-np.arange(count), heights))  # of equal heights, the first comes on top
+    # Heights less the gaps below them must not fall: raise some, lower others, and take the mean.
+    free = heights[order] - gaps
+    raised = np.maximum.accumulate(free)
+    lowered = np.minimum.accumulate(free[::-1])[::-1]
+    moved = np.clip((raised + lowered) / 2, 0, max(0, 1 - gaps[-1])) + gaps
+    for height, index in zip(moved, order, strict=True):
+        _, label, colour = lines[index]
+        axes.annotate(
+            label, (1, height), (8, 0), xycoords="axes fraction", textcoords="offset points",
+            va="center", size=size, weight="bold", linespacing=1.1, color=colour,
+        )  # fmt: skip
 
 
-def _headline(record: Mapping[str, Any]) -> str:
-    parts = []
-    if record["open"]:
-        weights, macs = (
-            _times_text(_times(record[f"dense_{name}"], record[name]))
-            for name in ("weights", "macs")
-        )
-        parts = [f"{weights} fewer weights", f"{macs} fewer MACs"]
-        if len(record["open"]) <= 5:  # more do not fit
-            parts.insert(0, f"{record['dense_architecture']} → {record['architecture']}")
-    error = record["validation_error"]
-    if error is not None:
-        parts.append(f"{error:.2f} % validation error")
-    return "  ·  ".join(parts)
-
-
-def _times(dense: int, left: int) -> float:
-    return dense / left if left else math.inf
-
-
-def _times_text(ratio: float) -> str:
-    if math.isinf(ratio):
-        return "∞×"
-    return f"{ratio:.1f}×" if ratio < 10 else f"{ratio:,.0f}×"
+def times(dense: float, left: float) -> str:
+    """Return how many times less is left than a dense network has, as text."""
+    return f"{dense / left:,.1f}×" if left else "∞×"
 
 
 def spaced(name: str) -> str:
+    """Return the name of a gate as words."""
     return name.replace(".", " ")
-
-
-def check_records(records: Records) -> None:
-    if not records:
-        raise ValueError("records is empty; expected the record of one epoch or more.")
-
-
-def check_filters(filters: Array, kept: NDArray[np.bool_]) -> None:
-    if filters.ndim != 4 or 0 in filters.shape or kept.shape != filters.shape[:1]:
-        raise ValueError(
-            f"filters have shape {filters.shape} and kept {kept.shape}; expected (O, C, KH, KW), "
-            f"none of them 0, and (O,)."
-        )
-    if not np.isfinite(filters).all():
-        raise ValueError("filters hold numbers that are not finite; they cannot be drawn.")

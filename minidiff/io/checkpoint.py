@@ -5,19 +5,19 @@ executed. Its metadata hold two texts:
 
 ``minidiff``
     JSON: the number of the format, the architecture as a tree of layers and their settings, the
-    states of random generators, and ``info``, whatever the writer adds. Sizes are not settings;
-    they are those of the arrays.
+    states of random generators, and ``info``, whatever the writer adds.
 ``sha256``
     The digest of that text and of all arrays. A file that was altered by accident does not load.
 
-Arrays have the names of the parameters they are for, such as ``conv1.layer.weight``; those behind
-``state/`` belong to the writer, an optimiser say.
+Arrays have the names of the parameters they are for, such as ``conv1.layer.weight``; arrays with
+names behind ``state/`` belong to the writer, an optimiser for instance.
 """
 
 import errno
 import hashlib
+import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,46 +25,36 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minidiff.engine import nn
-from minidiff.engine.nn import Module, Sequential
-from minidiff.io.extras import extra
-from minidiff.io.files import write_whole
-from minidiff.pruning.baselines import GaussianGate, HardConcrete
-from minidiff.pruning.gates import Gate, Gated, Mask
+from minidiff.engine.module import Module, Parameter, Sequential
 from minidiff.pruning.groups import Groups
 
-__all__ = [
-    "MALFORMED",
-    "Checkpoint",
-    "CheckpointError",
-    "generator_state",
-    "load",
-    "restore_generator",
-    "save",
-]
+from .extras import extra
+from .files import write_whole
 
-FORMAT = 2
+__all__ = ["MALFORMED", "Checkpoint", "CheckpointError", "load", "save"]
+
+FORMAT = 3
 STATE = "state/"
-EXPORTED = (".onnx", ".npz")  # endings of what is written for other software
+EXPORTED = (".onnx", ".npz")  # endings of files for other software
 DTYPES = {"F32": np.float32, "F64": np.float64, "I64": np.int64}
 # Others are not restored: NumPy does not check all that a file might say of their states.
 GENERATORS = ("PCG64", "PCG64DXSM", "SFC64")
 
 Arrays = dict[str, NDArray[Any]]
 
-#: What reading something that is not as expected may raise.
+#: What reading something malformed may raise.
 MALFORMED = (
     ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError,
 )  # fmt: skip
 
 
 class CheckpointError(ValueError):
-    """A file that is no checkpoint, or a damaged one, or a network that fits in none."""
+    """A file that is no checkpoint, or a damaged one, or a network that cannot be saved."""
 
 
 @dataclass
 class Checkpoint:
-    """What a checkpoint holds.
+    """The contents of a checkpoint.
 
     Attributes
     ----------
@@ -77,7 +67,8 @@ class Checkpoint:
     Examples
     --------
     >>> import tempfile
-    >>> model = Sequential(nn.Linear(4, 3, rng=np.random.default_rng(0)))
+    >>> from minidiff import nn
+    >>> model = nn.Sequential(nn.Linear(4, 3, rng=np.random.default_rng(0)))
     >>> with tempfile.TemporaryDirectory() as directory:
     ...     Checkpoint(model, {"step": 7}).write(f"{directory}/model.safetensors")
     ...     Checkpoint.read(f"{directory}/model.safetensors").info
@@ -89,11 +80,11 @@ class Checkpoint:
     state: Arrays = field(default_factory=dict)
 
     def write(self, path: str | Path) -> None:
-        """Write the file, whole or not at all; CheckpointError if the model cannot be described."""
+        """Write the file, whole or not at all; CheckpointError if the model cannot be saved."""
         described = _Description()
         content = {
             "format": FORMAT,
-            "architecture": described.of(self.model, ""),
+            "architecture": described.module(self.model, ""),
             "generators": [generator_state(rng) for rng in described.generators],
             "info": self.info,
         }
@@ -101,7 +92,7 @@ class Checkpoint:
             text = json.dumps(content, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise CheckpointError(
-                f"what is to be kept beside the network is not of JSON's types: {error}. Expected "
+                f"what is to be saved beside arrays is not of JSON's types: {error}. Expected "
                 f"finite numbers, texts, lists and dictionaries."
             ) from error
         arrays = described.arrays | {STATE + name: array for name, array in self.state.items()}
@@ -127,7 +118,10 @@ class Checkpoint:
                 )
             generators = [restore_generator(state) for state in content["generators"]]
             state = {name: arrays.pop(name) for name in list(arrays) if name.startswith(STATE)}
-            model = _Builder(arrays, generators).build(content["architecture"], "")
+            builder = _Builder(arrays, generators)
+            model = builder.module(content["architecture"], "")
+            if arrays:  # every array must have found its place
+                raise ValueError(f"arrays belong to no layer: {', '.join(sorted(arrays))}")
             state = {name.removeprefix(STATE): array for name, array in state.items()}
             return cls(model, content["info"], state)
         except MALFORMED as error:
@@ -143,16 +137,16 @@ def save(path: str | Path, model: Module, **info: Any) -> None:
     path
         Of the file; ``.safetensors`` is the usual ending.
     model
-        Of Sequential, Gate, Gated and the layers of :mod:`minidiff.engine.nn`. Subclasses of
-        Sequential that add nothing to ``forward`` are written as Sequential.
+        Of modules whose class has ``settings``, as all of minidiff have. Subclasses of Sequential
+        that add nothing to ``forward`` are written as Sequential.
     info
         Anything of JSON's types to keep beside it.
 
     Raises
     ------
     CheckpointError
-        If the model holds a module of another class, two layers share a parameter, ``info`` is
-        not such, or the ending is that of another format.
+        If a module cannot be saved, two layers share a parameter, ``info`` is not of JSON's types,
+        or the ending is that of another format.
     TypeError
         If ``model`` is no module.
     OSError
@@ -161,11 +155,12 @@ def save(path: str | Path, model: Module, **info: Any) -> None:
     Examples
     --------
     >>> import tempfile
-    >>> model = Sequential(nn.Linear(4, 3, rng=np.random.default_rng(0)))
+    >>> from minidiff import nn
+    >>> model = nn.Sequential(nn.Linear(4, 3, rng=np.random.default_rng(0)))
     >>> with tempfile.TemporaryDirectory() as directory:
     ...     save(f"{directory}/model.safetensors", model)
     ...     same = load(f"{directory}/model.safetensors")
-    >>> bool((same.layers[0].weight.data == model.layers[0].weight.data).all())
+    >>> bool((same[0].weight.data == model[0].weight.data).all())
     True
     """
     if not isinstance(model, Module):
@@ -182,7 +177,7 @@ def load(path: str | Path) -> Module:
     """Read a network that :func:`save` or a training run has written.
 
     Modules and generators that were shared are shared again. The network is as when new: in
-    training, and all its parameters require a gradient.
+    training, and all its parameters require a gradient. Classes of your own must be defined before.
 
     Parameters
     ----------
@@ -194,7 +189,7 @@ def load(path: str | Path) -> Module:
     FileNotFoundError
         If there is none.
     CheckpointError
-        If it is damaged, or none of minidiff's; the error says what is wrong.
+        If it is damaged, or not written by minidiff; the error says what is wrong.
 
     Examples
     --------
@@ -207,7 +202,7 @@ def load(path: str | Path) -> Module:
 
 
 def _contents(path: Path) -> tuple[str, Arrays]:
-    """Read the description and the arrays, which are what was written."""
+    """Read the description and the arrays, and check their digest."""
     if not path.exists():
         raise FileNotFoundError(errno.ENOENT, "there is no such checkpoint", str(path))
     if path.is_dir():
@@ -219,20 +214,16 @@ def _contents(path: Path) -> tuple[str, Arrays]:
             f"{path} was exported for other software; minidiff reads .safetensors, which "
             f"minidiff.export writes as well."
         )
-    safe_open = extra("safetensors").safe_open
-    problem = extra("safetensors").SafetensorError
+    safetensors = extra("safetensors")
     try:
-        with safe_open(path, framework="np") as file:
-            metadata = file.metadata() or {}
-            odd = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 - it is no dict
-            odd = {name: dtype for name, dtype in odd.items() if dtype not in DTYPES}
+        with safetensors.safe_open(path, framework="np") as file:
+            metadata, names = file.metadata() or {}, list(file.keys())
+            dtypes = {name: file.get_slice(name).get_dtype() for name in names}
+            odd = [f"{name} is of dtype {d}" for name, d in dtypes.items() if d not in DTYPES]
             if odd:
-                name, dtype = next(iter(odd.items()))
-                raise CheckpointError(
-                    f"{path}: {name} is of dtype {dtype}; expected one of {', '.join(DTYPES)}."
-                )
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - likewise
-    except (OSError, problem, UnicodeDecodeError) as error:
+                raise CheckpointError(f"{path}: {odd[0]}; expected one of {', '.join(DTYPES)}.")
+            arrays = {name: file.get_tensor(name) for name in names}
+    except (OSError, safetensors.SafetensorError, UnicodeDecodeError) as error:
         raise CheckpointError(
             f"{path} cannot be read as a checkpoint: {error}. It is damaged, cut short, or none."
         ) from error
@@ -259,52 +250,17 @@ def _digest(text: str, arrays: Mapping[str, NDArray[Any]]) -> str:
 
 
 def generator_state(rng: np.random.Generator) -> dict[str, Any]:
-    """Return the state of a generator in JSON's types.
-
-    Parameters
-    ----------
-    rng
-        A PCG64, PCG64DXSM or SFC64.
-
-    Raises
-    ------
-    CheckpointError
-        If it is of another kind, which :func:`restore_generator` would refuse.
-
-    Examples
-    --------
-    >>> generator_state(np.random.default_rng(0))["bit_generator"]
-    'PCG64'
-    """
+    """Return the state of a generator in JSON's types; CheckpointError for an unusual kind."""
     name = type(rng.bit_generator).__name__
     if name not in GENERATORS:
         raise CheckpointError(f"a generator is {name!r}; expected one of {', '.join(GENERATORS)}.")
-    state: dict[str, Any] = json.loads(
-        json.dumps(rng.bit_generator.state, default=np.ndarray.tolist)
-    )
+    text = json.dumps(rng.bit_generator.state, default=np.ndarray.tolist)
+    state: dict[str, Any] = json.loads(text)
     return state
 
 
 def restore_generator(state: Mapping[str, Any]) -> np.random.Generator:
-    """Return a generator in a state as of :func:`generator_state`.
-
-    Parameters
-    ----------
-    state
-        Of a PCG64, PCG64DXSM or SFC64.
-
-    Raises
-    ------
-    ValueError
-        If it is of another kind.
-
-    Examples
-    --------
-    >>> rng = np.random.default_rng(0)
-    >>> again = restore_generator(generator_state(rng))
-    >>> rng.random() == again.random()
-    True
-    """
+    """Return a generator in the state of :func:`generator_state`; ValueError for another kind."""
     name = state["bit_generator"]
     if name not in GENERATORS:
         raise ValueError(f"a generator is {name!r}; expected one of {', '.join(GENERATORS)}")
@@ -322,20 +278,18 @@ def _with_arrays(value: Any) -> Any:
 
 # -- the architecture --------------------------------------------------------------------------
 
-# Each class of layers: its arrays, and its settings of JSON's types.
-LAYERS: dict[type[Module], tuple[tuple[str, ...], tuple[str, ...]]] = {
-    nn.Conv2d: (("weight", "bias"), ("stride", "padding")),
-    nn.Linear: (("weight", "bias"), ()),
-    nn.MaxPool2d: ((), ("kernel", "stride", "relu")),
-    nn.AvgPool2d: ((), ("kernel", "stride")),
-    nn.ReLU: ((), ()),
-    nn.Dropout: ((), ("p",)),
-    nn.Flatten: ((), ()),
-    nn.Select: (("indices",), ("size",)),
-    Gate: (("phi",), ("width", "noise", "sigma", "per_sample", "frozen")),
-    HardConcrete: (("phi",), ("beta", "gamma", "zeta", "per_sample", "frozen")),
-    GaussianGate: (("phi",), ("sigma", "per_sample", "frozen")),
-}
+
+def _classes(parent: type[Module] = Module) -> Iterator[tuple[str, type[Module]]]:
+    """Yield (name, class) for the classes of modules that can be saved."""
+    for cls in parent.__subclasses__():
+        if cls.settings is not None:
+            yield _class_name(cls), cls
+        yield from _classes(cls)
+
+
+def _class_name(cls: type[Module]) -> str:
+    ours = cls.__module__.startswith("minidiff.")
+    return cls.__name__ if ours else f"{cls.__module__}.{cls.__qualname__}"
 
 
 class _Description:
@@ -347,7 +301,7 @@ class _Description:
         self._names: dict[int, str] = {}  # of modules described before
         self._owners: dict[int, str] = {}  # of parameters
 
-    def of(self, module: Module, name: str) -> dict[str, Any]:
+    def module(self, module: Module, name: str) -> dict[str, Any]:
         """Describe a module; ``name`` is dotted, and empty for the whole network."""
         if id(module) in self._names:
             if isinstance(module, Sequential):
@@ -357,45 +311,52 @@ class _Description:
                 )
             return {"type": "shared", "name": self._names[id(module)]}
         self._names[id(module)] = name
-        prefix = f"{name}." if name else ""
-        if isinstance(module, Sequential) and type(module).forward is Sequential.forward:
-            layers = {key: self.of(layer, prefix + key) for key, layer in module.items()}
-            held = (*module.children(), *module.named_parameters())
-            more = [key for key, _ in held if key.partition(".")[0] not in layers]
-            if more:
-                raise CheckpointError(
-                    f"{name or 'the model'}, a {type(module).__name__}, holds more than layers: "
-                    f"{', '.join(more)}. That a checkpoint cannot "
-                    f"describe; save model.state_dict() instead."
-                )
-            return {"type": "Sequential", "layers": layers}
-        if type(module) is Gated:
-            parts = {key: self.of(part, prefix + key) for key, part in module.children()}
-            return {"type": "Gated", **parts}
-        if type(module) is Mask:
-            self.arrays[f"{prefix}groups"] = module.groups.labels
-            return {"type": "Mask", "gate": self.of(module.gate, f"{prefix}gate")}
-        if type(module) not in LAYERS:
+        prefix, cls = f"{name}." if name else "", type(module)
+        if isinstance(module, Sequential) and cls.forward is Sequential.forward:
+            return {"type": "Sequential", "layers": self._layers(module, prefix)}
+        if cls.settings is None:
             raise CheckpointError(
-                f"{name or 'the model'} is a {type(module).__name__}, which a checkpoint cannot "
-                f"describe; save model.state_dict() instead."
+                f"{name or 'the model'} is a {cls.__name__}, whose class has no settings, so it "
+                f"cannot be saved. Name the arguments of its constructor there, or save "
+                f"model.state_dict() instead."
             )
-        arrays, settings = LAYERS[type(module)]
-        for key in arrays:
-            self._take(prefix + key, getattr(module, key))
-        described = {key: getattr(module, key) for key in settings}
-        rng: np.random.Generator | None = getattr(module, "rng", None)
+        for key, value in module.members():
+            if isinstance(value, Parameter):
+                self._take(prefix + key, value)
+        described = {key: self._value(getattr(module, key), prefix + key) for key in cls.settings}
+        rng = getattr(module, "rng", None)
         if rng is not None:
-            described["rng"] = self._generator(rng)
-        return {"type": type(module).__name__, **described}
+            described["rng"] = self._number(rng)
+        return {"type": _class_name(cls), **described}
 
-    def _take(self, name: str, value: Any) -> None:
-        owner = self._owners.setdefault(id(value), name)
+    def _layers(self, module: Sequential, prefix: str) -> dict[str, Any]:
+        layers = {key: self.module(layer, prefix + key) for key, layer in module.items()}
+        held = [key for key, value in module.members() if isinstance(value, Module | Parameter)]
+        more = [key for key in held if key.partition(".")[0] not in layers]
+        if more:
+            raise CheckpointError(
+                f"{prefix[:-1] or 'the model'}, a {type(module).__name__}, holds more than layers: "
+                f"{', '.join(more)}. That cannot be saved; save model.state_dict() instead."
+            )
+        return layers
+
+    def _value(self, value: Any, name: str) -> Any:
+        if isinstance(value, Module):
+            return self.module(value, name)
+        if isinstance(value, Groups):
+            self.arrays[name] = value.labels
+            return {"type": "Groups"}
+        if isinstance(value, list | tuple):
+            return [self._value(item, f"{name}.{i}") for i, item in enumerate(value)]
+        return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+
+    def _take(self, name: str, parameter: Parameter) -> None:
+        owner = self._owners.setdefault(id(parameter), name)
         if owner != name:
             raise CheckpointError(f"{owner} and {name} are one parameter; expected one for each.")
-        self.arrays[name] = value.data if isinstance(value, nn.Parameter) else value
+        self.arrays[name] = parameter.data
 
-    def _generator(self, rng: np.random.Generator) -> int:
+    def _number(self, rng: np.random.Generator) -> int:
         for number, known in enumerate(self.generators):
             if known is rng:
                 return number
@@ -404,88 +365,57 @@ class _Description:
 
 
 class _Builder:
-    """Builds modules from descriptions and arrays."""
+    """Builds modules from descriptions; takes the arrays that it uses out of ``arrays``."""
 
     def __init__(self, arrays: Arrays, generators: list[np.random.Generator]) -> None:
         self.arrays, self.generators = arrays, generators
+        self._classes = dict(_classes())
         self._modules: dict[str, Module] = {}
 
-    def build(self, spec: dict[str, Any], name: str) -> Module:
-        """Build the whole network; every array must have found its place."""
-        model = self._module(spec, name)
-        if self.arrays:
-            raise ValueError(f"arrays belong to no layer: {', '.join(sorted(self.arrays))}")
-        return model
-
-    def _module(self, spec: dict[str, Any], name: str) -> Module:
-        settings = dict(spec)
+    def module(self, spec: Mapping[str, Any], name: str) -> Module:
+        """Build a module; ``name`` is dotted, and empty for the whole network."""
+        settings, prefix = dict(spec), f"{name}." if name else ""
         kind = settings.pop("type")
         if kind == "shared":
-            return self._modules[settings["name"]]  # no Sequential, or a tree might unfold for ever
-        prefix = f"{name}." if name else ""
-        module: Module
+            return self._modules[settings["name"]]  # no Sequential, or a tree might never end
         if kind == "Sequential":
             layers = settings["layers"].items()
-            return Sequential(**{key: self._module(part, prefix + key) for key, part in layers})
-        if kind == "Gated":
-            parts: dict[str, Any] = {"weights": [], "biases": []}
-            for key, part in settings.items():
-                role, _, number = key.partition(".")
-                built = self._module(part, prefix + key)
-                if number:
-                    parts[role].append(built)
-                else:
-                    parts[role] = built
-            module = Gated(**parts)
-        elif kind == "Mask":
-            groups = Groups(self.arrays.pop(f"{prefix}groups"))
-            module = Mask(self._module(settings["gate"], f"{prefix}gate"), groups)  # type: ignore[arg-type]  # checked by use
-        else:
-            module = self._layer(kind, settings, prefix)
+            return Sequential(**{key: self.module(part, prefix + key) for key, part in layers})
+        if kind not in self._classes:
+            raise ValueError(
+                f"{name or 'the model'} is a {kind!r}, which is no layer of minidiff; a class of "
+                f"your own must be defined before"
+            )
+        cls, number = self._classes[kind], settings.pop("rng", None)
+        settings = {key: self._value(value, prefix + key) for key, value in settings.items()}
+        wanted = inspect.signature(cls).parameters
+        if number is not None:
+            settings["rng"] = self.generators[number]
+        elif "rng" in wanted and wanted["rng"].default is inspect.Parameter.empty:
+            settings["rng"] = np.random.default_rng(0)  # draws weights that are replaced
+        later = {key: settings.pop(key) for key in list(settings) if key not in wanted}
+        module = cls(**settings)
+        for key, value in later.items():
+            setattr(module, key, value)
+        self._fill(module, prefix)
         self._modules[name] = module
         return module
 
-    def _layer(self, kind: str, settings: dict[str, Any], prefix: str) -> Module:
-        layer = next((c for c in LAYERS if c.__name__ == kind), None)
-        if layer is None:
-            raise ValueError(f"{prefix[:-1]} is a {kind!r}, which is no layer of minidiff")
-        arrays = {key: self.arrays.pop(prefix + key) for key in LAYERS[layer][0]}
-        number = settings.pop("rng", None)
-        if number is not None:
-            settings["rng"] = self.generators[number]
-        frozen = settings.pop("frozen", False)
-        make: Callable[..., Module] = layer
-        if layer is nn.Select:
-            return nn.Select(arrays["indices"], **settings)
-        if issubclass(layer, Gate):
-            arguments = [len(arrays["phi"])]
-            settings["dtype"] = arrays["phi"].dtype
-        elif layer in (nn.Conv2d, nn.Linear):
-            arguments = self._sizes(layer, arrays["weight"], prefix)
-            settings |= {"rng": np.random.default_rng(0), "dtype": arrays["weight"].dtype}
-        else:
-            return make(**settings)
-        module = make(*arguments, **settings)
-        wrong = [
-            f"{prefix}{key} is {array.dtype} of shape {array.shape}, not "
-            f"{getattr(module, key).dtype} of shape {getattr(module, key).shape}"
-            for key, array in arrays.items()
-            if (array.dtype, array.shape)
-            != (getattr(module, key).dtype, getattr(module, key).shape)
-        ]
-        if wrong:
-            raise ValueError(f"arrays do not fit: {'; '.join(wrong)}")
-        module.load_state_dict(arrays)
-        if isinstance(module, Gate):
-            module.frozen = bool(frozen)
-        return module
+    def _value(self, value: Any, name: str) -> Any:
+        if isinstance(value, Mapping):
+            groups = value["type"] == "Groups"
+            return Groups(self.arrays.pop(name)) if groups else self.module(value, name)
+        if isinstance(value, list):
+            return [self._value(item, f"{name}.{i}") for i, item in enumerate(value)]
+        return value
 
-    @staticmethod
-    def _sizes(layer: type[Module], weight: NDArray[Any], prefix: str) -> list[Any]:
-        outputs, inputs, *kernel = weight.shape
-        if len(kernel) != (2 if layer is nn.Conv2d else 0) or weight.dtype.kind != "f":
-            raise ValueError(
-                f"{prefix}weight is {weight.dtype} of shape {weight.shape}, which does not fit a "
-                f"{layer.__name__}"
-            )
-        return [inputs, outputs, *([tuple(kernel)] if kernel else [])]
+    def _fill(self, module: Module, prefix: str) -> None:
+        for key, parameter in module.members():
+            if isinstance(parameter, Parameter):
+                array = self.arrays.pop(prefix + key)
+                if (array.dtype, array.shape) != (parameter.dtype, parameter.shape):
+                    raise ValueError(
+                        f"{prefix}{key} is {array.dtype} of shape {array.shape}, not "
+                        f"{parameter.dtype} of shape {parameter.shape}"
+                    )
+                parameter.data = np.ascontiguousarray(array)

@@ -2,25 +2,26 @@
 
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from minidiff._version import __version__
 from minidiff.engine import nn
-from minidiff.engine.nn import Module, Shape
-from minidiff.io.checkpoint import Checkpoint
-from minidiff.io.extras import extra
-from minidiff.io.files import write_whole
+from minidiff.engine.arrays import Shape
+from minidiff.engine.module import Module, Sequential, chain
 from minidiff.pruning.compact import compact
+
+from .checkpoint import Checkpoint
+from .extras import extra
+from .files import write_whole
 
 __all__ = ["ExportError", "export"]
 
 OPSET, IR = 17, 9  # of ONNX: old enough for every runtime of the last years
-
-Array = NDArray[Any]
 
 
 class ExportError(ValueError):
@@ -29,7 +30,7 @@ class ExportError(ValueError):
 
 def export(
     path: str | Path, model: Module, shape: Shape, *, mean: float = 0.0, std: float = 1.0
-) -> nn.Sequential:
+) -> Sequential:
     """Write the compact form of a network to a file of other software; return what was written.
 
     Parameters
@@ -50,8 +51,8 @@ def export(
     shape
         Of one input, without the batch: (C, H, W) or (D,).
     mean, std
-        What inputs were normalised with. Files for others do so themselves: they take the numbers
-        as they are before, for images 0..1.
+        The normalisation of inputs in training. Files for other software normalise themselves: they
+        take the numbers as they are before, for images 0..1.
 
     Raises
     ------
@@ -60,8 +61,7 @@ def export(
     ImportError
         If the package for the format is not installed.
     TypeError, ValueError
-        As of :func:`minidiff.compact`, if ``model`` is no module, and if the network does not fit
-        the shape.
+        As in :func:`minidiff.compact`, and if ``model`` is no module.
     OSError
         If the file cannot be written.
 
@@ -72,8 +72,8 @@ def export(
     >>> with tempfile.TemporaryDirectory() as directory:
     ...     small = export(f"{directory}/model.npz", model, (4,))
     ...     with np.load(f"{directory}/model.npz") as arrays:
-    ...         sorted(arrays)
-    ['0.bias', '0.weight', 'layers', 'mean', 'shape', 'std']
+    ...         [name for name in arrays if name.startswith("0.")]
+    ['0.weight', '0.bias', '0.in_features', '0.out_features', '0.dtype']
     """
     if not isinstance(model, Module):
         raise TypeError(
@@ -84,12 +84,11 @@ def export(
         raise ExportError(
             f"{path} has the ending {path.suffix!r}; expected one of {', '.join(FORMATS)}."
         )
-    small = compact(model)
+    small = compact(model, shape)
     if any(parameter.dtype != np.float32 for parameter in small.parameters()):
         raise ExportError("the network's weights are not all float32, which files are to hold.")
     if not (math.isfinite(mean) and 0 < std < math.inf):
         raise ExportError(f"mean is {mean} and std {std}; expected numbers, std above 0.")
-    small.output_shape(shape)
     FORMATS[path.suffix](path, small, tuple(map(int, shape)), mean, std)
     return small
 
@@ -97,24 +96,46 @@ def export(
 # -- ONNX --------------------------------------------------------------------------------------
 
 
-def _write_onnx(path: Path, model: nn.Sequential, shape: Shape, mean: float, std: float) -> None:
-    from minidiff._version import __version__
+class Graph:
+    """Nodes of ONNX, one behind the other; layers add them by their method ``onnx``."""
 
+    def __init__(self) -> None:
+        onnx = extra("onnx", needed_by="onnx")
+        self._helper, self._from_array = onnx.helper, onnx.numpy_helper.from_array
+        self.nodes: list[Any] = []
+        self.constants: list[Any] = []
+        self.layer = ""  # the name of the layer that adds nodes
+        self._last = "images"
+
+    def add(
+        self, op: str, constants: Mapping[str, NDArray[Any]] | None = None, **attributes: Any
+    ) -> None:
+        """Add a node that takes the output of the last one, and constants."""
+        names = [f"{self.layer}.{key}" for key in constants or {}]
+        for name, value in zip(names, (constants or {}).values(), strict=True):
+            self.constants.append(self._from_array(np.ascontiguousarray(value), name))
+        output = f"{self.layer}_{op}"
+        node = self._helper.make_node(op, [self._last, *names], [output], name=output, **attributes)
+        self.nodes.append(node)
+        self._last = output
+
+
+def _write_onnx(path: Path, model: Sequential, shape: Shape, mean: float, std: float) -> None:
+    graph = Graph()
+    graph.layer = "normalised"
+    graph.add("Sub", {"mean": np.array(mean, np.float32)})
+    graph.add("Div", {"std": np.array(std, np.float32)})
+    for graph.layer, layer in chain(model):
+        layer.onnx(graph)
+    graph.nodes[-1].output[0] = "logits"
     onnx = extra("onnx", needed_by="onnx")
     helper, floats = onnx.helper, onnx.TensorProto.FLOAT
-    graph = _Graph(helper, onnx.numpy_helper)
-    graph.add("Sub", "mean", {"mean": np.array(mean, np.float32)})
-    graph.add("Div", "std", {"std": np.array(std, np.float32)})
-    for name, layer in nn.chain(model):
-        _add(graph, name, layer)
-    graph.nodes[-1].output[0] = "logits"
-    outputs = model.output_shape(shape)
     proto = helper.make_model(
         helper.make_graph(
             graph.nodes,
             "minidiff",
             [helper.make_tensor_value_info("images", floats, ["N", *shape])],
-            [helper.make_tensor_value_info("logits", floats, ["N", *outputs])],
+            [helper.make_tensor_value_info("logits", floats, ["N", *model.output_shape(shape)])],
             graph.constants,
         ),
         opset_imports=[helper.make_opsetid("", OPSET)],
@@ -127,68 +148,20 @@ def _write_onnx(path: Path, model: nn.Sequential, shape: Shape, mean: float, std
     write_whole(path, proto.SerializeToString())
 
 
-class _Graph:
-    """Nodes of ONNX, one behind the other."""
-
-    def __init__(self, helper: Any, numpy_helper: Any) -> None:
-        self.helper, self.numpy_helper = helper, numpy_helper
-        self.nodes: list[Any] = []
-        self.constants: list[Any] = []
-        self.last = "images"
-
-    def add(
-        self, op: str, name: str, constants: dict[str, Array] | None = None, **attributes: Any
-    ) -> None:
-        """Add a node that takes the last one's output, and constants."""
-        for key, value in (constants or {}).items():
-            self.constants.append(self.numpy_helper.from_array(value, key))
-        inputs, output = [self.last, *(constants or {})], f"{name}_{op}"
-        self.nodes.append(self.helper.make_node(op, inputs, [output], name=output, **attributes))
-        self.last = output
-
-
-def _add(graph: _Graph, name: str, layer: Module) -> None:
-    if isinstance(layer, nn.Conv2d | nn.Linear):
-        constants = {f"{name}.weight": layer.weight.data, f"{name}.bias": layer.bias.data}
-        if isinstance(layer, nn.Linear):
-            graph.add("Gemm", name, constants, transB=1)
-        else:
-            pads = [*layer.padding, *layer.padding]
-            graph.add("Conv", name, constants, strides=layer.stride, pads=pads)
-    elif isinstance(layer, nn.MaxPool2d | nn.AvgPool2d):
-        op = "MaxPool" if isinstance(layer, nn.MaxPool2d) else "AveragePool"
-        graph.add(op, name, kernel_shape=layer.kernel, strides=layer.stride)
-        if isinstance(layer, nn.MaxPool2d) and layer.relu:
-            graph.add("Relu", name)
-    elif isinstance(layer, nn.ReLU):
-        graph.add("Relu", name)
-    elif isinstance(layer, nn.Flatten):
-        graph.add("Flatten", name)
-    elif isinstance(layer, nn.Select):
-        graph.add("Gather", name, {f"{name}.indices": layer.indices}, axis=1)
-    # A Dropout does nothing in evaluation.
-
-
 # -- NumPy -------------------------------------------------------------------------------------
 
-SETTINGS = ("weight", "bias", "stride", "padding", "kernel", "relu", "indices")
 
-
-def _write_npz(path: Path, model: nn.Sequential, shape: Shape, mean: float, std: float) -> None:
-    layers = [layer for _, layer in nn.chain(model) if not isinstance(layer, nn.Dropout)]
-    arrays: dict[str, Array] = {
+def _write_npz(path: Path, model: Sequential, shape: Shape, mean: float, std: float) -> None:
+    layers = [layer for _, layer in chain(model) if not isinstance(layer, nn.Dropout)]
+    arrays: dict[str, NDArray[Any]] = {
         "layers": np.array([type(layer).__name__ for layer in layers]),
         "shape": np.array(shape),
         "mean": np.array(mean, np.float32),
         "std": np.array(std, np.float32),
     }
     for i, layer in enumerate(layers):
-        for key in SETTINGS:
-            value = getattr(layer, key, None)
-            if value is not None:
-                arrays[f"{i}.{key}"] = np.asarray(
-                    value.data if key in ("weight", "bias") else value
-                )
+        arrays |= {f"{i}.{key}": p.data for key, p in layer.named_parameters()}
+        arrays |= {f"{i}.{key}": np.asarray(getattr(layer, key)) for key in layer.settings or ()}
     file = io.BytesIO()
     np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # no array is called allow_pickle
     write_whole(path, file.getbuffer())
@@ -198,12 +171,12 @@ def _write_npz(path: Path, model: nn.Sequential, shape: Shape, mean: float, std:
 
 
 def _write_safetensors(
-    path: Path, model: nn.Sequential, shape: Shape, mean: float, std: float
+    path: Path, model: Sequential, shape: Shape, mean: float, std: float
 ) -> None:
     Checkpoint(model, {"shape": shape, "mean": mean, "std": std}).write(path)
 
 
-FORMATS: dict[str, Callable[[Path, nn.Sequential, Shape, float, float], None]] = {
+FORMATS: dict[str, Callable[[Path, Sequential, Shape, float, float], None]] = {
     ".onnx": _write_onnx,
     ".npz": _write_npz,
     ".safetensors": _write_safetensors,

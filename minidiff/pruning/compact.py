@@ -1,141 +1,61 @@
-"""Compaction: closed groups leave, and an ordinary smaller network without gates remains.
+"""Compaction: closed groups are cut out, and an ordinary smaller network without gates remains.
 
-Four passes over a chain of layers:
+Four passes over the layers with weights:
 
-1. *Fold.* Gates are multiplied into the weights that follow or precede them. Gates are never
-   negative, so a gated channel may pass a rectifier or a pool before it meets its weights.
-2. *Settle.* An output whose weights are all zero is a constant, its bias; what constants make of
-   the next layer's sums is part of the next layer's biases. Only where that layer pads its input
-   with zeros is a constant no constant any more, and it stays.
-3. *Keep*, from the end: the inputs of which kept outputs have weights, and nothing else. Behind a
-   Flatten these may be some places of a channel and not others.
+1. *Fold.* Gates are multiplied into the weights behind or before them. Gates are never negative,
+   so a gated channel may pass ReLU or a pool before it meets its weights.
+2. *Settle constants.* An output whose weights are all zero is a constant, its bias. Its part of the
+   next layer's sums goes into the next layer's biases. Zero padding makes the constant depend on
+   the position; then the filter stays.
+3. *Keep*, from the end: the inputs for which kept outputs have weights, and nothing else. Behind a
+   Flatten these may be some positions of a channel and not others.
 4. *Cut.*
 
-It is the zeros that count, whatever has made them, so a network pruned by other means is
-compacted as well.
+Zeros decide, whatever has made them, so a network pruned by other means is compacted as well.
 """
 
 import copy
-import math
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from minidiff.engine import nn
-from minidiff.engine._types import Array, Indices
-from minidiff.engine.nn import Module, Parameter, Sequential
+from minidiff.engine.arrays import Array, Indices, Shape
+from minidiff.engine.module import Module, Parameter, Sequential, chain
+from minidiff.engine.tensor import Tensor, no_grad
 
-from .gates import Gate, Gated, Mask
-from .penalty import known_layers
+from .gated import Layout, Mask, times
+from .gates import Gate
+from .network import Bools, Channels, Network, Stage, walk
 
 __all__ = ["compact", "unnested"]
 
-Bools = NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class Flow:
-    """What lies between the outputs of a layer, its ``source``, and the inputs of the next.
-
-    Attributes
-    ----------
-    count, places : int
-        How many channels the source has, and how many places of each a Flatten has set side by
-        side (else 1).
-    origin : (inputs,) int64
-        Which of these count * places each input is.
-    scale : (inputs,)
-        What gates multiply each input by.
-    grid : (inputs, H or 1, W or 1) or None
-        What masks multiply the places of each input by, which only a Flatten makes into inputs.
-    """
-
-    count: int
-    places: int
-    origin: Indices
-    scale: Array
-    grid: Array | None = None
-
-    @classmethod
-    def of(cls, count: int) -> "Flow":
-        """Pass on all channels as they are."""
-        return cls(count, 1, np.arange(count), np.ones(count))
-
-    @property
-    def channel(self) -> Indices:
-        """Which channel each input is of."""
-        return self.origin // self.places
-
-    def through(self, module: Module, size: int | None) -> "Flow":
-        """Pass a layer without weights; ``size`` is the number of inputs that are expected next."""
-        if isinstance(module, Gate):
-            return replace(self, scale=self.scale * module.evaluated())
-        if isinstance(module, Mask):
-            values, slices = module.gate.evaluated(), module.groups.slices
-            if slices is not None:
-                return replace(
-                    self, scale=self.scale * values[np.broadcast_to(slices, len(self.scale))]
-                )
-            labels = module.groups.labels
-            labels = labels[..., None] if labels.ndim == 2 else labels  # features (C, L)
-            grid = values[labels] * np.ones((len(self.scale), 1, 1))
-            return replace(self, grid=grid if self.grid is None else self.grid * grid)
-        if isinstance(module, nn.Select):
-            kept = module.indices
-            places = None if self.grid is None else self.grid[kept]
-            return replace(self, origin=self.origin[kept], scale=self.scale[kept], grid=places)
-        if isinstance(module, nn.Flatten) and size:
-            times = size // len(self.origin)
-            origin = (self.origin[:, None] * times + np.arange(times)).ravel()
-            scale = np.repeat(self.scale, times)
-            if self.grid is not None:
-                _, height, width = self.grid.shape
-                # All along a row, or along all places, if the width is 1.
-                shape = (height, times // height) if width == 1 else (times // width, width)
-                scale = scale * np.broadcast_to(self.grid, (len(self.scale), *shape)).ravel()
-            return Flow(self.count, self.places * times, origin, scale)
-        return self
-
 
 @dataclass
-class Piece:
-    """A layer with weights, with what its input passes through first."""
+class Folded:
+    """A layer with gates folded into its weights, and what is kept of it."""
 
-    name: str
-    layer: nn.Conv2d | nn.Linear
-    weight: Array  # (O, I, K), gates folded in
-    bias: Array  # (O,), later with what constant inputs add
-    flow: Flow
-    before: list[tuple[str, Module]]
-    varying: Bools = field(init=False)  # (I,) inputs that depend on the network's input
-    inputs: Bools = field(init=False)  # (I,) that are kept
+    stage: Stage
+    weight: Array  # (O, I, K)
+    bias: Array  # (O,)
+    inputs: Bools = field(init=False)  # (I,) that depend on the network's input; later, are kept
     outputs: Bools = field(init=False)  # (O,) that are kept
 
-    def __post_init__(self) -> None:
-        self.varying = np.ones(len(self.flow.origin), np.bool_)
-        self.inputs = self.varying.copy()
-        self.outputs = np.ones(len(self.bias), np.bool_)
 
-    @property
-    def pads(self) -> bool:
-        """Whether it sees zeros around its input."""
-        return isinstance(self.layer, nn.Conv2d) and any(self.layer.padding)
-
-
-def compact(model: Module) -> Sequential:
+def compact(model: Module, shape: Shape) -> Sequential:
     """Return an ordinary network without gates that computes the same, in less memory and time.
 
-    Filters, inputs and units that are closed, or of no use to those that are open, leave it. It
-    shares nothing with ``model``, all its parameters require a gradient, and it can be trained on,
-    gated again, and compacted again.
+    Filters, inputs and units that are closed, or of no use to those that are open, are cut out.
+    The result shares nothing with ``model``, all its parameters require a gradient, and it can be
+    trained on, gated again, and compacted again.
 
     Parameters
     ----------
     model
-        A Sequential of the layers of :mod:`minidiff.engine.nn`, Gate, Mask and Gated, of any depth.
+        Layers in Sequentials of any depth, with gates.
+    shape
+        Of one input, without the batch: (C, H, W) or (D,).
 
     Returns
     -------
@@ -147,11 +67,11 @@ def compact(model: Module) -> Sequential:
     Raises
     ------
     TypeError
-        If the model holds a module that is none of these.
+        If a module does not say what becomes of channels.
     ValueError
-        If it has no layer with weights, layers that do not fit each other, a gate on single places
-        of channels that no Flatten makes into features, or one behind the last layer with weights,
-        or a mask over activations of more than three axes.
+        If a layer does not fit its input, no layer has weights, or a gate cannot be folded into
+        weights: one on single positions of channels that no Flatten makes into features, or one
+        between layers that are not homogeneous.
 
     Warns
     -----
@@ -160,39 +80,21 @@ def compact(model: Module) -> Sequential:
 
     Examples
     --------
+    >>> from minidiff.pruning.gated import gate
     >>> rng = np.random.default_rng(0)
-    >>> hidden = Gated(nn.Linear(4, 3, rng=rng), outputs=Gate(3))
+    >>> hidden = gate(nn.Linear(4, 3, rng=rng))
     >>> hidden.outputs.phi.data[1] = -1  # closed
-    >>> small = compact(Sequential(hidden, nn.ReLU(), nn.Linear(3, 2, rng=rng)))
+    >>> small = compact(Sequential(hidden, nn.ReLU(), nn.Linear(3, 2, rng=rng)), (4,))
     >>> [parameter.shape for parameter in small.parameters()]
     [(2, 4), (2,), (2, 2), (2,)]
     """
-    pieces, behind, end = _fold(model)
-    _settle(pieces)
-    _keep(pieces, end)
-    layers: dict[str, Module] = {}
-    names = {name for piece in pieces for name, _ in [*piece.before, (piece.name, None), *behind]}
-    shared: dict[int, object] = {}  # what several modules hold, a generator say, is copied once
-    left: Bools | None = None  # of the outputs of the layer before; None for the network's input
-    for piece in pieces:
-        layers.update((name, copy.deepcopy(module, shared)) for name, module in piece.before)
-        flow, kept = piece.flow, piece.inputs
-        left = np.ones(flow.count, np.bool_) if left is None else left
-        select = _select(flow.origin[kept], flow.places, left)
-        if select:
-            layers[_free(f"{piece.name}_select", names)] = select
-        left = piece.outputs
-        layer = copy.copy(piece.layer)
-        weight = piece.weight[np.ix_(left, kept)]
-        layer.weight = Parameter(weight.reshape(*weight.shape[:2], *piece.layer.weight.shape[2:]))
-        layer.bias = Parameter(piece.bias[left])
-        layers[piece.name] = layer
-    rest = {name: copy.deepcopy(module, shared) for name, module in behind}
-    select = _select(end.origin, end.places, pieces[-1].outputs)
-    last = {_free("select", names): select} if select else {}
-    # Of whole channels it comes first, as behind it a Flatten may have made them into features.
-    layers.update({**last, **rest} if end.places == 1 else {**rest, **last})
-    return Sequential(**layers).train(model.training)
+    network = walk(model, shape)
+    if not network.stages:
+        raise ValueError("the model has no layer with weights, so there is nothing to compact.")
+    layers = _fold(network)
+    _settle_constants(layers)
+    _keep(layers, network.end)
+    return _cut(model, network, layers)
 
 
 def unnested(model: Module) -> list[tuple[str, Module]]:
@@ -201,12 +103,7 @@ def unnested(model: Module) -> list[tuple[str, Module]]:
     Parameters
     ----------
     model
-        As of :func:`~minidiff.compact`.
-
-    Raises
-    ------
-    TypeError
-        If it holds another module.
+        Layers in Sequentials.
 
     Examples
     --------
@@ -216,195 +113,187 @@ def unnested(model: Module) -> list[tuple[str, Module]]:
     """
     names: set[str] = set()
     return [
-        (_free(name.replace(".", "_") or "layer", names), module)
-        for name, module in known_layers(model)
+        (_unused(name.replace(".", "_") or "layer", names), module) for name, module in chain(model)
     ]
 
 
-def _free(name: str, names: set[str]) -> str:
-    """Return the name, made longer until nothing else has it, and note it in ``names``."""
+def _unused(name: str, names: set[str]) -> str:
+    """Return the name, made longer until nothing else has it, and add it to ``names``."""
     while name in names:
         name += "_"
     names.add(name)
     return name
 
 
-def _laid(mask: Mask, shape: tuple[int, ...]) -> Array:
-    """Return what a mask multiplies each element of an array by."""
-    return np.broadcast_to(mask.gate.evaluated()[mask.groups.labels], shape)
+# -- 1: fold -----------------------------------------------------------------------------------
 
 
-def _times(array: Array, z: Array) -> Array:
-    """Multiply by gates; what they close is 0, whatever it was."""
-    return np.multiply(array, z, out=np.zeros_like(array), where=z != 0, casting="same_kind")
-
-
-def _select(origin: Indices, places: int, left: Bools) -> nn.Select | None:
-    """Return what takes inputs of that origin from the channels that are left, if not all."""
-    rank = np.cumsum(left) - 1  # the channels that are left, numbered anew
-    positions = rank[origin // places] * places + origin % places
-    size = int(left.sum()) * places
-    return nn.Select(positions, size=size) if len(positions) < size else None
-
-
-def _fold(model: Module) -> tuple[list[Piece], list[tuple[str, Module]], Flow]:
-    """Split a network into layers with weights, gates folded in, and what is behind the last.
-
-    The Flow is what lies behind the last, too, up to the outputs of the network.
-    """
-    layers = unnested(model)
-    sizes = [_size(module) for _, module in layers]
-    pieces: list[Piece] = []
-    flow: Flow | None = None
-    before: list[tuple[str, Module]] = []
-    for position, (name, module) in enumerate(layers):
-        size = sizes[position]
-        if flow is None and size:
-            flow = Flow.of(size)
-        following = next((size for size in sizes[position + 1 :] if size), None)
-        if flow is None and isinstance(module, Mask) and following:
-            after = layers[position : position + 1 + sizes[position + 1 :].index(following)]
-            flow = Flow.of(_channels(name, module, following, after))
-        if flow is not None and not _fits(module, len(flow.origin), size, following):
-            raise ValueError(
-                f"{name} does not fit: it is given {len(flow.origin)} channels or features; "
-                f"{size or following} are expected by it or by the next layer with weights."
-            )
-        labels = module.groups.labels.shape if isinstance(module, Mask) else ()
-        if len(labels) > 3:
-            raise ValueError(
-                f"{name} is a Mask with labels of shape {labels}; only those of (C, H, W), (C, L) "
-                f"or (C,) can be folded into weights."
-            )
-        gated = module if isinstance(module, Gated) else None
-        layer = gated.layer if gated else module
-        windows = isinstance(layer, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d)
-        if windows and flow is not None and flow.grid is not None:
-            raise ValueError(
-                f"{name} follows a Mask over single places of channels, which cannot be folded "
-                f"into its weights; a Mask of whole channels, or one that a Flatten follows, can."
-            )
-        if isinstance(layer, nn.Conv2d | nn.Linear) and flow is not None:
-            if gated and gated.inputs:
-                flow = flow.through(gated.inputs, None)
-            weight, bias = layer.weight.data, layer.bias.data
-            for mask in gated.weights if gated else ():
-                weight = _times(weight, _laid(mask, weight.shape))
-            for mask in gated.biases if gated else ():
-                bias = _times(bias, _laid(mask, bias.shape))
-            weight = weight.reshape(*weight.shape[:2], -1)
-            if gated and gated.outputs:
-                z = gated.outputs.evaluated()
-                weight, bias = _times(weight, z[:, None, None]), _times(bias, z)
-            weight = _times(weight, flow.scale[:, None])
-            before = [item for item in before if not isinstance(item[1], nn.Select)]
-            pieces.append(Piece(name, layer, weight, bias.copy(), flow, before))
-            flow, before = Flow.of(len(bias)), []
-        else:
-            if flow is not None:
-                flow = flow.through(module, following)
-            if not isinstance(module, Gate | Mask):
-                before.append((name, module))
-    if not pieces or flow is None:
-        raise ValueError("the model has no layer with weights, so there is nothing to compact.")
-    _fold_back(pieces[-1], flow)
-    return pieces, [item for item in before if not isinstance(item[1], nn.Select)], flow
-
-
-def _fold_back(last: Piece, flow: Flow) -> None:
-    """Multiply the gates behind the last layer with weights into it."""
-    if flow.grid is not None or (flow.places > 1 and (flow.scale != 1).any()):
+def _fold(network: Network) -> list[Folded]:
+    layers: list[Folded] = []
+    for stage in network.stages:
+        _refuse_stuck(stage.name, stage.inputs)
+        gated, weight, bias = stage.gated, stage.layer.weight.data, stage.layer.bias.data
+        for mask in gated.weights if gated else ():
+            weight = times(weight, mask.gate.evaluated()[mask.groups.labels])
+        for mask in gated.biases if gated else ():
+            bias = times(bias, mask.gate.evaluated()[mask.groups.labels])
+        weight = weight.reshape(*weight.shape[:2], -1)
+        weight = times(weight, _values(stage.inputs.scales, weight.shape[1])[:, None])
+        layers.append(Folded(stage, weight, bias.copy()))
+        if gated and gated.outputs:
+            _scale_outputs(layers[-1], gated.outputs.evaluated())
+    end = network.end
+    _refuse_stuck("the output", end)
+    homogeneous = all(module.homogeneous for _, module in network.behind)
+    if end.scales and (end.positions > 1 or not homogeneous):
         raise ValueError(
-            f"a gate stands behind {last.name}, the last layer with weights, and a Flatten, and "
-            f"gates places of a channel; that cannot be folded into weights."
+            "a gate stands behind the last layer with weights, and behind a layer through which it "
+            "cannot be folded back."
         )
-    scale = np.ones(flow.count)
-    scale[flow.channel] = flow.scale
-    last.weight, last.bias = _times(last.weight, scale[:, None, None]), _times(last.bias, scale)
+    scale = np.ones(end.source)
+    scale[end.origin // end.positions] = _values(end.scales, len(end.origin))
+    _scale_outputs(layers[-1], scale)
+    return layers
 
 
-def _size(module: Module) -> int | None:
-    """Return how many channels or features a layer expects; None for any number."""
-    if isinstance(module, Gated):
-        module = module.layer
-    if isinstance(module, Gate):
-        return module.count
-    if isinstance(module, Mask):
-        along = len(module.groups.labels)  # 1 stands for any number
-        return along if along > 1 else None
-    if isinstance(module, nn.Select):
-        return module.size
-    return module.weight.shape[1] if isinstance(module, nn.Conv2d | nn.Linear) else None
-
-
-def _channels(name: str, mask: Mask, following: int, after: Sequence[tuple[str, Module]]) -> int:
-    """Return how many channels an input has that a mask is laid out over, each alike."""
-    if not any(isinstance(module, nn.Flatten) for _, module in after):
-        return following
-    labels = mask.groups.labels
-    places = math.prod(labels.shape[1:])
-    if 1 in labels.shape[1:] or following % places:
+def _refuse_stuck(name: str, channels: Channels) -> None:
+    if channels.stuck or channels.masks:
         raise ValueError(
-            f"{name} is a Mask over the network's input with labels of shape "
-            f"{labels.shape}, which does not tell how many channels and places the input has; give "
-            f"labels of its whole shape."
+            f"{name} follows a gate that cannot be folded into its weights: one on positions of "
+            f"channels that no Flatten makes into features, or one in front of a layer that is not "
+            f"homogeneous. Gate the outputs or inputs of a layer instead."
         )
-    return following // places
 
 
-def _fits(module: Module, given: int, size: int | None, following: int | None) -> bool:
-    if isinstance(module, nn.Flatten):
-        return following is None or following % given == 0
-    return size is None or size == given
+def _values(layout: Layout, count: int) -> Array:
+    """Multiply gates, laid out over channels."""
+    out: Array = np.ones(count)
+    for gate, labels in layout:
+        out = out * gate.evaluated()[labels]
+    return out
 
 
-def _settle(pieces: list[Piece]) -> None:
-    """Find what does not vary with the input, and add it to the biases of the next layer."""
-    inputs = pieces[0].flow.count
-    varies: Bools = np.ones(inputs, np.bool_)
-    value: Array = np.zeros(inputs)
-    for piece in pieces:
-        constant = value[piece.flow.channel]
-        if any(_rectifies(module) for _, module in piece.before):
-            constant = np.maximum(constant, 0)
-        piece.varying = varies[piece.flow.channel]
-        if piece.pads:
-            piece.varying |= constant != 0
-        settled = ~piece.varying & (constant != 0)
-        # In float64, as sums of many. What an output has no weights for it does not read.
-        weight = piece.weight[:, settled]
+def _scale_outputs(layer: Folded, z: Array) -> None:
+    layer.weight, layer.bias = times(layer.weight, z[:, None, None]), times(layer.bias, z)
+
+
+# -- 2: settle constants -----------------------------------------------------------------------
+
+
+def _settle_constants(layers: list[Folded]) -> None:
+    """Find the inputs that depend on the network's input; the others go into biases."""
+    source = layers[0].stage.inputs.source
+    varies: Bools = np.ones(source, np.bool_)
+    values: Array = np.zeros(source)
+    for layer in layers:
+        stage, channels = layer.stage, layer.stage.inputs
+        constants = _pass_constants(stage, np.where(varies, 0, values))
+        layer.inputs = varies[channels.origin // channels.positions]
+        layer.inputs |= (constants != constants[:, :1]).any(axis=1)  # differs between positions
+        constant = constants[:, 0]
+        if any(getattr(stage.layer, "padding", ())):
+            layer.inputs |= constant != 0
+        settled = ~layer.inputs & (constant != 0)
+        # Sums of many numbers, in float64. Where an output has no weights it does not read.
+        weight = layer.weight[:, settled]
         sums, read = weight.sum(axis=2, dtype=np.float64), weight.any(axis=2)
         more = np.multiply(sums, constant[settled], out=np.zeros_like(sums), where=read)
-        piece.bias = (piece.bias + more.sum(axis=1)).astype(piece.bias.dtype)
-        varies = np.asarray(piece.weight[:, piece.varying].any(axis=(1, 2)))
-        value = piece.bias
+        layer.bias = (layer.bias + more.sum(axis=1)).astype(layer.bias.dtype)
+        varies = np.asarray(layer.weight[:, layer.inputs].any(axis=(1, 2)))
+        values = layer.bias
 
 
-def _rectifies(module: Module) -> bool:
-    return isinstance(module, nn.ReLU) or (isinstance(module, nn.MaxPool2d) and module.relu)
+def _pass_constants(stage: Stage, values: Array) -> Array:
+    """Return what the layers in front of a stage make of constant channels: (inputs, positions)."""
+    x = np.broadcast_to(values.reshape(-1, *[1] * len(stage.shape)), (*stage.shape, 1))
+    out = Tensor(x.astype(np.float64))
+    with no_grad(), np.errstate(all="ignore"):
+        for _, module in _without_gates(stage.before):
+            out = copy.deepcopy(module).eval()(out)
+    return out.data.reshape(len(stage.inputs.origin), -1)
 
 
-def _keep(pieces: list[Piece], end: Flow) -> None:
+def _without_gates(layers: list[tuple[str, Module]]) -> list[tuple[str, Module]]:
+    return [(name, module) for name, module in layers if not isinstance(module, Gate | Mask)]
+
+
+# -- 3: keep -----------------------------------------------------------------------------------
+
+
+def _keep(layers: list[Folded], end: Channels) -> None:
     """Find what is of use, from the end; every layer keeps at least one input."""
     empty: str | None = None
-    pieces[-1].outputs[:] = False
-    pieces[-1].outputs[end.channel] = True
-    for piece, source in zip(reversed(pieces), [*pieces[-2::-1], None], strict=True):
-        piece.inputs = piece.varying & piece.weight[piece.outputs].any(axis=(0, 2))
-        nothing = not piece.inputs.any()
+    layers[-1].outputs = _sources(end, np.ones(len(end.origin), np.bool_))
+    for layer, before in zip(reversed(layers), [*layers[-2::-1], None], strict=True):
+        layer.inputs = layer.inputs & layer.weight[layer.outputs].any(axis=(0, 2))
+        nothing = not layer.inputs.any()
         if nothing:
-            empty = empty or piece.name
-            piece.inputs[0] = True
-            piece.weight = np.zeros_like(piece.weight)
-        if source is not None:
-            source.outputs = np.zeros(len(source.bias), np.bool_)
-            source.outputs[piece.flow.channel[piece.inputs]] = True
-            if nothing:  # what nobody reads shall cost nothing either
-                source.weight = np.zeros_like(source.weight)
-                source.bias = np.zeros_like(source.bias)
+            empty = empty or layer.stage.name
+            layer.inputs[0] = True
+            layer.weight = np.zeros_like(layer.weight)
+        if before is not None:
+            before.outputs = _sources(layer.stage.inputs, layer.inputs)
+            if nothing:  # what no output reads shall cost nothing either
+                before.weight, before.bias = (
+                    np.zeros_like(before.weight),
+                    np.zeros_like(before.bias),
+                )
     if empty:
         warnings.warn(
             f"nothing is left of the inputs of {empty}, so the compact network gives the same "
             f"output for any input. Train again, with a smaller penalty.",
             stacklevel=3,
         )
+
+
+def _sources(channels: Channels, kept: Bools) -> Bools:
+    """Return which outputs of the layer before the kept channels come from."""
+    out = np.zeros(channels.source, np.bool_)
+    out[channels.origin[kept] // channels.positions] = True
+    return out
+
+
+# -- 4: cut ------------------------------------------------------------------------------------
+
+
+def _cut(model: Module, network: Network, layers: list[Folded]) -> Sequential:
+    flat = {name: own for (name, _), (own, _) in zip(chain(model), unnested(model), strict=True)}
+    names = set(flat.values())
+    copies: dict[int, object] = {}  # what several modules hold, a generator say, is copied once
+    cut: dict[str, Module] = {}
+
+    def add(modules: list[tuple[str, Module]]) -> None:
+        for name, module in _without_gates(modules):
+            if not isinstance(module, nn.Select):
+                cut[flat[name]] = copy.deepcopy(module, copies)
+
+    left: Bools = np.ones(layers[0].stage.inputs.source, np.bool_)
+    for layer in layers:
+        stage = layer.stage
+        add(stage.before)
+        select = _select(stage.inputs, layer.inputs, left)
+        if select:
+            cut[_unused(f"{flat[stage.name]}_select", names)] = select
+        left = layer.outputs
+        weight = layer.weight[np.ix_(left, layer.inputs)]
+        small = copy.copy(stage.layer)
+        small.weight = Parameter(weight.reshape(*weight.shape[:2], *stage.layer.weight.shape[2:]))
+        small.bias = Parameter(layer.bias[left])
+        cut[flat[stage.name]] = small
+    select = _select(network.end, np.ones(len(network.end.origin), np.bool_), left)
+    if select and network.end.positions == 1:  # a Flatten that follows may make them features
+        cut[_unused("select", names)] = select
+    add(network.behind)
+    if select and network.end.positions > 1:
+        cut[_unused("select", names)] = select
+    return Sequential(**cut).train(model.training)
+
+
+def _select(channels: Channels, kept: Bools, left: Bools) -> nn.Select | None:
+    """Return the layer that takes the kept channels from the sources left, unless it takes all."""
+    origin: Indices = channels.origin[kept]
+    rank = np.cumsum(left) - 1  # the sources that are left, numbered anew
+    positions = channels.positions
+    indices = rank[origin // positions] * positions + origin % positions
+    size = int(left.sum()) * positions
+    return nn.Select(indices, size=size) if len(indices) < size else None

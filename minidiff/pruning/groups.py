@@ -1,5 +1,6 @@
-"""Groups: a partition of an array's elements, one gate to each group."""
+"""Groups: a partition of an array's elements, one gate for each group."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -7,7 +8,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike
 
-from minidiff.engine._types import Indices
+from minidiff.engine.arrays import Indices, Shape
 
 __all__ = ["Groups"]
 
@@ -19,9 +20,8 @@ class Groups:
     Attributes
     ----------
     labels : ndarray of int64
-        A group number for each element, with as many axes as the array that is partitioned; an
-        axis of length 1 stands for all places along it.
-        The groups are 0..count-1, and none is empty.
+        The group of each element, 0..count-1, with as many axes as the array. An axis of length 1
+        stands for all positions along it. No group is empty.
 
     Raises
     ------
@@ -58,24 +58,27 @@ class Groups:
         """The number of groups."""
         return int(self.labels.max()) + 1
 
-    def are_elements_of(self, shape: tuple[int, ...]) -> bool:
-        """Return whether each element of an array of that shape is a group, in order."""
-        return self.labels.shape == shape and self._in_order
+    @cached_property
+    def in_order(self) -> bool:
+        """Whether the groups are the elements of ``labels``, in order."""
+        return np.array_equal(self.labels.ravel(), np.arange(self.labels.size))
 
     @cached_property
-    def slices(self) -> Indices | None:
-        """The group of each slice along axis 0, or one for all; None if a slice has several.
+    def rows(self) -> Indices | None:
+        """The group of each row (slice along axis 0), or one for all; None if a row has several.
 
-        Slices are what work is saved by: channels, features, filters.
+        Rows are channels, features or filters: closing one saves work.
         """
         rows = self.labels.reshape(len(self.labels), -1)
         return np.asarray(rows[:, 0]) if (rows == rows[:, :1]).all() else None
 
-    @cached_property
-    def _in_order(self) -> bool:
-        return np.array_equal(self.labels.ravel(), np.arange(self.labels.size))
+    def labels_in(self, shape: Shape) -> Indices | None:
+        """Return the labels; None if the groups are the rows, or the elements, of such an array."""
+        sizes = self.labels.shape
+        ordered = self.in_order and (sizes == shape or sizes == (shape[0], *[1] * (len(shape) - 1)))
+        return None if ordered else self.labels
 
-    def cover(self, shape: tuple[int, ...]) -> bool:
+    def fits(self, shape: Shape) -> bool:
         """Return whether the labels broadcast to an array of that shape, without a group lost."""
         sizes = self.labels.shape
         return len(sizes) == len(shape) and all(
@@ -96,21 +99,21 @@ class Groups:
         kept = [n if i in axes else 1 for i, n in enumerate(shape)]
         if not axes or any(not 0 <= a < len(shape) for a in axes):
             raise ValueError(f"axes {axes} do not fit an array of shape {shape}.")
-        return cls(np.arange(int(np.prod(kept))).reshape(kept))
+        return cls(np.arange(math.prod(kept)).reshape(kept))
 
     @classmethod
     def elements(cls, shape: Iterable[int]) -> "Groups":
         """Give each element a group of its own (unstructured sparsity)."""
         shape = tuple(shape)
-        return cls.along(shape, tuple(range(len(shape))))
+        return cls.along(shape, range(len(shape)))
 
     @classmethod
     def blocks(cls, shape: Iterable[int], block: Iterable[int]) -> "Groups":
-        """Cut an array into blocks along its first axes; those at the far ends may be smaller.
+        """Cut an array into blocks along its first axes; blocks at the far ends may be smaller.
 
-        What differs only along axes that ``block`` does not mention belongs together: blocks (4, 4)
-        of a convolution's weight (O, I, KH, KW) hold whole kernels. Raises ValueError if
-        ``block`` is not of integers >= 1, or has more of them than the array has axes.
+        Elements that differ only along axes without a block size belong together: blocks (4, 4) of
+        a convolution's weight (O, I, KH, KW) hold whole kernels. Raises ValueError if ``block`` is
+        not of integers >= 1, or has more of them than the array has axes.
 
         >>> Groups.blocks((2, 5), (2, 2)).labels
         array([[0, 0, 1, 1, 2],
@@ -118,7 +121,9 @@ class Groups:
         """
         shape, given = tuple(shape), block
         block = tuple(given) if isinstance(given, Iterable) else ()
-        if not 0 < len(block) <= len(shape) or any(not _is_size(b) for b in block):
+        if not 0 < len(block) <= len(shape) or any(
+            not isinstance(size, int | np.integer) or size < 1 for size in block
+        ):
             raise ValueError(
                 f"block {given} does not fit an array of shape {shape}; expected 1 to "
                 f"{len(shape)} integers >= 1."
@@ -131,7 +136,7 @@ class Groups:
 
     @classmethod
     def by(cls, labels: ArrayLike) -> "Groups":
-        """Group by any labels, numbers or other, in sorted order of what they are.
+        """Group by labels of any kind, numbered in sorted order.
 
         >>> Groups.by([["a", "b"], ["b", "c"]]).labels
         array([[0, 1],
@@ -139,7 +144,3 @@ class Groups:
         """
         array = np.asarray(labels)
         return cls(np.unique(array, return_inverse=True)[1].reshape(array.shape))
-
-
-def _is_size(value: object) -> bool:
-    return isinstance(value, int | np.integer) and bool(value >= 1)

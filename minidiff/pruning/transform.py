@@ -10,11 +10,11 @@ With a transition width w > 0, element by element,
    vector of the signs, B_i = 1 if X_i > 0, else 0. Then |g(X_i) - B_i| <= 1/2, with equality to B_i
    outside |X_i| < w/2, so P(g(X) != B) <= sum_i P(|X_i| < w/2). As w -> 0 this tends to
    sum_i P(X_i = 0): g(X) approximates the multivariate Bernoulli variable B.
-3. Where g is 0, so is g'. What is multiplied by a closed gate can be left out: neither the loss
-   nor any gradient changes.
+3. Where g is 0, so is g'. Everything that a closed gate multiplies can be left out: neither the
+   loss nor any gradient changes.
 
 The paper (Shulman 2020, arXiv:2012.03653) states in its abstract that such a transformation
-exists; this formula is ours.
+exists; this formula is ours. ``docs/method.md`` has the proofs.
 """
 
 import math
@@ -23,21 +23,23 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from minidiff.engine import kernels
-from minidiff.engine._types import Array
-from minidiff.engine.tensor import Op, Tensor
+from minidiff.engine.arrays import Array, plain
+from minidiff.engine.compiled import serial
+from minidiff.engine.op import Gradients, Op
+from minidiff.engine.tensor import Tensor, apply
 
 __all__ = ["GateTransform", "binary_gate"]
 
 
 class GateTransform(Op):
-    """From a real number to a gate's value, in [0, 1].
+    """From a real number to the value of a gate, in [0, 1].
 
-    Whoever skips what is gated relies on one promise: wherever the value is 0, and wherever it is
-    ``fully_open``, the derivative is 0. Of a vector, ``active`` lists what is not closed.
+    Ops that skip closed and fully open gates rely on one promise: where the value is 0, and where
+    it is ``fully_open``, the derivative is 0. The live rows of a vector are the gates that are not
+    closed.
 
-    A subclass has ``compute`` and ``fully_open``, and ``backward`` as any
-    :class:`~minidiff.engine.tensor.Op`.
+    A subclass has ``compute`` and ``fully_open``, and ``backward`` as every
+    :class:`~minidiff.engine.op.Op`.
 
     Examples
     --------
@@ -48,33 +50,54 @@ class GateTransform(Op):
     ...         self.x = x
     ...         return (x > 0).astype(x.dtype)
     ...
-    ...     @property
     ...     def fully_open(self):
     ...         return self.x > 0
     ...
     ...     def backward(self, grad):
-    ...         return (np.zeros_like(grad),)
+    ...         return np.zeros_like(grad)
     >>> step = Step()
-    >>> step.forward(np.array([-0.5, 0.25, 2.0])), step.active
+    >>> step.forward(np.array([-0.5, 0.25, 2.0])), step.live
     (array([0., 1., 1.]), array([1, 2]))
     """
 
-    skips = True
+    skips_dead_rows = True
 
     def forward(self, x: Array) -> Array:
-        out = self.compute(x)
+        z = self.compute(x)
         if x.ndim == 1:
-            self.active = (out != 0).nonzero()[0]  # of booleans it is quicker
-        return out
+            self.live = (z != 0).nonzero()[0]  # quicker on booleans
+        return z
 
     def compute(self, x: Array) -> Array:
         """Compute the values, of the shape of x."""
-        raise NotImplementedError  # each transform has its formula
+        raise NotImplementedError
 
-    @property
     def fully_open(self) -> NDArray[np.bool_]:
-        """Where the value and its derivative are 1 and 0, after ``forward``."""
-        raise NotImplementedError  # each transform knows it in its own way
+        """Return where the value is 1 and its derivative 0, after ``compute``."""
+        raise NotImplementedError
+
+
+@serial
+def smoothstep(t: Array, out: Array) -> None:
+    """Limit the flat array t to [0, 1], in place, and compute ``out = 3 t^2 - 2 t^3``."""
+    number = t.dtype.type
+    zero, one = number(0), number(1)
+    for i in range(t.size):
+        v = zero if t[i] < zero else one if t[i] > one else t[i]  # NaN is kept
+        t[i], out[i] = v, v * v * (number(3) - number(2) * v)
+
+
+@serial
+def grad_smoothstep(grad: Array, t: Array, width: float, out: Array) -> None:
+    """Compute the gradient of x, where t is x / width + 1/2, limited by :func:`smoothstep`.
+
+    Where the slope is 0 the gradient that is given may be uninitialised.
+    """
+    number = t.dtype.type
+    factor, zero, one = number(6 / width), number(0), number(1)
+    for i in range(t.size):
+        slope = factor * t[i] * (one - t[i])
+        out[i] = zero if slope == zero else slope * grad[i]
 
 
 class BinaryGate(GateTransform):
@@ -84,22 +107,19 @@ class BinaryGate(GateTransform):
         self.width = width
 
     def compute(self, x: Array) -> Array:
-        # Not in the kernel, where division is only as exact as it needs to be to be fast.
+        # NumPy divides: in kernels division is only as exact as it needs to be to be fast.
         self.t = np.ascontiguousarray(x / x.dtype.type(self.width) + x.dtype.type(0.5))
-        out = np.empty(x.shape, x.dtype)
-        kernels.smoothstep(self.t.reshape(-1), out.reshape(-1))
-        return out
+        z = np.empty(x.shape, x.dtype)
+        smoothstep(self.t.reshape(-1), z.reshape(-1))
+        return z
 
-    @property
     def fully_open(self) -> NDArray[np.bool_]:
-        """Where x is width/2 or more."""
         return np.asarray(self.t == 1)
 
-    def backward(self, grad: Array) -> tuple[Array | None, ...]:
-        out = np.empty(grad.shape, grad.dtype)
-        flat = np.ascontiguousarray(grad).reshape(-1)
-        kernels.grad_smoothstep(flat, self.t.reshape(-1), self.width, out.reshape(-1))
-        return (out,)
+    def backward(self, grad: Array) -> Gradients:
+        out, flat = np.empty(grad.shape, grad.dtype), plain(grad).reshape(-1)
+        grad_smoothstep(flat, self.t.reshape(-1), self.width, out.reshape(-1))
+        return out
 
 
 @overload
@@ -111,15 +131,15 @@ def binary_gate(x: NDArray[Any], width: float = ...) -> Array: ...
 def binary_gate(x: Tensor | NDArray[Any], width: float = 1.0) -> Tensor | Array:
     """Transform real numbers into approximately binary ones: 0 below -width/2, 1 above width/2.
 
-    ``S(x / width + 1/2)`` with ``S(t) = 3 t^2 - 2 t^3`` between 0 and 1. That there is such a
-    transformation is the paper's (Shulman 2020, arXiv:2012.03653), the formula is ours.
+    ``S(x / width + 1/2)`` with ``S(t) = 3 t^2 - 2 t^3`` between 0 and 1. The paper (Shulman 2020,
+    arXiv:2012.03653) states that such a transformation exists; the formula is ours.
 
     Parameters
     ----------
     x
         A Tensor or an array of any shape, float32 or float64; integers become float64.
     width
-        Where the transition begins and ends, in units of x; above 0.
+        The width of the transition, in units of x; above 0.
 
     Returns
     -------
@@ -128,7 +148,7 @@ def binary_gate(x: Tensor | NDArray[Any], width: float = 1.0) -> Tensor | Array:
     Raises
     ------
     ValueError
-        If ``width`` is not a finite number above 0, or none that the dtype can hold.
+        If ``width`` is not a finite number above 0 that the dtype can hold.
     TypeError
         If x is of another dtype.
 
@@ -143,7 +163,9 @@ def binary_gate(x: Tensor | NDArray[Any], width: float = 1.0) -> Tensor | Array:
     if values.dtype not in (np.float32, np.float64):
         raise TypeError(f"x is of {values.dtype}; expected float32, float64 or integers.")
     check_positive("width", width, values.dtype)
-    return BinaryGate(width)(x) if isinstance(x, Tensor) else BinaryGate(width).forward(values)
+    return (
+        apply(BinaryGate(width), x) if isinstance(x, Tensor) else BinaryGate(width).compute(values)
+    )
 
 
 def check_positive(name: str, value: float, dtype: DTypeLike) -> None:

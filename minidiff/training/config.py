@@ -9,11 +9,12 @@ from dataclasses import Field, asdict, dataclass, field, fields, replace
 from numbers import Integral, Real
 from typing import Any
 
+from minidiff.baselines.gaussian import GaussianGate
+from minidiff.baselines.hard_concrete import HardConcrete
 from minidiff.data.datasets import DATASETS
 from minidiff.models import MODELS, SPARSITIES
-from minidiff.pruning.baselines import GaussianGate, HardConcrete
 from minidiff.pruning.gates import NOISES, Gate
-from minidiff.pruning.penalty import COSTS
+from minidiff.pruning.surrogate import COSTS
 
 __all__ = ["METHODS", "RECIPES", "Config", "ConfigError"]
 

@@ -10,18 +10,22 @@ from typing import Any
 
 import numpy as np
 
+from minidiff.baselines.rules import GroupLasso, MagnitudePruning
 from minidiff.data.augment import Affine
-from minidiff.data.datasets import Dataset, Split, batches
-from minidiff.engine import ops
-from minidiff.engine._types import Array, Indices
-from minidiff.engine.nn import Module
+from minidiff.data.batches import batches
+from minidiff.data.datasets import Dataset, Split
+from minidiff.engine import functional
+from minidiff.engine.arrays import Array, Indices
+from minidiff.engine.module import Module
 from minidiff.engine.optim import SGD, Adam, Average, ParameterGroup, cosine
 from minidiff.engine.tensor import no_grad
 from minidiff.io.checkpoint import Checkpoint, CheckpointError, generator_state, restore_generator
 from minidiff.models import MODELS
-from minidiff.pruning import penalty
-from minidiff.pruning.baselines import GroupLasso, MagnitudePruning
-from minidiff.pruning.gates import Gate, binarize
+from minidiff.pruning.count import LayerCount, architecture, count, gated_sizes
+from minidiff.pruning.gated import fold_gates
+from minidiff.pruning.gates import Gate
+from minidiff.pruning.network import gates_of, split_parameters
+from minidiff.pruning.surrogate import Surrogate, expected_cost
 from minidiff.training.config import METHODS, Config
 
 __all__ = ["NonFiniteLossError", "Trainer", "build_model", "error_rate"]
@@ -51,7 +55,7 @@ def build_model(config: Config, rng: np.random.Generator) -> Module:
     # The gates of a baseline have settings of their own.
     settings: dict[str, Any] = {n: getattr(config, n) for n in names} if gate is Gate else {}
     return MODELS[config.model](
-        rng=rng, sparsity=config.sparsity, gate=gate, dropout=config.dropout, **settings
+        rng=rng, sparsity=config.sparsity, kind=gate, dropout=config.dropout, **settings
     )
 
 
@@ -126,10 +130,10 @@ class Trainer:
         self.records: list[dict[str, Any]] = []  # one for each epoch
         self.augment = Affine() if config.augment else None
 
-        self.gates = penalty.gates_of(self.model)
+        self.gates = gates_of(self.model)
         # The step that fine-tuning begins with. A dense network has no other phase.
         self.stop = math.ceil(config.gate_stop * self.steps) if self.gates else 0
-        weights, phis = penalty.split_parameters(self.model)
+        weights, phis = split_parameters(self.model)
         # Only the product of gate and weight matters. Without decay, weights would grow while
         # their gates shrink, whatever they are worth.
         groups = [
@@ -147,7 +151,7 @@ class Trainer:
         elif self.gates:
             # The slope of a gate that is nearly open or closed is tiny; Adam rescales it.
             self.adam = Adam(phis, lr=config.gate_lr)
-            self.surrogate = penalty.Surrogate(self.model, self.shape, cost=config.cost)
+            self.surrogate = Surrogate(self.model, self.shape, cost=config.cost)
         for gate in self.gates.values():
             gate.phi.requires_grad = self.adam is not None
         if checkpoint:
@@ -217,7 +221,7 @@ class Trainer:
 
         logits = self.model(images)  # (classes, N)
         smoothing = self.config.label_smoothing if self.fine_tunes else 0.0
-        loss = ops.cross_entropy(logits, labels, label_smoothing=smoothing)
+        loss = functional.cross_entropy(logits, labels, label_smoothing=smoothing)
         value = loss.item()
         if not math.isfinite(value):
             advice = "try a smaller --lr or a longer --warmup"
@@ -238,11 +242,11 @@ class Trainer:
 
     def _freeze_gates(self) -> None:
         """Make all gates 0 or 1 for good, without changing what the network computes."""
-        binarize(self.model)
+        fold_gates(self.model)
         for gate in self.gates.values():
             gate.frozen = True
         for group in self.sgd.groups:
-            group.forget()  # the momentum belongs to weights that have other values now
+            group.reset()  # the momentum belongs to weights that have other values now
 
     def _prune(self) -> None:
         """Move the gates by the method of the run."""
@@ -289,9 +293,9 @@ class Trainer:
     def _evaluate(self) -> dict[str, Any]:
         """Return the validation error, and what is left of the network."""
         counts, validation = self.counts(), self.data.validation
-        sizes = penalty.gated_sizes(counts)
+        sizes = gated_sizes(counts)
         with no_grad():
-            expected = penalty.expected_cost(self.model, self.shape).item()
+            expected = expected_cost(self.model, self.shape).item()
         return {
             "validation_error": validation and error_rate(self.model, validation, **self.scale),
             "expected_weights": expected,
@@ -299,15 +303,15 @@ class Trainer:
             "dense_weights": sum(layer.weights[1] for layer in counts),
             "macs": sum(layer.macs[0] for layer in counts),
             "dense_macs": sum(layer.macs[1] for layer in counts),
-            "architecture": penalty.architecture(counts),
-            "dense_architecture": penalty.architecture(counts, dense=True),
+            "architecture": architecture(counts),
+            "dense_architecture": architecture(counts, dense=True),
             "open": {name: left for name, (left, _) in sizes.items()},
             "groups": {name: whole for name, (_, whole) in sizes.items()},
         }
 
-    def counts(self) -> list[penalty.LayerCount]:
+    def counts(self) -> list[LayerCount]:
         """Count what is left of each layer."""
-        return penalty.count(self.model, self.shape)
+        return count(self.model, self.shape)
 
     # -- checkpoints -------------------------------------------------------------------------------
 

@@ -1,8 +1,8 @@
 /**
  * A drawing made into what the network was trained on: 28x28 pixels like those of MNIST.
  *
- * The steps are those of minidiff/experiments/images.py from the ink on, in the same order, with
- * the same numbers. What comes before them there, to find the ink in a photo, is not needed here:
+ * The steps are those of minidiff/data/photos.py from the ink on, in the same order, with the
+ * same numbers. What comes before them there, to find the ink in a photo, is not needed here:
  * a drawing is its ink. A test of the site holds that both make the same pixels of the same ink.
  */
 
@@ -124,7 +124,7 @@ function thickened({ width, height, values }, reach) {
 /**
  * Resize with weights that fall off linearly, over as many pixels as become one.
  *
- * That is what Pillow, which images.py uses, calls bilinear.
+ * That is what Pillow, which photos.py uses, calls bilinear.
  */
 function resampled({ width, height, values }, newWidth, newHeight) {
   const across = new Float32Array(newWidth * height);

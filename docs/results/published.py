@@ -1,65 +1,26 @@
-"""Published results of pruned LeNets on MNIST, to stand beside ours: facts, and where they stand.
+"""Published results of pruned LeNets on MNIST: what was reported, and where.
 
-Most of these scripts report the best test epoch of one run, and some choose settings on the test
-set; ours report the last epoch, mean and standard deviation over seeds. So a table of both is a
-map of where a result lies, not a race.
+Most of these scripts report the best test epoch of one run, and some choose their settings on the
+test set. Our runs report the last epoch, as mean and standard deviation over seeds. So a table of
+both shows where a result lies. It is not a race.
 """
 
-from dataclasses import dataclass
-
-__all__ = ["DENSE", "PUBLISHED", "Published", "lenet5_cost"]
-
-#: Dense LeNet-5-Caffe without augmentation, error in %.
-DENSE = (
-    "0.82 ± 0.05 over five runs (Dynamic Sparse Training), 0.79 to 0.91 elsewhere, 0.66 and about "
-    "0.70 the best single reports"
-)
+from typing import NamedTuple
 
 
 def lenet5_cost(architecture: str) -> tuple[int, int]:
-    """Return weights, without biases, and MACs of a LeNet-5-Caffe a-b-c-d.
-
-    Parameters
-    ----------
-    architecture
-        As :func:`minidiff.architecture` writes it.
-
-    Examples
-    --------
-    >>> lenet5_cost("20-50-800-500")
-    (430500, 2293000)
-    """
+    """Return the weights, without biases, and the MACs of a LeNet5 such as "8-10-112-68"."""
     a, b, c, d = map(int, architecture.split("-"))
     dense = c * d + 10 * d
     return 25 * a + 25 * a * b + dense, 25 * 576 * a + 25 * 64 * a * b + dense
 
 
-@dataclass(frozen=True)
-class Published:
+class Published(NamedTuple):
     """One published result.
 
-    Attributes
-    ----------
-    setting : str
-        "structured" or "unstructured" LeNet5, or "lenet300", unstructured.
-    method, source : str
-        What it is called, and where its figures were read.
-    error, spread : float
-        In %; the standard deviation is None where none is given.
-    architecture : str
-        As in "8-10-112-68", if it is known in whole: then savings follow from it.
-    fewer_weights, fewer_macs : float or None
-        As reported, where no architecture is known.
-    read : bool
-        Whether the figures were read off a chart.
-    note : str
-        What makes it hard to compare, beyond best-epoch reporting.
-
-    Examples
-    --------
-    >>> entry = Published("structured", "none", 0.7, "a table", architecture="20-50-800-500")
-    >>> entry.weights, entry.macs
-    (1.0, 1.0)
+    ``setting`` is "structured" or "unstructured" (LeNet5), or "lenet300" (unstructured). Errors are
+    in %. Where the whole architecture is known, savings follow from it; elsewhere they are those
+    reported, if any.
     """
 
     setting: str
@@ -69,23 +30,15 @@ class Published:
     architecture: str = ""
     fewer_weights: float | None = None
     fewer_macs: float | None = None
-    spread: float | None = None
-    read: bool = False
+    deviation: float | None = None
     note: str = ""
 
-    @property
-    def weights(self) -> float | None:
-        """How many times fewer weights."""
+    def fewer(self, what: str) -> float | None:
+        """Return how many times fewer "weights" or "macs" there are, None if unknown."""
+        index = ("weights", "macs").index(what)
         if self.architecture:
-            return 430_500 / lenet5_cost(self.architecture)[0]
-        return self.fewer_weights
-
-    @property
-    def macs(self) -> float | None:
-        """How many times fewer MACs."""
-        if self.architecture:
-            return 2_293_000 / lenet5_cost(self.architecture)[1]
-        return self.fewer_macs
+            return lenet5_cost("20-50-800-500")[index] / lenet5_cost(self.architecture)[index]
+        return (self.fewer_weights, self.fewer_macs)[index]
 
 
 TANG = "table in Tang et al. 2018"
@@ -94,7 +47,6 @@ DROPOUTS = "OpenXAIProject/Variational_Dropouts"
 CONSTRAINED = "results of gallego-posada/constrained_sparsity"
 CHART = "read off a chart; best epoch"
 
-#: All that is compared with; the notes on each say how far it can be.
 PUBLISHED = (
     Published(
         "structured", "DiffPrune (the paper)", 0.6, "entry of arXiv:2012.03653 on Papers with Code",
@@ -104,11 +56,11 @@ PUBLISHED = (
     Published("structured", "L0 hard concrete, lambda per layer", 1.0, TANG, "9-18-65-25"),
     Published(
         "structured", "L0 constrained", 1.01, CONSTRAINED, fewer_weights=12.9, fewer_macs=2.2,
-        spread=0.05, note="last epoch, five seeds",
+        deviation=0.05, note="last epoch, five seeds",
     ),
     Published(
         "structured", "L0 constrained, layerwise", 0.91, CONSTRAINED, fewer_weights=42.6,
-        fewer_macs=6.7, spread=0.05, note="last epoch, five seeds",
+        fewer_macs=6.7, deviation=0.05, note="last epoch, five seeds",
     ),
     Published("structured", "SBP", 0.86, SBP, "3-18-284-283"),
     Published("structured", "Sparse VD, structured", 0.75, SBP, "17-32-329-75"),
@@ -117,15 +69,15 @@ PUBLISHED = (
     Published("structured", "GD", 1.1, TANG, "7-13-208-16"),
     Published("structured", "Scalpel", 0.66, "README of Scalpel", "9-18-288-65"),
     Published(
-        "structured", "Beta-Bernoulli dropout, 1e-2", 0.57, DROPOUTS, "13-25-156-54", read=True,
+        "structured", "Beta-Bernoulli dropout, 1e-2", 0.57, DROPOUTS, "13-25-156-54",
         note=CHART,
     ),
     Published(
-        "structured", "Beta-Bernoulli dropout, 5e-2", 0.67, DROPOUTS, "13-20-99-30", read=True,
+        "structured", "Beta-Bernoulli dropout, 5e-2", 0.67, DROPOUTS, "13-20-99-30",
         note=CHART,
     ),
-    Published("structured", "SVD, 1e-2", 0.72, DROPOUTS, "10-16-238-29", read=True, note=CHART),
-    Published("structured", "SSL, 1e-4", 0.86, DROPOUTS, "7-14-189-13", read=True, note=CHART),
+    Published("structured", "SVD, 1e-2", 0.72, DROPOUTS, "10-16-238-29", note=CHART),
+    Published("structured", "SSL, 1e-4", 0.86, DROPOUTS, "7-14-189-13", note=CHART),
     Published("unstructured", "Han et al. 2015", 0.77, "GSM poster", fewer_weights=12),
     Published("unstructured", "SNIP", 0.8, "SNIP, table 1", fewer_weights=50),
     Published("unstructured", "SNIP", 1.1, "SNIP, table 1", fewer_weights=100),
@@ -153,7 +105,7 @@ PUBLISHED = (
     ),
     Published("lenet300", "Soft weight sharing", 1.94, "SWS, table 1", fewer_weights=23),
     Published(
-        "lenet300", "L0 constrained", 1.77, CONSTRAINED, fewer_weights=3.8, spread=0.08,
+        "lenet300", "L0 constrained", 1.77, CONSTRAINED, fewer_weights=3.8, deviation=0.08,
         note="last epoch, five seeds",
     ),
 )  # fmt: skip

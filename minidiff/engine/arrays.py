@@ -1,0 +1,87 @@
+"""Arrays for kernels: their types, aligned memory, and the live rows that hold their values.
+
+The *rows* of an array are its slices along axis 0: channels, features, filters or units.
+"""
+
+import ctypes
+import math
+from contextlib import suppress
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array: TypeAlias = NDArray[np.floating[Any]]
+Indices: TypeAlias = NDArray[np.int64]
+Shape: TypeAlias = tuple[int, ...]
+
+ALIGNMENT = 64  # bytes: a vector that crosses this boundary costs two loads
+SMALL = 1 << 16  # bytes, below which alignment does not pay
+
+# A training step makes the same large arrays as the step before. By default the C library gives
+# their memory back to the operating system and asks for it again, which costs more than computing
+# some of them. With these limits of glibc, which are process-wide, it keeps the memory.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+with suppress(OSError, AttributeError, TypeError):  # another C library
+    mallopt = ctypes.CDLL(None).mallopt
+    mallopt(M_MMAP_THRESHOLD, 1 << 25)
+    mallopt(M_TRIM_THRESHOLD, 1 << 28)
+
+
+def empty(shape: Shape, dtype: Any) -> NDArray[Any]:
+    """Return an uninitialised array, aligned unless it is small."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    if size < SMALL:
+        return np.empty(shape, dtype)
+    buffer = np.empty(size + ALIGNMENT, np.uint8)
+    start = -_address(buffer) % ALIGNMENT
+    out: NDArray[Any] = buffer[start : start + size].view(dtype).reshape(shape)
+    return out
+
+
+def zeros(shape: Shape, dtype: Any) -> NDArray[Any]:
+    """Return an array of zeros, aligned unless it is small."""
+    out = empty(shape, dtype)
+    out.fill(0)
+    return out
+
+
+def plain(x: Array) -> Array:
+    """Return ``x`` if it is contiguous and writeable, else a copy.
+
+    Numba would compile every kernel once more for read-only arrays.
+    """
+    return x if x.flags.c_contiguous and x.flags.writeable else np.array(x, order="C")
+
+
+def aligned(x: Array) -> Array:
+    """Return ``x`` if it is plain and, unless small, aligned; else a copy."""
+    if plain(x) is x and (x.nbytes < SMALL or _address(x) % ALIGNMENT == 0):
+        return x
+    out = empty(x.shape, x.dtype)
+    out[...] = x
+    return out
+
+
+def matrix(x: NDArray[Any]) -> NDArray[Any]:
+    """View an array as a matrix with the same rows; a number as a matrix of one."""
+    return x.reshape(len(x), math.prod(x.shape[1:])) if x.ndim else x.reshape(1, 1)
+
+
+def row_list(live: Indices | None, count: int) -> Indices:
+    """Return the live rows of ``count``; None stands for all."""
+    return np.arange(count) if live is None else live
+
+
+def filled(x: Array, live: Indices | None) -> Array:
+    """Return ``x`` with zeros in its dead rows; a copy if there may be any."""
+    if live is None:
+        return x
+    out = np.zeros_like(x)
+    out[live] = x[live]
+    return out
+
+
+def _address(x: NDArray[Any]) -> int:
+    address: int = x.__array_interface__["data"][0]
+    return address

@@ -1,0 +1,443 @@
+"""Functions of neural networks, batch last: each checks its arguments and applies an op.
+
+Activations are (C, H, W, N) or (D, N): channels or features first, the samples of the batch last.
+Each function takes Tensors, or what :class:`~minidiff.Tensor` takes, and returns a Tensor.
+"""
+
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from . import ops
+from .arrays import Indices
+from .tensor import Tensor, TensorLike, apply
+
+Pair: TypeAlias = int | tuple[int, int]
+
+__all__ = [
+    "avg_pool2d",
+    "conv2d",
+    "cross_entropy",
+    "dropout",
+    "flatten",
+    "linear",
+    "max_pool2d",
+    "relu",
+    "select",
+    "softmax",
+]
+
+
+def pair(value: Pair, name: str, least: int = 1) -> tuple[int, int]:
+    """Return (vertical, horizontal) for an int or a pair; ValueError if below ``least``."""
+    both = value if isinstance(value, tuple | list) else (value, value)
+    if len(both) != 2 or any(not isinstance(v, int | np.integer) or v < least for v in both):
+        raise ValueError(f"{name} is {value!r}; expected an integer >= {least}, or a pair of them.")
+    return int(both[0]), int(both[1])
+
+
+def float_dtype(dtype: DTypeLike) -> np.dtype[Any]:
+    """Return the dtype, which must be float32 or float64; else TypeError."""
+    if np.dtype(dtype) not in (np.float32, np.float64):
+        raise TypeError(f"dtype is {np.dtype(dtype)}; expected float32 or float64.")
+    return np.dtype(dtype)
+
+
+def generator(rng: Any) -> np.random.Generator:
+    """Return rng; TypeError for a seed, with which every layer would draw the same numbers."""
+    if not isinstance(rng, np.random.Generator):
+        raise TypeError(
+            f"rng is {rng!r}; expected a numpy.random.Generator, such as "
+            f"numpy.random.default_rng(0), one for the whole network."
+        )
+    return rng
+
+
+def conv2d(
+    x: TensorLike,
+    weight: TensorLike,
+    bias: TensorLike | None = None,
+    *,
+    stride: Pair = 1,
+    padding: Pair = 0,
+) -> Tensor:
+    """Convolve images (cross-correlation, as everywhere in deep learning), batch last.
+
+    Parameters
+    ----------
+    x
+        Shape (C, H, W, N).
+    weight
+        Shape (O, C, KH, KW).
+    bias
+        Shape (O,), or None.
+    stride, padding
+        An int or a pair (vertical, horizontal); padding is with zeros, on both sides.
+
+    Returns
+    -------
+    Tensor of shape (O, (H + 2*padding - KH) // stride + 1, likewise for W, N)
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not fit, the dtypes differ, or ``stride`` or ``padding`` is out of range.
+
+    Examples
+    --------
+    How many pixels of a 3x3 image each output reads:
+
+    >>> conv2d(np.ones((1, 3, 3, 1)), np.ones((1, 1, 3, 3)), padding=1).data[0, :, :, 0]
+    array([[4., 6., 4.],
+           [6., 9., 6.],
+           [4., 6., 4.]])
+    """
+    x, weight = _tensor(x), _tensor(weight)
+    strides, pads = pair(stride, "stride"), pair(padding, "padding", least=0)
+    if x.ndim != 4 or weight.ndim != 4 or x.shape[0] != weight.shape[1]:
+        raise ValueError(
+            f"conv2d: x of shape {x.shape} and weight of shape {weight.shape} do not fit; expected "
+            f"(C, H, W, N) and (O, C, KH, KW) with the same C."
+        )
+    bias = _checked("conv2d", x, weight, bias)
+    for size, more, kernel, axis in zip(
+        x.shape[1:3], pads, weight.shape[2:], ("high", "wide"), strict=True
+    ):
+        if size + 2 * more < kernel:
+            raise ValueError(
+                f"conv2d: a kernel {kernel} {axis} does not fit on an input {size} {axis} with "
+                f"padding {more}; x has shape {x.shape}, weight {weight.shape}."
+            )
+    return apply(ops.Conv2d(strides, pads), x, weight, bias)
+
+
+def linear(x: TensorLike, weight: TensorLike, bias: TensorLike | None = None) -> Tensor:
+    """Compute ``weight @ x + bias[:, None]``, batch last.
+
+    Parameters
+    ----------
+    x
+        Shape (D, N).
+    weight
+        Shape (O, D).
+    bias
+        Shape (O,), or None.
+
+    Returns
+    -------
+    Tensor of shape (O, N)
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not fit, or the dtypes differ.
+
+    Examples
+    --------
+    >>> linear(np.ones((3, 2)), np.array([[1.0, 2.0, 3.0]]), np.array([0.5])).data
+    array([[6.5, 6.5]])
+    """
+    x, weight = _tensor(x), _tensor(weight)
+    if x.ndim != 2 or weight.ndim != 2 or x.shape[0] != weight.shape[1]:
+        raise ValueError(
+            f"linear: x of shape {x.shape} and weight of shape {weight.shape} do not fit; "
+            f"expected (D, N) and (O, D) with the same D."
+        )
+    return apply(ops.Linear(), x, weight, _checked("linear", x, weight, bias))
+
+
+def _tensor(value: TensorLike) -> Tensor:
+    return value if isinstance(value, Tensor) else Tensor(value)
+
+
+def _checked(name: str, x: Tensor, weight: Tensor, bias: TensorLike | None) -> Tensor:
+    """Return the bias, or zeros for None; ValueError if operands are empty or do not fit."""
+    if 0 in x.shape or 0 in weight.shape:
+        raise ValueError(f"{name}: x {x.shape} or weight {weight.shape} is empty.")
+    if bias is None:
+        bias = Tensor(np.zeros(len(weight), weight.dtype))
+        bias.live = weight.live
+    bias = _tensor(bias)
+    if bias.shape != weight.shape[:1]:
+        raise ValueError(
+            f"{name}: bias of shape {bias.shape} does not fit weight of shape {weight.shape}; "
+            f"expected {weight.shape[:1]}."
+        )
+    dtypes = x.dtype, weight.dtype, bias.dtype
+    if len(set(dtypes)) > 1:
+        raise ValueError(
+            f"{name}: dtypes of x, weight and bias are {', '.join(map(str, dtypes))}; expected all "
+            f"float32 or all float64."
+        )
+    return bias
+
+
+def relu(x: TensorLike) -> Tensor:
+    """Rectified linear unit, max(x, 0); the derivative at 0 is 0.
+
+    Parameters
+    ----------
+    x
+        Any shape.
+
+    Examples
+    --------
+    >>> x = Tensor([-1.0, 0.0, 2.0], requires_grad=True)
+    >>> relu(x).sum().backward()
+    >>> x.grad
+    array([0., 0., 1.], dtype=float32)
+    """
+    return apply(ops.ReLU(), x)
+
+
+def dropout(x: TensorLike, p: float, rng: np.random.Generator) -> Tensor:
+    """Set each element to zero with probability ``p``, and scale the others by 1 / (1 - p).
+
+    So the expected value stays as it is, and evaluation needs no factor (Srivastava et al. 2014,
+    JMLR 15, section 10).
+
+    Parameters
+    ----------
+    x
+        Any shape.
+    p
+        In [0, 1).
+    rng
+        Draws one number for each element; none if ``p`` is 0.
+
+    Raises
+    ------
+    ValueError
+        If ``p`` is out of range.
+
+    Examples
+    --------
+    >>> out = dropout(np.ones(1000), 0.5, np.random.default_rng(0)).data
+    >>> np.unique(out), bool(450 < (out == 0).sum() < 550)
+    (array([0., 2.]), True)
+    """
+    if not 0 <= p < 1:
+        raise ValueError(f"dropout: p is {p}; expected a probability in [0, 1).")
+    return _tensor(x) if p == 0 else apply(ops.Dropout(p, generator(rng)), x)
+
+
+def max_pool2d(
+    x: TensorLike, kernel: Pair, *, stride: Pair | None = None, relu: bool = False
+) -> Tensor:
+    """Take the largest value of each window of each channel.
+
+    Parameters
+    ----------
+    x
+        Shape (C, H, W, N).
+    kernel
+        Height and width of the window, an int or a pair; at most 256 positions (255 with relu).
+    stride
+        An int or a pair; None for the size of the window. Positions at the far edges that fill no
+        whole window are left out.
+    relu
+        Whether to apply :func:`relu` too, in the same pass over memory.
+
+    Returns
+    -------
+    Tensor of shape (C, (H - KH) // stride + 1, likewise for W, N)
+
+    Raises
+    ------
+    ValueError
+        If the window does not fit or is too large, or ``stride`` is out of range.
+
+    Examples
+    --------
+    >>> max_pool2d(np.arange(16.0).reshape(1, 4, 4, 1), 2).data[0, :, :, 0]
+    array([[ 5.,  7.],
+           [13., 15.]])
+    """
+    x, window, strides = _pool_arguments("max_pool2d", x, kernel, stride)
+    if window[0] * window[1] > 256 - relu:  # a byte says which position is the largest
+        raise ValueError(f"max_pool2d: kernel {window} has over {256 - relu} positions.")
+    return apply(ops.MaxPool2d(window, strides, relu), x)
+
+
+def avg_pool2d(x: TensorLike, kernel: Pair, *, stride: Pair | None = None) -> Tensor:
+    """Average each window of each channel.
+
+    Parameters
+    ----------
+    x
+        Shape (C, H, W, N).
+    kernel, stride
+        As in :func:`max_pool2d`; a window may have any size.
+
+    Returns
+    -------
+    Tensor of the shape that :func:`max_pool2d` returns
+
+    Raises
+    ------
+    ValueError
+        If the window does not fit, or ``stride`` is out of range.
+
+    Examples
+    --------
+    >>> avg_pool2d(np.arange(16.0).reshape(1, 4, 4, 1), 2).data[0, :, :, 0]
+    array([[ 2.5,  4.5],
+           [10.5, 12.5]])
+    """
+    x, window, strides = _pool_arguments("avg_pool2d", x, kernel, stride)
+    return apply(ops.AvgPool2d(window, strides), x)
+
+
+def _pool_arguments(
+    name: str, x: TensorLike, kernel: Pair, stride: Pair | None
+) -> tuple[Tensor, tuple[int, int], tuple[int, int]]:
+    x, window = _tensor(x), pair(kernel, "kernel")
+    strides = window if stride is None else pair(stride, "stride")
+    if x.ndim != 4 or 0 in x.shape:
+        raise ValueError(f"{name}: x has shape {x.shape}; expected (C, H, W, N), not empty.")
+    if x.shape[1] < window[0] or x.shape[2] < window[1]:
+        raise ValueError(f"{name}: a window {window} does not fit on x of shape {x.shape}.")
+    return x, window, strides
+
+
+def flatten(x: TensorLike) -> Tensor:
+    """Turn (C, H, W, N) into (C*H*W, N); free, as the batch is last.
+
+    Parameters
+    ----------
+    x
+        At least two axes.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer.
+
+    Examples
+    --------
+    >>> flatten(np.zeros((50, 4, 4, 8))).shape
+    (800, 8)
+    """
+    x = _tensor(x)
+    if x.ndim < 2:
+        raise ValueError(f"flatten: x has shape {x.shape}; expected at least (D, N).")
+    return apply(ops.Flatten(), x)
+
+
+def select(x: TensorLike, indices: NDArray[Any]) -> Tensor:
+    """Keep some rows of x.
+
+    Parameters
+    ----------
+    x
+        Shape (C, ...).
+    indices
+        Integers in 0..C-1, one or more, in increasing order.
+
+    Returns
+    -------
+    Tensor of shape (len(indices), ...)
+
+    Raises
+    ------
+    ValueError
+        If the indices are not such.
+
+    Examples
+    --------
+    >>> select(np.array([[1.0], [2.0], [3.0]]), [0, 2]).data
+    array([[1.],
+           [3.]])
+    """
+    x, indices = _tensor(x), increasing(indices, "select")
+    if x.ndim == 0 or indices[-1] >= len(x):
+        raise ValueError(f"select: index {indices[-1]} is out of range for x of shape {x.shape}.")
+    return apply(ops.Select(indices), x)
+
+
+def increasing(indices: Any, name: str) -> Indices:
+    """Return the indices as int64; ValueError unless there are some, 0 or more, that increase."""
+    given = np.asarray(indices)
+    if given.ndim != 1 or not given.size or given.dtype.kind not in "iu":
+        raise ValueError(
+            f"{name}: indices are {given.dtype} of shape {given.shape}; expected a list of "
+            f"integers, not empty."
+        )
+    listed = given.astype(np.int64)
+    if listed[0] < 0 or (np.diff(listed) <= 0).any():
+        raise ValueError(f"{name}: indices {listed} do not increase from 0 or above.")
+    return listed
+
+
+def cross_entropy(
+    logits: TensorLike, labels: NDArray[Any], *, label_smoothing: float = 0.0
+) -> Tensor:
+    """Mean softmax cross-entropy, in nats, computed without overflow.
+
+    Parameters
+    ----------
+    logits
+        Shape (classes, N).
+    labels
+        Integers in 0..classes-1, shape (N,).
+    label_smoothing
+        The share of the target that is spread evenly over all classes, in [0, 1) (Szegedy et al.
+        2016, arXiv:1512.00567, section 7).
+
+    Returns
+    -------
+    Tensor of shape ()
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not fit, the batch is empty, labels are not integers, or a label or the
+        smoothing is out of range.
+
+    Examples
+    --------
+    Ten classes that are equally likely, log 10:
+
+    >>> round(cross_entropy(np.zeros((10, 4)), np.arange(4)).item(), 4)
+    2.3026
+    """
+    logits, labels = _tensor(logits), np.asarray(labels)
+    if logits.ndim != 2 or labels.shape != logits.shape[1:]:
+        raise ValueError(
+            f"cross_entropy: logits of shape {logits.shape} and labels of shape {labels.shape} do "
+            f"not fit; expected (classes, N) and (N,)."
+        )
+    if labels.size == 0:
+        raise ValueError(f"cross_entropy: the batch is empty (logits of shape {logits.shape}).")
+    if labels.dtype.kind not in "iu":
+        raise ValueError(f"cross_entropy: labels are {labels.dtype}; expected integers.")
+    classes = logits.shape[0]
+    if labels.min() < 0 or labels.max() >= classes:
+        at = int(np.flatnonzero((labels < 0) | (labels >= classes))[0])
+        raise ValueError(
+            f"cross_entropy: labels[{at}] is {labels[at]}; expected 0..{classes - 1} for "
+            f"{classes} classes."
+        )
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"cross_entropy: label_smoothing is {label_smoothing}; expected [0, 1).")
+    return apply(ops.CrossEntropy(labels, float(label_smoothing)), logits)
+
+
+def softmax(logits: TensorLike) -> Tensor:
+    """Probabilities over the classes of each sample, computed without overflow.
+
+    Parameters
+    ----------
+    logits
+        Shape (classes, N).
+
+    Examples
+    --------
+    >>> softmax(np.log([[1.0], [3.0]])).data.round(3)
+    array([[0.25],
+           [0.75]])
+    """
+    logits = _tensor(logits)
+    powers = (logits - np.asarray(logits.data.max(axis=0))).exp()
+    return powers / powers.sum(axis=0)

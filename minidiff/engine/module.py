@@ -1,0 +1,309 @@
+"""Modules: parameters in a tree, and Sequential, layers one after another.
+
+The class of a layer says all that the rest of minidiff needs to know of it: how it computes, what
+becomes of channels (for counting, the surrogate and compaction), how it is saved, predicted and
+exported. A new layer is one class; ``docs/howto/add-a-layer.md`` writes one.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .arrays import Array, Shape
+from .tensor import Tensor
+
+Self = TypeVar("Self", bound="Module")
+
+
+class Parameter(Tensor):
+    """A tensor that training changes: a leaf that requires a gradient.
+
+    Parameters
+    ----------
+    array
+        What :class:`~minidiff.Tensor` takes.
+
+    Examples
+    --------
+    >>> Parameter([1.0, 2.0])
+    Tensor([1., 2.], requires_grad=True)
+    """
+
+    __slots__ = ()
+
+    def __init__(self, array: Any) -> None:
+        super().__init__(array, requires_grad=True)
+
+
+class Module:
+    """Something with parameters and a ``forward``.
+
+    Parameters and modules that are set as attributes, or stand in a list or tuple that is one, are
+    found in the order in which they were set. One that is found in two places counts once.
+
+    Attributes
+    ----------
+    training : bool
+        Whether it computes as in training or as in evaluation; see :meth:`train`, :meth:`eval`.
+    channelwise : bool
+        Whether channel c of the output depends on channel c of the input alone. A class says so;
+        otherwise counting and compaction refuse the layer, unless it has its own
+        :meth:`map_channels`.
+    homogeneous : bool
+        Whether f(z x) = z f(x) for every z >= 0, so that a gate in front of the layer may be folded
+        into weights behind it.
+    settings : tuple of str, or None
+        The arguments of the constructor that a file keeps, each an attribute of the same name.
+        None if the layer cannot be saved.
+
+    Examples
+    --------
+    >>> class Scale(Module):
+    ...     def __init__(self):
+    ...         self.factor = Parameter(2.0)
+    ...     def forward(self, x):
+    ...         return self.factor * x
+    >>> Scale()([1.0, 3.0]).data, dict(Scale().named_parameters())
+    (array([2., 6.], dtype=float32), {'factor': Tensor(2., requires_grad=True)})
+    """
+
+    training: bool = True
+    channelwise: bool = False
+    homogeneous: bool = False
+    settings: tuple[str, ...] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute the output."""
+        raise NotImplementedError
+
+    def __call__(self, x: Any) -> Tensor:
+        """Compute the output for a Tensor or an array."""
+        return self.forward(x if isinstance(x, Tensor) else Tensor(x))
+
+    def output_shape(self, shape: Shape) -> Shape:
+        """Return the shape of the output, without the batch, for an input of ``shape``.
+
+        Layers that keep the shape need not define it. Raises ValueError if the layer does not fit.
+        """
+        return shape
+
+    def map_channels(self, channels: Any, shape: Shape) -> Any:
+        """Return what becomes of the channels of an input of ``shape`` (without the batch).
+
+        ``channels`` is a :class:`~minidiff.pruning.network.Channels`, which has a method for each
+        thing that can happen to channels. A channelwise layer that keeps the shape need not define
+        it. Raises TypeError if the class does not say what becomes of channels.
+        """
+        if not self.channelwise:
+            raise TypeError(
+                f"{type(self).__name__} does not say what becomes of channels, so it can neither "
+                f"be counted nor compacted. If each output channel depends on the same input "
+                f"channel alone, set channelwise = True in the class; else define map_channels."
+            )
+        return channels
+
+    def compile(self, program: Any) -> None:
+        """Add this layer to a compiled :class:`~minidiff.engine.predictor.Program`.
+
+        A layer that does not define it is called by its ``forward`` when a Predictor meets it.
+        """
+        raise NotImplementedError
+
+    def onnx(self, graph: Any) -> None:
+        """Add this layer to an ONNX :class:`~minidiff.io.export.Graph`."""
+        raise TypeError(
+            f"{type(self).__name__} has no method onnx, so it cannot be exported to ONNX."
+        )
+
+    # -- the tree of modules -------------------------------------------------------------------
+
+    def members(self) -> Iterator[tuple[str, Any]]:
+        """Yield (name, attribute); those in a list or tuple one by one, as in "weights.0"."""
+        for name, value in vars(self).items():
+            if isinstance(value, list | tuple):
+                yield from ((f"{name}.{i}", item) for i, item in enumerate(value))
+            else:
+                yield name, value
+
+    def children(self) -> Iterator[tuple[str, "Module"]]:
+        """Yield (name, module) for the modules directly below this one."""
+        return ((name, value) for name, value in self.members() if isinstance(value, Module))
+
+    def modules(self) -> Iterator["Module"]:
+        """Yield this module and all below it, each once."""
+        seen: set[int] = set()
+        stack: list[Module] = [self]
+        while stack:
+            module = stack.pop()
+            if id(module) not in seen:
+                seen.add(id(module))
+                yield module
+                stack.extend(child for _, child in reversed(list(module.children())))
+
+    def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Parameter]]:
+        """Yield (dotted name, parameter), each parameter once."""
+        seen: set[int] = set()
+        for name, parameter in self._all_parameters(prefix):
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield name, parameter
+
+    def _all_parameters(self, prefix: str) -> Iterator[tuple[str, Parameter]]:
+        for name, value in self.members():
+            if isinstance(value, Parameter):
+                yield prefix + name, value
+            elif isinstance(value, Module):
+                yield from value._all_parameters(f"{prefix}{name}.")
+
+    def parameters(self) -> list[Parameter]:
+        """List the parameters, each once, in order."""
+        return [parameter for _, parameter in self.named_parameters()]
+
+    def train(self: Self, mode: bool = True) -> Self:
+        """Switch this module and all below it to training (or not); return it."""
+        for module in self.modules():
+            module.training = mode
+        return self
+
+    def eval(self: Self) -> Self:
+        """Switch this module and all below it to evaluation; return it."""
+        return self.train(False)
+
+    def state_dict(self) -> dict[str, Array]:
+        """Return a copy of every parameter, by name."""
+        return {name: p.data.copy() for name, p in self.named_parameters()}
+
+    def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Set every parameter from ``state``, which must fit in all names and shapes.
+
+        Raises ValueError, which names every mismatch, and then changes nothing.
+        """
+        parameters = dict(self.named_parameters())
+        wrong = [f"{name} is missing" for name in parameters if name not in state]
+        wrong += [f"{name} is unknown" for name in state if name not in parameters]
+        for name, parameter in parameters.items():
+            if name in state and np.shape(state[name]) != parameter.shape:
+                wrong.append(f"{name} has shape {np.shape(state[name])}, not {parameter.shape}")
+        if wrong:
+            raise ValueError(
+                f"the state does not fit this {type(self).__name__}: {'; '.join(wrong)}."
+            )
+        # All are converted before the first is set.
+        arrays = {name: np.array(state[name], p.dtype, order="C") for name, p in parameters.items()}
+        for name, parameter in parameters.items():
+            parameter.data = arrays[name]
+
+    def __repr__(self) -> str:
+        """Show the class, the shapes of its parameters, and the modules in it, one a line."""
+        own = [f"{name} {p.shape}" for name, p in self.members() if isinstance(p, Parameter)]
+        text = f"{type(self).__name__}({', '.join(own)})"
+        for name, child in self.children():
+            text += f"\n  {name}: " + repr(child).replace("\n", "\n  ")
+        return text
+
+
+class Sequential(Module):
+    """Layers one after another, numbered, or named by keyword.
+
+    Parameters
+    ----------
+    layers, named
+        Modules, in order.
+
+    Raises
+    ------
+    TypeError
+        If a layer is none, such as a list of layers or a class.
+    ValueError
+        If two layers have one name, or a name is empty, has "." or "/" in it, or is that of an
+        attribute of every Sequential.
+
+    Examples
+    --------
+    >>> from minidiff import nn
+    >>> model = Sequential(hidden=nn.Linear(3, 2, rng=np.random.default_rng(0)), relu=nn.ReLU())
+    >>> [name for name, _ in model.named_parameters()]
+    ['hidden.weight', 'hidden.bias']
+    >>> model["hidden"] is model[0], len(model)
+    (True, 2)
+    """
+
+    def __init__(self, *layers: Module, **named: Module) -> None:
+        self.layers = [*layers, *named.values()]
+        for i, layer in enumerate(self.layers):
+            if not isinstance(layer, Module):
+                kind = f"the class {layer.__name__}" if isinstance(layer, type) else repr(layer)
+                raise TypeError(
+                    f"Sequential: layer {i} is {kind}; expected a module (of a list, *layers)."
+                )
+        self.names = [*map(str, range(len(layers))), *named]
+        own = {*dir(type(self)), "layers", "names"}
+        for name in self.names:
+            if self.names.count(name) > 1:
+                raise ValueError(f"Sequential: two layers have the name {name!r}.")
+            if not name or set(name) & set("./"):
+                raise ValueError(f"Sequential: a layer has the name {name!r}; expected no . or /.")
+            if name in own:
+                raise ValueError(
+                    f"Sequential: a layer has the name {name!r}, which is that of an attribute."
+                )
+
+    def items(self) -> Iterator[tuple[str, Module]]:
+        """Yield (name, layer) in order, and nothing that a subclass holds besides."""
+        return zip(self.names, self.layers, strict=True)
+
+    def members(self) -> Iterator[tuple[str, Any]]:
+        """Yield (name, attribute): the layers, then what a subclass has besides."""
+        yield from self.items()
+        for name, value in super().members():
+            if name.partition(".")[0] not in ("layers", "names"):
+                yield name, value
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in getattr(self, "names", ()):
+            raise AttributeError(f"a layer is replaced by model[{name!r}] = layer.")
+        super().__setattr__(name, value)
+
+    def __setitem__(self, key: int | str, layer: Module) -> None:
+        """Replace a layer."""
+        if not isinstance(layer, Module):
+            raise TypeError(f"Sequential: {layer!r} is no layer; expected a module.")
+        self.layers[self._index(key)] = layer
+
+    def __getitem__(self, key: int | str) -> Any:  # each class has attributes of its own
+        """Return a layer by its place or by its name; IndexError or KeyError if there is none."""
+        return self.layers[self._index(key)]
+
+    def _index(self, key: int | str) -> int:
+        if isinstance(key, str) and key not in self.names:
+            raise KeyError(f"no layer is named {key!r}; there are {', '.join(self.names)}.")
+        return self.names.index(key) if isinstance(key, str) else key
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __iter__(self) -> Iterator[Module]:
+        return iter(self.layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layers in order."""
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+    def output_shape(self, shape: Shape) -> Shape:
+        """Return the shape that the last layer gives."""
+        for layer in self.layers:
+            shape = layer.output_shape(shape)
+        return shape
+
+
+def chain(model: Module, prefix: str = "") -> Iterator[tuple[str, Module]]:
+    """Yield (dotted name, layer) in order, with the layers of Sequentials in their place."""
+    if isinstance(model, Sequential) and type(model).forward is Sequential.forward:
+        for name, layer in model.items():
+            yield from chain(layer, f"{prefix}.{name}" if prefix else name)
+    else:
+        yield prefix, model

@@ -1,0 +1,396 @@
+"""Operations on arrays: forward beside backward. Nothing here knows of tensors or of the tape.
+
+An :class:`Op` computes one array from others, and knows how a gradient travels back. The ops behind
+Python's operators and NumPy's functions follow; the ops of neural networks are in ``ops.py``.
+"""
+
+import math
+from copy import deepcopy
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .arrays import Array, Indices, plain
+from .compiled import serial
+
+__all__ = ["Op"]
+
+Axes: TypeAlias = int | tuple[int, ...] | None
+#: What ``backward`` returns: the gradient of each input; of an op with one input, that alone.
+Gradients: TypeAlias = Array | tuple[Array | None, ...]
+
+
+class Op:
+    """One differentiable operation: a subclass has settings, ``forward`` and ``backward``.
+
+    ``forward`` takes the input arrays and returns the output array. It keeps on ``self`` what
+    ``backward`` will need, so each application takes an object of its own. ``backward`` takes the
+    gradient of the output and returns the gradient of each input, or None for an input whose
+    ``needs`` is False. Arrays are read-only. The tape sums gradients over broadcast axes.
+
+    Attributes
+    ----------
+    needs : tuple of bool
+        Which inputs need a gradient; set before ``forward``.
+    skips_dead_rows : bool
+        Whether the op reads live rows only, and may leave dead rows of its results uninitialised.
+        Other ops are given zeros in dead rows. An op that skips gets writeable arrays, as kernels
+        want them, and must not write into them.
+    live_in : tuple of (ndarray of int64, or None)
+        The live rows of each input; set before ``forward``. All other rows are constant zeros
+        that need no gradient. None stands for all rows.
+    live : ndarray of int64, or None
+        The live rows of the output; ``forward`` of an op that skips sets it.
+    grad_rows : tuple of (ndarray of int64, or None)
+        For each input, the only rows that can ever get a gradient, if the op knows them.
+
+    Examples
+    --------
+    >>> import minidiff as md
+    >>> class Cube(Op):
+    ...     def forward(self, x):
+    ...         self.x = x
+    ...         return x**3
+    ...     def backward(self, grad):
+    ...         return 3 * self.x**2 * grad
+    >>> x = md.Tensor([2.0], requires_grad=True)
+    >>> md.apply(Cube(), x).backward()
+    >>> x.grad
+    array([12.], dtype=float32)
+    """
+
+    needs: tuple[bool, ...] = ()
+    skips_dead_rows = False
+    live_in: tuple[Indices | None, ...] = ()
+    live: Indices | None = None
+    grad_rows: tuple[Indices | None, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The name of the class, for errors."""
+        return type(self).__name__
+
+    def forward(self, *arrays: Any) -> Array:
+        """Compute the output array."""
+        raise NotImplementedError
+
+    def backward(self, grad: Array) -> Gradients:
+        """Compute the gradient of each input."""
+        raise NotImplementedError
+
+
+def number(value: Any) -> Any:
+    """Return a NumPy number as Python's, which does not widen float32."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+# -- arithmetic ------------------------------------------------------------------------------
+
+
+class Add(Op):
+    """a + b."""
+
+    def forward(self, a: Array, b: Array) -> Array:
+        return a + b
+
+    def backward(self, grad: Array) -> Gradients:
+        return grad, grad
+
+
+class Subtract(Op):
+    """a - b."""
+
+    def forward(self, a: Array, b: Array) -> Array:
+        return a - b
+
+    def backward(self, grad: Array) -> Gradients:
+        return grad, -grad if self.needs[1] else None
+
+
+class Multiply(Op):
+    """a * b."""
+
+    def forward(self, a: Array, b: Array) -> Array:
+        self.a, self.b = a, b
+        return a * b
+
+    def backward(self, grad: Array) -> Gradients:
+        return (
+            grad * self.b if self.needs[0] else None,
+            grad * self.a if self.needs[1] else None,
+        )
+
+
+class Divide(Op):
+    """a / b."""
+
+    def forward(self, a: Array, b: Array) -> Array:
+        self.b, self.out = b, a / b
+        return self.out
+
+    def backward(self, grad: Array) -> Gradients:
+        grad_a = grad / self.b
+        return grad_a, -grad_a * self.out if self.needs[1] else None
+
+
+class Negate(Op):
+    """-a."""
+
+    def forward(self, a: Array) -> Array:
+        return -a
+
+    def backward(self, grad: Array) -> Gradients:
+        return -grad
+
+
+class Power(Op):
+    """a ** exponent, for a fixed exponent."""
+
+    def __init__(self, exponent: float) -> None:
+        if not isinstance(exponent, int | float | np.number):
+            raise TypeError(
+                f"the exponent is {exponent!r:.60}; expected a number. For a tensor as exponent "
+                f"write (exponent * x.log()).exp()."
+            )
+        self.exponent = number(exponent)
+
+    def forward(self, a: Array) -> Array:
+        self.a = a
+        out: Array = a**self.exponent
+        return out
+
+    def backward(self, grad: Array) -> Gradients:
+        if self.exponent == 0:  # 0 * a ** -1 would be NaN at 0
+            return np.zeros_like(grad)
+        slope: Array = self.exponent * self.a ** (self.exponent - 1)
+        return grad * slope
+
+
+class MatMul(Op):
+    """a @ b, with NumPy's rules for vectors and for stacks of matrices."""
+
+    def forward(self, a: Array, b: Array) -> Array:
+        self.a, self.b = a, b
+        return np.asarray(a @ b)
+
+    def backward(self, grad: Array) -> Gradients:
+        # Make matrices of vectors: on the left a row, on the right a column.
+        a = self.a[None, :] if self.a.ndim == 1 else self.a
+        b = self.b[:, None] if self.b.ndim == 1 else self.b
+        if self.b.ndim == 1:
+            grad = np.expand_dims(grad, -1)
+        if self.a.ndim == 1:
+            grad = np.expand_dims(grad, -2)
+        grad_a = grad @ b.swapaxes(-1, -2) if self.needs[0] else None
+        grad_b = a.swapaxes(-1, -2) @ grad if self.needs[1] else None
+        if grad_a is not None and self.a.ndim == 1:
+            grad_a = grad_a[..., 0, :]
+        if grad_b is not None and self.b.ndim == 1:
+            grad_b = grad_b[..., 0]
+        return grad_a, grad_b
+
+
+# -- shapes ----------------------------------------------------------------------------------
+
+
+class Reshape(Op):
+    """The same elements in another shape."""
+
+    def __init__(self, shape: Any) -> None:
+        self.shape = shape
+
+    def forward(self, a: Array) -> Array:
+        self.old = a.shape
+        return a.reshape(*self.shape)
+
+    def backward(self, grad: Array) -> Gradients:
+        return grad.reshape(self.old)
+
+
+class Transpose(Op):
+    """Axes permuted; None reverses them."""
+
+    def __init__(self, axes: tuple[int, ...] | None) -> None:
+        self.axes = axes
+
+    def forward(self, a: Array) -> Array:
+        return a.transpose(self.axes)
+
+    def backward(self, grad: Array) -> Gradients:
+        if self.axes is None:
+            return grad.T
+        return grad.transpose(np.argsort([axis % grad.ndim for axis in self.axes]))
+
+
+class Index(Op):
+    """a[index], for any index NumPy takes."""
+
+    def __init__(self, index: Any) -> None:
+        parts = index if isinstance(index, tuple) else (index,)
+        basic = (slice, int, np.integer, type(None), type(Ellipsis))
+        self.picks_once = all(isinstance(p, basic) and not isinstance(p, bool) for p in parts)
+        self.index = deepcopy(index)  # its owner may change an array later
+
+    def forward(self, a: Array) -> Array:
+        self.shape = a.shape
+        return np.asarray(a[self.index])
+
+    def backward(self, grad: Array) -> Gradients:
+        out = np.zeros(self.shape, grad.dtype)
+        if self.picks_once:
+            out[self.index] = grad
+        else:
+            np.add.at(out, self.index, grad)  # an element picked twice receives both
+        return out
+
+
+# -- reductions ------------------------------------------------------------------------------
+
+
+class Sum(Op):
+    """Sum over axes, added up in float64."""
+
+    def __init__(self, axis: Axes, keepdims: bool) -> None:
+        self.axis, self.keepdims = axis, keepdims
+
+    def forward(self, a: Array) -> Array:
+        self.shape = a.shape
+        total = a.sum(axis=self.axis, keepdims=self.keepdims, dtype=np.float64)
+        return np.asarray(total, a.dtype)
+
+    def backward(self, grad: Array) -> Gradients:
+        if not self.keepdims and self.axis is not None:
+            grad = np.expand_dims(grad, self.axis)
+        return np.broadcast_to(grad, self.shape)
+
+
+class Max(Op):
+    """Largest over axes; equal largest elements share the gradient."""
+
+    def __init__(self, axis: Axes, keepdims: bool) -> None:
+        self.axis, self.keepdims = axis, keepdims
+
+    def forward(self, a: Array) -> Array:
+        out = a.max(axis=self.axis, keepdims=True)
+        self.largest = a == out
+        return np.asarray(out if self.keepdims else np.squeeze(out, self.axis))
+
+    def backward(self, grad: Array) -> Gradients:
+        if not self.keepdims and self.axis is not None:
+            grad = np.expand_dims(grad, self.axis)
+        count = self.largest.sum(axis=self.axis, keepdims=True, dtype=grad.dtype)
+        return np.asarray(self.largest * (grad / count))
+
+
+# -- functions of one element ----------------------------------------------------------------
+
+
+class Exp(Op):
+    """exp(a)."""
+
+    def forward(self, a: Array) -> Array:
+        self.out: Array = np.exp(a)
+        return self.out
+
+    def backward(self, grad: Array) -> Gradients:
+        return grad * self.out
+
+
+class Log(Op):
+    """log(a)."""
+
+    def forward(self, a: Array) -> Array:
+        self.a = a
+        return np.asarray(np.log(a))
+
+    def backward(self, grad: Array) -> Gradients:
+        return grad / self.a
+
+
+class Sqrt(Op):
+    """sqrt(a)."""
+
+    def forward(self, a: Array) -> Array:
+        self.out: Array = np.sqrt(a)
+        return self.out
+
+    def backward(self, grad: Array) -> Gradients:
+        return grad / (2 * self.out)
+
+
+class Tanh(Op):
+    """tanh(a)."""
+
+    def forward(self, a: Array) -> Array:
+        self.out: Array = np.tanh(a)
+        return self.out
+
+    def backward(self, grad: Array) -> Gradients:
+        return grad * (1 - self.out * self.out)
+
+
+def logistic(a: NDArray[Any]) -> Array:
+    """Return 1 / (1 + exp(-a)) without overflow: exp only sees numbers below 0."""
+    small = np.exp(-np.abs(a))
+    return np.asarray(np.where(a >= 0, 1, small) / (1 + small))
+
+
+class Sigmoid(Op):
+    """1 / (1 + exp(-a))."""
+
+    def forward(self, a: Array) -> Array:
+        self.out = logistic(a)
+        return self.out
+
+    def backward(self, grad: Array) -> Gradients:
+        return grad * (self.out * (1 - self.out))
+
+
+@serial
+def erf(x: Array, out: Array) -> None:
+    """Compute the error function of a flat array."""
+    for i in range(x.size):
+        out[i] = math.erf(x[i])
+
+
+class Erf(Op):
+    """The error function."""
+
+    def forward(self, a: Array) -> Array:
+        self.a = a
+        out = np.empty(a.shape, a.dtype)
+        erf(plain(a).reshape(-1), out.reshape(-1))
+        return out
+
+    def backward(self, grad: Array) -> Gradients:
+        slope = 2 / math.sqrt(math.pi) * np.exp(-self.a * self.a)
+        return grad * slope
+
+
+class Maximum(Op):
+    """The larger of two; where equal, each gets half the gradient."""
+
+    def forward(self, a: Array, b: Array) -> Array:
+        self.share = np.where(a == b, 0.5, a > b).astype(np.result_type(a, b))
+        return np.asarray(np.maximum(a, b))
+
+    def backward(self, grad: Array) -> Gradients:
+        return grad * self.share, grad * (1 - self.share)
+
+
+class Clip(Op):
+    """a limited to [low, high]."""
+
+    def __init__(self, low: float | None, high: float | None) -> None:
+        if low is not None and high is not None and low > high:
+            raise ValueError(f"clip to [{low}, {high}]: low must not be above high.")
+        self.low, self.high = number(low), number(high)
+
+    def forward(self, a: Array) -> Array:
+        out = np.asarray(np.clip(a, self.low, self.high))
+        self.inside: NDArray[np.bool_] = out == a
+        return out
+
+    def backward(self, grad: Array) -> Gradients:
+        return grad * self.inside

@@ -1,0 +1,1 @@
+"""Prediction: a trained network as one compiled call."""

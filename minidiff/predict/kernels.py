@@ -1,0 +1,285 @@
+"""The compiled loops of prediction; ``predictor.py`` explains what a program is.
+
+Numba keeps compiled code on disk and notices changes of this file only: after a change of what it
+takes from the kernels of the engine, touch this file too.
+"""
+
+from typing import Any
+
+import numpy as np
+from numba import prange
+from numpy.typing import NDArray
+
+from minidiff.engine.arrays import Indices
+from minidiff.engine.compiled import inner, serial, threaded
+from minidiff.engine.kernels import (
+    LANES,
+    ROWS,
+    TILE,
+    U,
+    block_height,
+    correlate_block,
+    registers,
+    tile,
+)
+
+CONV, GATHER, POOL = range(3)
+SPARE = 2 * LANES  # numbers of room behind each buffer, as whole vectors are written
+POSITIONS = 8  # of a tile, whose sums stay in registers
+_POSITIONS_SHAPE = (POSITIONS, LANES)
+_positions, _lanes, _tile, _zero, _one = U(POSITIONS), U(LANES), U(TILE), U(0), U(1)
+
+# A step: where its input and output begin, the sizes of both and of the window that moves, by how
+# much it moves, and where weights (or the indices of a GATHER) and biases begin.
+STEP = np.dtype(
+    [
+        (name, np.uint64)
+        for name in (
+            *("kind", "source", "target", "channels", "height", "width", "rows", "columns"),
+            *("tall", "wide", "down", "right", "outputs", "first", "bias", "relu", "largest"),
+        )
+    ]
+)
+
+
+def _window_of(length):
+    """Return the loop over a window for vectors of so many numbers."""
+    size = U(length)
+
+    @inner
+    def window(step, work, source, next_row, next_position, target):
+        """Take the largest, or the mean, of the vectors in a window."""
+        largest, relu = step.largest != 0, step.relu != 0
+        share = np.float32(1) / np.float32(step.tall * step.wide)
+        best = tile(registers(work), length)
+        for s in range(size):
+            best[s] = work[source + s] if largest else 0
+        for i in range(step.tall):
+            for j in range(step.wide):
+                for s in range(size):
+                    v = work[source + i * next_row + j * next_position + s]
+                    if largest:
+                        best[s] = v if (v > best[s]) | (v != v) else best[s]  # NaN is kept
+                    else:
+                        best[s] += v * share
+        for s in range(size):
+            v = best[s]
+            work[target + s] = 0 if relu and v < 0 else v
+
+    return window
+
+
+_pool_lanes, _pool_samples = _window_of(LANES), _window_of(TILE)
+
+# -- channels last: a few images -----------------------------------------------------------------
+
+
+@inner
+def _conv_positions(
+    work, source, next_row, next_position, weights, first, lanes, tall, length, biases, bias,
+    target, outputs, relu,
+):  # fmt: skip
+    """Compute a vector of outputs at 8 positions, next to each other in a row.
+
+    A row of the window is ``length`` contiguous numbers; there are ``tall``.
+    """
+    sums = tile(registers(work), _POSITIONS_SHAPE)
+    for s in range(_lanes):
+        for p in range(_positions):
+            sums[p, s] = biases[bias + s]
+    for i in range(tall):
+        x, k = source + i * next_row, first + i * length * lanes
+        for c in range(length):
+            for s in range(_lanes):
+                for p in range(_positions):
+                    sums[p, s] += work[x + c + p * next_position] * weights[k + c * lanes + s]
+    for p in range(_positions):
+        for s in range(_lanes):
+            v = sums[p, s]
+            work[target + p * outputs + s] = 0 if relu and v < 0 else v
+
+
+@inner
+def _conv_position(
+    work, source, next_row, weights, first, lanes, tall, length, biases, bias, target, relu
+):
+    """Compute a vector of outputs at one position."""
+    sums = tile(registers(work), LANES)
+    for s in range(_lanes):
+        sums[s] = biases[bias + s]
+    for i in range(tall):
+        x, k = source + i * next_row, first + i * length * lanes
+        for c in range(length):
+            for s in range(_lanes):
+                sums[s] += work[x + c] * weights[k + c * lanes + s]
+    for s in range(_lanes):
+        v = sums[s]
+        work[target + s] = 0 if relu and v < 0 else v
+
+
+@inner
+def _conv(step, weights, biases, work):
+    """Compute a CONV, the last vector of channels first: its excess lanes are overwritten after."""
+    columns, outputs, tall, relu = step.columns, step.outputs, step.tall, step.relu != 0
+    lanes = (outputs + _lanes - _one) // _lanes * _lanes
+    next_row, next_position = step.width * step.channels, step.right * step.channels
+    length = step.wide * step.channels
+    for number in range(_lanes, lanes + _one, _lanes):
+        block = lanes - number
+        first, bias = step.first + block, step.bias + block
+        for y in range(step.rows):
+            row = step.source + y * step.down * next_row
+            target = step.target + y * columns * outputs + block
+            if columns < _positions:
+                for x in range(columns):
+                    _conv_position(
+                        work, row + x * next_position, next_row, weights, first, lanes, tall,
+                        length, biases, bias, target + x * outputs, relu,
+                    )  # fmt: skip
+                continue
+            for start in range(_zero, columns, _positions):
+                x = min(start, columns - _positions)  # the last tile overlaps the one before
+                _conv_positions(
+                    work, row + x * next_position, next_row, next_position, weights, first, lanes,
+                    tall, length, biases, bias, target + x * outputs, outputs, relu,
+                )  # fmt: skip
+
+
+@inner
+def _pool(step, work):
+    """Compute a POOL, the last vector of channels first."""
+    next_row, channels = step.width * step.channels, step.channels
+    lanes = (channels + _lanes - _one) // _lanes * _lanes
+    for number in range(_lanes, lanes + _one, _lanes):
+        block = lanes - number
+        for y in range(step.rows):
+            for x in range(step.columns):
+                source = step.source + y * step.down * next_row + x * step.right * channels
+                target = step.target + (y * step.columns + x) * channels
+                _pool_lanes(step, work, source + block, next_row, channels, target + block)
+
+
+@serial
+def run_few(
+    steps: NDArray[Any],  # (steps,) of STEP
+    weights: NDArray[np.float32],
+    biases: NDArray[np.float32],
+    indices: NDArray[np.uint64],
+    at: Indices,
+    size: int,
+    numbers: NDArray[np.float32],  # (N, inputs)
+    scale: np.float32,
+    offset: np.float32,
+    out: NDArray[np.float32],  # (N, outputs)
+) -> None:
+    """Run a program for one row of numbers after another."""
+    work = np.empty(size, np.float32)
+    work[0] = 0
+    for n in range(len(numbers)):
+        for j in range(numbers.shape[1]):
+            work[1 + j] = numbers[n, j] * scale - offset
+        for i in range(len(steps)):
+            step = steps[i]
+            if step.kind == CONV:
+                _conv(step, weights, biases, work)
+            elif step.kind == POOL:
+                _pool(step, work)
+            else:
+                for j in range(step.outputs):
+                    work[step.target + j] = work[indices[step.first + j]]
+        for j in range(at.size):
+            out[n, j] = work[at[j]]
+
+
+# -- batch last: blocks of samples ---------------------------------------------------------------
+
+
+@inner
+def _conv_block(step, weights, biases, work):
+    """Compute a CONV for a block of samples: blocks of channels, span by span."""
+    outputs, channels, columns = int(step.outputs), int(step.channels), int(step.columns)
+    taps, wide, right = step.tall * step.wide, step.wide, int(step.right)
+    inputs, weight_columns = np.empty(channels, U), np.empty(channels, U)
+    for c in range(channels):
+        weight_columns[c] = U(c) * taps
+    shifts, numbers = np.empty(taps, U), np.empty(taps, U)
+    for k in range(taps):
+        shifts[k], numbers[k] = (k // wide * step.width + k % wide) * _tile, k
+    height, kept, area = block_height(outputs), np.empty(ROWS, np.int64), step.rows * step.columns
+    rows, begins, bias = np.empty(ROWS, U), np.empty(ROWS, U), np.empty(ROWS, np.float32)
+    # With a stride of 1 a row of positions is one span, otherwise each position is one.
+    spans, length = (1, columns) if right == 1 else (columns, 1)
+    source, block = (work, inputs, shifts), (weights, rows, weight_columns, numbers)
+    for first in range(0, outputs, height):
+        for i in range(ROWS):  # a block that is not full computes its last channel again
+            kept[i] = min(first + i, outputs - 1)
+            rows[i] = step.first + U(kept[i]) * U(channels) * taps
+            bias[i] = biases[int(step.bias) + kept[i]]
+        for y in range(step.rows):
+            for x in range(spans):
+                corner = y * step.down * step.width + U(x * right)
+                for c in range(channels):
+                    inputs[c] = (step.source + U(c) * step.height * step.width + corner) * _tile
+                for i in range(ROWS):
+                    position = U(kept[i]) * area + y * step.columns + U(x)
+                    begins[i] = (step.target + position) * _tile
+                correlate_block(
+                    height, source, block, _zero, U(taps), bias, (work, begins), U(length) * _tile
+                )
+    if step.relu:
+        for i in range(step.target * _tile, (step.target + step.outputs * area) * _tile):
+            work[i] = 0 if work[i] < 0 else work[i]
+
+
+@inner
+def _pool_block(step, work):
+    """Compute a POOL for a block of samples."""
+    next_row = step.width * _tile
+    for c in range(step.channels):
+        for y in range(step.rows):
+            for x in range(step.columns):
+                position = (c * step.height + y * step.down) * step.width + x * step.right
+                target = (step.target + (c * step.rows + y) * step.columns + x) * _tile
+                source = (step.source + position) * _tile
+                _pool_samples(step, work, source, next_row, _tile, target)
+
+
+@threaded
+def run_many(
+    steps: NDArray[Any],  # (steps,) of STEP
+    weights: NDArray[np.float32],
+    biases: NDArray[np.float32],
+    indices: NDArray[np.uint64],
+    at: Indices,
+    work: NDArray[np.float32],  # (threads, size * TILE)
+    numbers: NDArray[np.float32],  # (N, inputs)
+    scale: np.float32,
+    offset: np.float32,
+    out: NDArray[np.float32],  # (N, outputs)
+) -> None:
+    """Run a program for blocks of TILE rows of numbers; each thread takes a share of the blocks."""
+    blocks = (len(numbers) + TILE - 1) // TILE
+    for thread in prange(len(work)):
+        own = work[thread]
+        own[:TILE] = 0
+        for block in range(thread, blocks, len(work)):
+            first = block * TILE
+            count = min(TILE, len(numbers) - first)
+            for strip in range(0, numbers.shape[1], LANES):  # strips suit the cache
+                for s in range(TILE):
+                    n = first + min(s, count - 1)  # the last sample fills the block
+                    for j in range(strip, min(strip + LANES, numbers.shape[1])):
+                        own[(1 + j) * TILE + s] = numbers[n, j] * scale - offset
+            for i in range(len(steps)):
+                step = steps[i]
+                if step.kind == CONV:
+                    _conv_block(step, weights, biases, own)
+                elif step.kind == POOL:
+                    _pool_block(step, own)
+                else:
+                    for j in range(step.outputs):
+                        target, source = (step.target + j) * TILE, indices[step.first + j] * TILE
+                        own[target : target + TILE] = own[source : source + TILE]
+            for s in range(count):
+                for j in range(at.size):
+                    out[first + s, j] = own[at[j] * TILE + s]

@@ -1,0 +1,302 @@
+"""Prediction: a trained network as a function from images to logits, in one compiled call.
+
+In training, each op is a call from Python, and threads meet after each. For one image that is all
+overhead, and many images send every activation through memory. So a network is translated, once,
+into *programs*: tables of steps that one compiled function runs from the first layer to the last.
+
+Many images are taken in blocks of TILE samples, *batch last* as in training: a number of a program
+is a run of samples, and each thread runs whole blocks by itself. A few images have no batch for
+vectors to run along. They are *channels last*, (H, W, C) without gaps, one image after another, and
+a vector holds channels. Each step writes whole vectors there; excess lanes spill into the next
+position and are overwritten, or into spare room.
+
+A program has three kinds of steps. A CONV is any layer with weights (a dense layer has one position
+with many channels). A POOL takes the largest or the mean of each window. A GATHER copies numbers to
+where the next step wants them; it serves Flatten, Select and padding, which only rearrange a table
+of addresses while the network is translated.
+
+A layer that cannot be compiled runs by its ``forward``, between two programs.
+"""
+
+import math
+from typing import Any
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from minidiff.engine.arrays import Array, Indices, Shape, empty, matrix
+from minidiff.engine.kernels import LANES, TILE, windows
+from minidiff.engine.module import Module, chain
+from minidiff.engine.tensor import Tensor, no_grad
+
+from .kernels import CONV, GATHER, POOL, SPARE, STEP, run_few, run_many
+
+__all__ = ["Predictor"]
+
+FEW = 12  # images, up to which channels last is quicker
+LIMIT = 1 << 28  # bytes that a block of images may take; above, images run one by one
+
+
+class Predictor:
+    """A network, ready to predict.
+
+    Parameters
+    ----------
+    model
+        Layers in Sequentials, as :func:`minidiff.compact` returns. The weights of compiled layers
+        are copied: later training changes nothing here. Other layers, gates among them, run by
+        their ``forward``.
+    shape
+        Of one input, without the batch: (C, H, W) or (D,).
+    mean, std
+        The normalisation of inputs in training: each number becomes (number - mean) / std.
+
+    Raises
+    ------
+    TypeError
+        If weights are not float32.
+    ValueError
+        If a layer does not fit the shape, or ``std`` is not above 0.
+
+    Examples
+    --------
+    >>> from minidiff import nn
+    >>> dense = nn.Linear(12, 10, rng=np.random.default_rng(0))
+    >>> predict = Predictor(nn.Sequential(nn.Flatten(), dense), (3, 2, 2), mean=0.1, std=0.3)
+    >>> predict(np.zeros((5, 3, 2, 2), np.uint8)).shape
+    (5, 10)
+    """
+
+    def __init__(self, model: Module, shape: Shape, *, mean: float = 0.0, std: float = 1.0) -> None:
+        if not (math.isfinite(mean) and 0 < std < math.inf):
+            raise ValueError(f"mean is {mean} and std {std}; expected numbers, std above 0.")
+        self.shape, self.mean, self.std = tuple(shape), mean, std
+        self._stages: list[_Compiled | Module] = [_Compiled(self.shape)]
+        shape = self.shape
+        for name, layer in chain(model):
+            try:
+                after = layer.output_shape(shape)
+            except ValueError as error:
+                raise ValueError(f"{name or 'the model'}: {error}") from None
+            stage = self._stages[-1]
+            if type(layer).compile is Module.compile:
+                self._stages.append(layer)
+            elif isinstance(stage, _Compiled):
+                stage.add(layer)
+            else:
+                stage = _Compiled(shape)
+                stage.add(layer)
+                self._stages.append(stage)
+            shape = after
+        self.output_shape = shape
+        for stage in self._stages:
+            if isinstance(stage, _Compiled):
+                stage.finish()
+
+    def __call__(self, images: NDArray[Any]) -> NDArray[np.float32]:
+        """Return the network's outputs, for classes the logits.
+
+        Parameters
+        ----------
+        images
+            Shape (N, C, H, W), or (N, D); N may be 0. uint8 counts as 0..1 in steps of 1/255;
+            floats are taken as they are.
+
+        Returns
+        -------
+        ndarray of float32, shape (N, classes), or (N, C', H', W') for a network without Flatten
+
+        Raises
+        ------
+        ValueError
+            If the shape does not fit.
+        TypeError
+            If the images are of another dtype.
+        """
+        images = np.asarray(images)
+        if images.dtype != np.uint8 and images.dtype.kind != "f":
+            raise TypeError(f"images are {images.dtype}; expected uint8, from 0 to 255, or floats.")
+        if images.shape[1:] != self.shape or images.ndim != len(self.shape) + 1:
+            expected = ", ".join(["N", *map(str, self.shape)])
+            raise ValueError(f"images have shape {images.shape}; expected ({expected}).")
+        scale = 1 / (255 * self.std) if images.dtype == np.uint8 else 1 / self.std
+        offset = self.mean / self.std
+        x = np.ascontiguousarray(images, np.float32)
+        for stage in self._stages:
+            if isinstance(stage, _Compiled):
+                x = stage.run(x, np.float32(scale), np.float32(offset))
+                scale, offset = 1, 0  # the first stage normalises
+            else:
+                x = _forward(stage, x)
+        return x
+
+
+def _forward(layer: Module, x: Array) -> NDArray[np.float32]:
+    """Run a layer as in evaluation; its batch is last, the predictor's first."""
+    training, batch_last = layer.training, np.ascontiguousarray(np.moveaxis(x, 0, -1))
+    with no_grad():
+        out = layer.eval()(Tensor(batch_last)).data
+    layer.train(training)
+    return np.ascontiguousarray(np.moveaxis(out, -1, 0), np.float32)
+
+
+class _Compiled:
+    """Layers as two programs: one for a few images, one for many."""
+
+    def __init__(self, shape: Shape) -> None:
+        self.few, self.many = (
+            Program(shape, channels_last=True),
+            Program(shape, channels_last=False),
+        )
+
+    def add(self, layer: Module) -> None:
+        layer.compile(self.few)
+        layer.compile(self.many)
+
+    def finish(self) -> None:
+        self.few.finish()
+        self.many.finish()
+
+    def run(self, x: Array, scale: np.float32, offset: np.float32) -> NDArray[np.float32]:
+        large = 4 * self.many.size * TILE > LIMIT
+        program = self.few if large or len(x) <= FEW else self.many
+        return program.run(matrix(x), scale, offset)
+
+
+class Program:
+    """Steps for a kernel, while layers add them by their method ``compile``.
+
+    ``at`` has the shape of the current output, without the batch, and holds the address of each of
+    its numbers in the memory that the program works in.
+    """
+
+    def __init__(self, shape: Shape, *, channels_last: bool) -> None:
+        self.channels_last = channels_last
+        self.size = 1  # of the memory; the number at address 0 is 0, and pads inputs
+        self._steps: list[dict[str, int]] = []
+        self._tables: dict[str, list[NDArray[Any]]] = {"weights": [], "biases": [], "indices": []}
+        self._used = dict.fromkeys(self._tables, 0)
+        self.at: Indices = self._room(math.prod(shape)) + np.arange(math.prod(shape)).reshape(shape)
+
+    # -- what layers call ----------------------------------------------------------------------
+
+    def conv(
+        self, weight: Array, bias: Array, stride: tuple[int, int], padding: tuple[int, int] = (0, 0)
+    ) -> None:
+        """Add a convolution; weight (O, C, KH, KW)."""
+        if weight.dtype != np.float32:
+            raise TypeError(f"weights are {weight.dtype}; a Predictor computes in float32.")
+        self.at = np.pad(self.at, ((0, 0), *((p, p) for p in padding)))
+        outputs, kernel = len(weight), weight.shape[2:]
+        if self.channels_last:  # as (KH, KW, C, O), with O filled up to whole vectors
+            fill = (0, -outputs % LANES)
+            weight = np.pad(weight.transpose(2, 3, 1, 0), ((0, 0), (0, 0), (0, 0), fill))
+            bias = np.pad(bias, fill)
+        first, second = self._put("weights", weight), self._put("biases", bias)
+        self._window(kernel, stride, outputs, kind=CONV, first=first, bias=second)
+
+    def linear(self, weight: Array, bias: Array) -> None:
+        """Add a dense layer; weight (O, D)."""
+        self.at = self.at[:, None, None]
+        self.conv(weight[:, :, None, None], bias, (1, 1))
+        self.at = self.at.ravel()
+
+    def pool(self, kernel: Shape, stride: tuple[int, int], *, largest: int, relu: int = 0) -> None:
+        """Add a pool: the largest, or the mean, of each window."""
+        self._window(kernel, stride, kind=POOL, largest=largest, relu=relu)
+
+    def relu(self) -> None:
+        """Apply ReLU to the output of the last step."""
+        if self._steps:
+            self._steps[-1]["relu"] = 1  # anything since then has moved numbers, not computed
+        else:
+            self.pool((1, 1), (1, 1), largest=1, relu=1)
+
+    def flatten(self) -> None:
+        """Make a feature of each number."""
+        self.at = self.at.ravel()
+
+    def select(self, indices: Indices) -> None:
+        """Keep some rows."""
+        self.at = self.at[indices]
+
+    # -- how steps are laid out ----------------------------------------------------------------
+
+    def _window(
+        self,
+        kernel: Shape,
+        stride: tuple[int, int],
+        outputs: int | None = None,
+        **settings: int,
+    ) -> None:
+        """Add a step whose windows move over the input, with ``outputs`` channels, or as many."""
+        shape = self.at.shape
+        at = self.at.reshape(*shape, *[1] * (3 - len(shape)))
+        channels, height, width = at.shape
+        rows, columns = map(windows, (height, width), kernel, stride)
+        source, outputs = self._packed(at), outputs or channels
+        target = self._room(rows * columns * outputs)
+        (tall, wide), (down, right) = kernel, stride
+        self._steps.append(
+            {
+                **settings,
+                "source": source, "target": target, "channels": channels, "outputs": outputs,
+                "height": height, "width": width, "rows": rows, "columns": columns,
+                "tall": tall, "wide": wide, "down": down, "right": right,
+            }
+        )  # fmt: skip
+        positions = [rows, columns][: len(shape) - 1]
+        new = target + np.arange(rows * columns * outputs)
+        if self.channels_last:
+            self.at = new.reshape(*positions, outputs).transpose(-1, *range(len(positions)))
+        else:
+            self.at = new.reshape(outputs, *positions)
+
+    def _packed(self, at: Indices) -> int:
+        """Return the address of the input in the order of the layout; gather it if need be."""
+        wanted = (at.transpose(1, 2, 0) if self.channels_last else at).ravel()
+        if (np.diff(wanted) == 1).all():
+            return int(wanted[0])
+        target, first = self._room(wanted.size), self._put("indices", wanted)
+        self._steps.append(
+            {"kind": GATHER, "target": target, "outputs": wanted.size, "first": first}
+        )
+        return target
+
+    def _room(self, count: int) -> int:
+        """Set memory aside; return its address."""
+        first = self.size
+        self.size += count + SPARE
+        return first
+
+    def _put(self, table: str, values: NDArray[Any]) -> int:
+        """Append to weights, biases or indices; return where the values begin."""
+        self._tables[table].append(values.ravel())
+        first = self._used[table]
+        self._used[table] += values.size
+        return first
+
+    def finish(self) -> None:
+        """Make arrays of the tables, for kernels."""
+        self.steps = np.zeros(len(self._steps), STEP)
+        for i, step in enumerate(self._steps):
+            self.steps[i] = tuple(step.get(name, 0) for name in STEP.names or ())
+        if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]  # set on import
+            self.steps = self.steps.view(np.recarray)  # in Python, too, a step has attributes
+        dtypes = {"weights": np.float32, "biases": np.float32, "indices": np.uint64}
+        self._arrays = [
+            np.concatenate([np.empty(0), *self._tables[name]]).astype(dtype)
+            for name, dtype in dtypes.items()
+        ]
+
+    def run(self, numbers: Array, scale: np.float32, offset: np.float32) -> NDArray[np.float32]:
+        """Compute the outputs for (N, inputs), normalised first."""
+        out = np.empty((len(numbers), *self.at.shape), np.float32)
+        tables = (self.steps, *self._arrays, self.at.ravel())
+        if self.channels_last:
+            run_few(*tables, self.size, numbers, scale, offset, matrix(out))
+        else:
+            work = empty((numba.get_num_threads(), self.size * TILE), np.float32)
+            run_many(*tables, work, numbers, scale, offset, matrix(out))
+        return out

@@ -1,0 +1,369 @@
+"""Gates on layers: a layer whose parameters are multiplied by gates, and :func:`gate` to make one.
+
+A :class:`Mask` lays a gate out over the groups of an array. :class:`Gated` is a layer with gates.
+:func:`fold_gates` multiplies gates into weights before fine-tuning.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minidiff.engine.arrays import Array, Indices, Shape
+from minidiff.engine.module import Module, Parameter
+from minidiff.engine.nn import Weighted
+from minidiff.engine.tensor import Tensor
+
+from .gates import Gate, scale
+from .groups import Groups
+
+__all__ = ["Gated", "Mask", "fold_gates", "gate"]
+
+
+class Mask(Module):
+    """A gate laid out over an array: each element is multiplied by the gate of its group.
+
+    As a layer it gates activations. In :class:`Gated` it gates a layer's weight or bias. Several
+    masks may share a gate, each with its own groups.
+
+    Parameters
+    ----------
+    gate
+        A gate for each group.
+    groups
+        Of the array, without the batch: of shape (C, H, W) for activations of a convolution.
+
+    Raises
+    ------
+    TypeError
+        If one of these is something else.
+    ValueError
+        If there is not one gate for each group. When called, if the groups do not fit the input.
+
+    Examples
+    --------
+    >>> rows = Mask(Gate(2, initial=-1.0), Groups.along((1, 2, 3), 1))  # of an image
+    >>> rows(np.ones((1, 2, 3, 8), np.float32)).data.any()
+    np.False_
+    """
+
+    homogeneous = True
+    settings = ("gate", "groups")
+
+    def __init__(self, gate: Gate, groups: Groups) -> None:
+        if not isinstance(gate, Gate) or not isinstance(groups, Groups):
+            raise TypeError(
+                f"Mask: given a {type(gate).__name__} and a {type(groups).__name__}; expected a "
+                f"Gate and Groups (Groups(labels) makes them of an array)."
+            )
+        if gate.count != groups.count:
+            raise ValueError(
+                f"Mask: the gate has {gate.count} groups, but there are {groups.count} groups."
+            )
+        self.gate, self.groups = gate, groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.output_shape(x.shape[:-1])
+        labels = self.groups.labels
+        if self.gate.per_sample and self.gate.stochastic:
+            return x * self.gate.values(samples=x.shape[-1])[labels]
+        rows = self.groups.rows
+        labels = labels[..., None] if rows is None else np.broadcast_to(rows, len(x))
+        return scale(x, self.gate.values(), labels)
+
+    def scale(self, parameter: Tensor, z: Tensor) -> Tensor:
+        """Multiply the elements of a parameter by the gate's values."""
+        return scale(parameter, z, self.groups.labels_in(parameter.shape))
+
+    def open_columns(self, z: Array) -> NDArray[np.bool_]:
+        """Return which slices along axis 1 hold an open gate, or one for all."""
+        laid_out = (
+            z.reshape(self.groups.labels.shape) if self.groups.in_order else z[self.groups.labels]
+        )
+        return np.asarray((laid_out != 0).any(axis=(0, *range(2, laid_out.ndim))))
+
+    def output_shape(self, shape: Shape) -> Shape:
+        if not self.groups.fits(shape):
+            raise ValueError(
+                f"a Mask of groups of shape {self.groups.labels.shape} does not fit an input of "
+                f"shape {shape}, without the batch."
+            )
+        return shape
+
+    def map_channels(self, channels: Any, shape: Shape) -> Any:
+        rows = self.groups.rows
+        if rows is not None:
+            return channels.gated(self.gate, np.broadcast_to(rows, shape[0]))
+        return channels.masked(self.gate, np.broadcast_to(self.groups.labels, shape))
+
+
+Masks = Mask | Sequence[Mask]
+Layout = list[tuple[Gate, Indices]]  # gates, with the group of each element of an array
+
+
+class Gated(Module):
+    """A layer whose weight and bias are multiplied by gates, and computed only where open.
+
+    Parameters
+    ----------
+    layer
+        A Conv2d or Linear.
+    outputs
+        A gate for each filter or unit: multiplies row o of the weight, and bias o.
+    inputs
+        A gate for each input channel or feature: multiplies column i of the weight, which is
+        the same as multiplying input i.
+    weights, biases
+        A :class:`Mask`, or several, on the elements of the weight, and of the bias.
+
+    Raises
+    ------
+    TypeError
+        If the layer is something else.
+    ValueError
+        If a gate or a mask does not fit the layer, or a gate draws noise per sample.
+
+    Examples
+    --------
+    >>> from minidiff import nn
+    >>> layer = Gated(nn.Linear(4, 3, rng=np.random.default_rng(0)), outputs=Gate(3))
+    >>> layer.outputs.set_open(np.array([True, False, True]))
+    >>> layer(np.ones((4, 1), np.float32)).data.ravel() != 0
+    array([ True, False,  True])
+    """
+
+    settings = ("layer", "outputs", "inputs", "weights", "biases")
+
+    def __init__(
+        self,
+        layer: Weighted,
+        *,
+        outputs: Gate | None = None,
+        inputs: Gate | None = None,
+        weights: Masks = (),
+        biases: Masks = (),
+    ) -> None:
+        if not isinstance(layer, Weighted):
+            raise TypeError(f"Gated: the layer is {layer!r}; expected a Conv2d or Linear.")
+        self.layer, self.inputs, self.outputs = layer, inputs, outputs
+        self.weights = tuple(weights) if isinstance(weights, list | tuple) else (weights,)
+        self.biases = tuple(biases) if isinstance(biases, list | tuple) else (biases,)
+        shape = layer.weight.shape
+        for role, gate, count in (("outputs", outputs, shape[0]), ("inputs", inputs, shape[1])):
+            if gate is not None and not (isinstance(gate, Gate) and gate.count == count):
+                given = f"a Gate of {gate.count}" if isinstance(gate, Gate) else repr(gate)
+                raise ValueError(
+                    f"Gated: {role} is {given}; expected a Gate of {count} groups, for a weight of "
+                    f"shape {shape}."
+                )
+        for role, masks, size in (
+            ("weights", self.weights, shape),
+            ("biases", self.biases, shape[:1]),
+        ):
+            for mask in masks:
+                if not (isinstance(mask, Mask) and mask.groups.fits(size)):
+                    sizes = mask.groups.labels.shape if isinstance(mask, Mask) else repr(mask)
+                    raise ValueError(
+                        f"Gated: {role} is {sizes}; expected a Mask(gate, groups) with groups of "
+                        f"shape {size}, or 1 along some axes."
+                    )
+        if any(gate.per_sample for _, gate in self.gates()):
+            raise ValueError(
+                "Gated: a gate draws noise per sample, but samples share their parameters; "
+                "expected per_sample=False, or the gate as a layer."
+            )
+
+    def gates(self) -> list[tuple[str, Gate]]:
+        """List (role, gate) for the gates there are."""
+        gates = [("inputs", self.inputs), ("outputs", self.outputs)]
+        found = [(role, gate) for role, gate in gates if gate is not None]
+        found += [("weights", mask.gate) for mask in self.weights]
+        return found + [("biases", mask.gate) for mask in self.biases]
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight: Tensor = self.layer.weight
+        bias: Tensor = self.layer.bias
+        for mask in self.weights:
+            z = mask.gate.values()
+            weight = mask.scale(weight, z)
+            x = _close_unread(x, mask.open_columns(z.raw))
+        for mask in self.biases:
+            bias = mask.scale(bias, mask.gate.values())
+        if self.outputs is not None:
+            z, final = self.outputs.values(), self.outputs.closes_for_good
+            weight = scale(weight, z, closed_for_good=final)
+            bias = scale(bias, z, closed_for_good=final)
+        if self.inputs is not None:
+            x = self.inputs(x)
+        return self.layer.apply(x, weight, bias)
+
+    def layouts(self) -> list[tuple[Parameter, Layout]]:
+        """List weight and bias, each with its gates and the group of each of its elements."""
+        weight = [(mask.gate, mask.groups.labels) for mask in self.weights]
+        bias = [(mask.gate, mask.groups.labels) for mask in self.biases]
+        ends = [1] * (self.layer.weight.ndim - 1)
+        if self.outputs is not None:
+            rows = np.arange(self.outputs.count)
+            weight.append((self.outputs, rows.reshape(-1, *ends)))
+            bias.append((self.outputs, rows))
+        if self.inputs is not None:
+            weight.append((self.inputs, np.arange(self.inputs.count).reshape(1, -1, *ends[1:])))
+        return [(self.layer.weight, weight), (self.layer.bias, bias)]
+
+    def output_shape(self, shape: Shape) -> Shape:
+        return self.layer.output_shape(shape)
+
+
+def gate(
+    layer: Weighted | Gated,
+    *roles: str,
+    groups: Groups | None = None,
+    kind: type[Gate] = Gate,
+    **settings: Any,
+) -> Gated:
+    """Put new gates on a layer.
+
+    Parameters
+    ----------
+    layer
+        A Conv2d or Linear, or one that is Gated already, to which gates are added.
+    roles
+        What to gate; "outputs" if none is given.
+
+        "outputs"
+            Each filter or unit, with its bias. A closed one saves its work.
+        "inputs"
+            Each input channel or feature. A closed one saves work in this layer, and in the layer
+            before where a whole channel is closed.
+        "weights"
+            Groups of the weight, by default each weight by itself (unstructured). It saves storage,
+            and work only where whole filters, units or inputs lose all their weights. A layer may
+            get several such gates, which multiply.
+    groups
+        For "weights": of the elements of the weight.
+    kind
+        The class of the gates.
+    settings
+        Of the gates: width, initial, noise, sigma, rng and so on.
+
+    Returns
+    -------
+    Gated
+        It shares the layer, and the gates it had.
+
+    Raises
+    ------
+    TypeError
+        If the layer, ``kind`` or ``groups`` is something else.
+    ValueError
+        If a role is unknown, the layer has such a gate already, or a setting is out of range.
+
+    Examples
+    --------
+    >>> from minidiff import nn
+    >>> layer = gate(nn.Linear(4, 3, rng=np.random.default_rng(0)), "outputs", "inputs")
+    >>> [(role, g.count) for role, g in layer.gates()]
+    [('inputs', 4), ('outputs', 3)]
+    >>> conv = nn.Conv2d(2, 3, 3, rng=np.random.default_rng(0))
+    >>> kernels = Groups.along(conv.weight.shape, (0, 1))  # 3x3 weights a group
+    >>> gate(conv, "weights", groups=kernels).weights[0].gate.count
+    6
+    """
+    if not (isinstance(kind, type) and issubclass(kind, Gate)):
+        raise TypeError(
+            f"gate: kind is {kind!r:.80}; expected a class, such as Gate. To share a gate that "
+            f"exists, write Gated(layer, outputs=gate), or inputs=gate."
+        )
+    if groups is not None and not isinstance(groups, Groups):
+        raise TypeError(f"gate: groups is a {type(groups).__name__}; expected Groups(labels).")
+    gated = layer if isinstance(layer, Gated) else Gated(layer)
+    shape = gated.layer.weight.shape
+    parts: dict[str, Any] = {
+        role: getattr(gated, role) for role in ("outputs", "inputs", "weights", "biases")
+    }
+    for role in roles or ("outputs",):
+        if role == "weights":
+            groups = Groups.elements(shape) if groups is None else groups
+            parts[role] = (*parts[role], Mask(kind(groups.count, **settings), groups))
+        elif role not in ("outputs", "inputs"):
+            raise ValueError(f"gate: role {role!r}; expected 'outputs', 'inputs' or 'weights'.")
+        elif parts[role] is not None:
+            raise ValueError(f"gate: the layer has a gate on its {role} already; expected none.")
+        else:
+            parts[role] = kind(shape[role == "inputs"], **settings)
+    return Gated(gated.layer, **parts)
+
+
+def _close_unread(x: Tensor, is_read: NDArray[np.bool_]) -> Tensor:
+    """Return x, in which the rows that no weight reads are dead."""
+    if is_read.all() or len(is_read) != len(x):  # then the layer says what does not fit
+        return x
+    read = Tensor(is_read.astype(x.dtype))
+    read.live = is_read.nonzero()[0]
+    return scale(x, read)
+
+
+def fold_gates(model: Module) -> None:
+    """Multiply the gates of layers into weights and biases, in place; then gates are 0 or 1.
+
+    Outputs in evaluation stay the same, up to rounding. A gate of value z scales the effective
+    learning rate by z^2, but not the weight decay, so weights fine-tune better once gates are
+    binary. Gates that stand as layers, on activations, stay as they are, and so do gates that
+    layers share with them.
+
+    Parameters
+    ----------
+    model
+        With :class:`Gated` layers. Gates take the values of evaluation.
+
+    Raises
+    ------
+    ValueError
+        If a weight or bias is used in two places with different gates.
+
+    Examples
+    --------
+    >>> from minidiff import nn
+    >>> layer = gate(nn.Linear(4, 2, rng=np.random.default_rng(0)), initial=0.0)
+    >>> fold_gates(layer)
+    >>> layer.outputs().data
+    array([1., 1.], dtype=float32)
+    """
+    uses: list[tuple[Parameter, Layout]] = []
+    as_layers: set[Gate] = set()
+    stack = [model]
+    while stack:
+        module = stack.pop()
+        if isinstance(module, Gated):
+            uses += module.layouts()
+        elif isinstance(module, Gate | Mask):
+            as_layers.add(module.gate if isinstance(module, Mask) else module)
+        else:
+            uses += [(value, []) for _, value in module.members() if isinstance(value, Parameter)]
+            stack.extend(child for _, child in module.children())
+    gates = {gate for _, layout in uses for gate, _ in layout if gate not in as_layers}
+    values = {gate: gate.evaluated() for gate in gates}
+    found: dict[int, tuple[Parameter, Layout]] = {}  # a parameter may be used in several places
+    for parameter, layout in uses:
+        _, known = found.setdefault(id(parameter), (parameter, layout))
+        if len(known) != len(layout) or any(
+            one is not other or not np.array_equal(labels, others)
+            for (one, labels), (other, others) in zip(known, layout, strict=True)
+        ):
+            raise ValueError(
+                f"fold_gates: a parameter of shape {parameter.shape} is used in two places with "
+                f"different gates; expected the same gates, or a parameter for each."
+            )
+    for parameter, layout in found.values():
+        for gate, labels in layout:
+            if gate in values:
+                parameter.data = times(parameter.data, values[gate][labels])
+    for gate, z in values.items():
+        gate.set_open(z > 0)
+
+
+def times(array: Array, z: Array) -> Array:
+    """Multiply by gate values; what they close is 0, whatever it was."""
+    z = np.broadcast_to(z, array.shape)
+    return np.multiply(array, z, out=np.zeros_like(array), where=z != 0, casting="same_kind")

@@ -1,0 +1,332 @@
+"""One walk through a network: which gates lie on the path of each weight, and where it leads.
+
+The walk meets layer after layer. Between two layers with weights it carries :class:`Channels`: the
+gates that multiply each channel, and the output of the earlier layer that each channel comes from.
+Each layer with weights becomes a :class:`Stage`. The surrogate, the count and compaction all start
+from the stages, so what is penalised, what is reported and what is left cannot drift apart.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minidiff.engine.arrays import Array, Indices, Shape
+from minidiff.engine.module import Module, Parameter, chain
+from minidiff.engine.nn import Weighted
+
+from .gated import Gated, Layout, Mask
+from .gates import Gate
+
+__all__ = ["gates_of", "split_parameters"]
+
+Bools = NDArray[np.bool_]
+Values = Mapping[Gate, NDArray[Any]]  # for each group of each gate a number, or whether it is open
+
+
+@dataclass(frozen=True)
+class Factor:
+    """A gate laid out over an array: each element is multiplied by the value of its group."""
+
+    gate: Gate
+    labels: Indices  # the group of each element; broadcasts to the array
+    first: Bools | None = None  # where no earlier factor counted the group; None for everywhere
+
+    @cached_property
+    def in_order(self) -> bool:
+        """Whether the groups are the elements of ``labels`` in order: no lookup is needed."""
+        return np.array_equal(self.labels.ravel(), np.arange(self.gate.count))
+
+    def values(self, values: Values) -> NDArray[Any]:
+        """Return what multiplies each element: 1 where the group is counted already."""
+        value = values[self.gate]
+        value = value.reshape(self.labels.shape) if self.in_order else value[self.labels]
+        return value if self.first is None else np.where(self.first, value, value.dtype.type(1))
+
+    def sum_by_group(self, grad: Any, shape: Shape) -> NDArray[Any]:
+        """Sum a gradient, which broadcasts to the array's shape, over each group's elements."""
+        if self.first is not None:
+            grad = np.where(self.first, grad, 0)
+        if self.in_order and self.labels.shape == shape:
+            # One number for all groups need not be laid out.
+            return np.asarray(grad) if np.ndim(grad) == 0 else np.broadcast_to(grad, shape).ravel()
+        labels, grad = np.broadcast_to(self.labels, shape), np.broadcast_to(grad, shape)
+        return np.bincount(labels.ravel(), grad.ravel(), self.gate.count)
+
+
+@dataclass(frozen=True)
+class Product:
+    """For each element of an array, the product over the gates on its path.
+
+    A group that is on the path twice counts once: the element is there if the group is open.
+    """
+
+    shape: Shape
+    factors: tuple[Factor, ...] = ()
+
+    def times(self, gate: Gate, labels: Indices) -> "Product":
+        """Multiply by a gate, given the group of each element."""
+        counted = np.zeros(self.shape, np.bool_)
+        for factor in self.factors:
+            if factor.gate is gate:
+                counted |= factor.labels == labels
+        if counted.all():
+            return self
+        first = ~counted if counted.any() else None
+        return replace(self, factors=(*self.factors, Factor(gate, labels, first)))
+
+    def taken(self, elements: Indices) -> "Product":
+        """Put these elements of a vector, some left out or repeated, in place of all."""
+        product = Product((len(elements),))
+        for factor in self.factors:
+            product = product.times(factor.gate, factor.labels[elements])
+        return product
+
+    def values(self, values: Values) -> NDArray[Any]:
+        """Multiply the values of the gates; of the array's shape."""
+        if not self.factors:
+            return np.ones(self.shape)
+        out = self.factors[0].values(values)
+        for factor in self.factors[1:]:
+            out = out * factor.values(values)
+        return np.broadcast_to(out, self.shape)
+
+    def total(self, values: Values) -> float:
+        """Sum :meth:`values`."""
+        return float(self.values(values).sum()) if self.factors else float(math.prod(self.shape))
+
+    def backward(self, grad: Any, values: Values, grads: dict[Gate, Array]) -> None:
+        """Add the derivative of ``(grad * values).sum()`` to ``grads`` of each gate."""
+        for i, factor in enumerate(self.factors):
+            others = Product(self.shape, self.factors[:i] + self.factors[i + 1 :])
+            part = grad * others.values(values) if others.factors else grad
+            grads[factor.gate] += factor.sum_by_group(part, self.shape)
+
+
+@dataclass(frozen=True)
+class Channels:
+    """The channels, or features, on the way from one layer with weights to the next.
+
+    Attributes
+    ----------
+    product : Product
+        Over channels: every gate on the path of each channel since its layer.
+    source : int
+        The number of outputs of the layer before, or of channels of the network's input.
+    positions : int
+        How many positions of each source channel a Flatten has made features of; 1 before.
+    origin : ndarray of int64
+        Where each channel comes from: ``source channel * positions + position``.
+    scales : list of (Gate, ndarray of int64)
+        Gates to be folded into the weights that follow, with the group of each channel.
+    masks : list of (Gate, ndarray of int64)
+        Gates on single positions, with groups of shape (C, H, W); a Flatten makes them gates on
+        features.
+    stuck : list of Gate
+        Gates that cannot be folded into the weights that follow.
+    """
+
+    product: Product
+    source: int
+    origin: Indices
+    positions: int = 1
+    scales: Layout = field(default_factory=list)
+    masks: Layout = field(default_factory=list)
+    stuck: list[Gate] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, product: Product) -> "Channels":
+        """Return the outputs of a layer, or the channels of an input."""
+        (count,) = product.shape
+        return cls(product, count, np.arange(count))
+
+    @cached_property
+    def direct(self) -> bool:
+        """Whether the channels are the source's: closing one saves its work there too."""
+        return self.positions == 1 and np.array_equal(self.origin, np.arange(self.source))
+
+    # -- what layers do to channels ------------------------------------------------------------
+
+    def gated(self, gate: Gate, labels: Indices) -> "Channels":
+        """Multiply by a gate, given the group of each channel."""
+        product, scales = self.product.times(gate, labels), [*self.scales, (gate, labels)]
+        return replace(self, product=product, scales=scales)
+
+    def masked(self, gate: Gate, labels: Indices) -> "Channels":
+        """Multiply single positions by a gate, given the group of each."""
+        return replace(self, masks=[*self.masks, (gate, labels)])
+
+    def pooled(self) -> "Channels":
+        """Change the positions of channels, which mixes gates on single positions."""
+        gates = [gate for gate, _ in self.masks]
+        return replace(self, masks=[], stuck=[*self.stuck, *gates]) if gates else self
+
+    def bent(self) -> "Channels":
+        """Pass a layer that is not homogeneous: no gate can be folded through it."""
+        gates = [gate for gate, _ in self.scales]
+        return replace(self, scales=[], stuck=[*self.stuck, *gates]) if gates else self
+
+    def selected(self, indices: Indices) -> "Channels":
+        """Keep some channels, or repeat them."""
+        return replace(
+            self,
+            product=self.product.taken(indices),
+            origin=self.origin[indices],
+            scales=[(gate, labels[indices]) for gate, labels in self.scales],
+            masks=[(gate, labels[indices]) for gate, labels in self.masks],
+        )
+
+    def flattened(self, shape: Shape) -> "Channels":
+        """Make a feature of each position of each channel, from (C, H, W)."""
+        positions = math.prod(shape[1:])
+        features = replace(self, masks=[]).selected(np.repeat(np.arange(shape[0]), positions))
+        origin = features.origin * positions + np.tile(np.arange(positions), shape[0])
+        features = replace(features, origin=origin, positions=self.positions * positions)
+        for gate, labels in self.masks:
+            features = features.gated(gate, labels.ravel())
+        return features
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A layer with weights, met on the walk."""
+
+    name: str
+    layer: Weighted
+    gated: Gated | None
+    before: list[tuple[str, Module]]  # the layers without weights in front of it
+    shape: Shape  # of the input of ``before``, without the batch
+    inputs: Channels
+    outputs: Product  # the gates on its outputs, and on the channels behind that are its outputs
+    positions: int  # of the output, H' * W'
+
+    @property
+    def kernel_size(self) -> int:
+        """How many positions the kernel has."""
+        return math.prod(self.layer.weight.shape[2:])
+
+    @cached_property
+    def products(self) -> tuple[Product, Product, Product]:
+        """Which gates lie on outputs (O,), inputs (I,), and on the weights themselves (O, I, K).
+
+        A weight is left if all three are open. A gate that is in two of them makes them dependent;
+        then all gates are in the third.
+        """
+        shape = (*self.layer.weight.shape[:2], self.kernel_size)
+        outs, ins, weights = self.outputs, self.inputs.product, Product(shape)
+        for mask in self.gated.weights if self.gated else ():
+            labels = mask.groups.labels
+            if labels.ndim > 2:
+                labels = np.broadcast_to(labels, (*labels.shape[:2], *self.layer.weight.shape[2:]))
+            weights = weights.times(mask.gate, labels.reshape(*labels.shape[:2], -1))
+        gates = [{factor.gate for factor in part.factors} for part in (outs, ins, weights)]
+        if sum(map(len, gates)) == len(set().union(*gates)):
+            return outs, ins, weights
+        for part, axes in ((outs, (-1, 1, 1)), (ins, (-1, 1))):
+            for factor in part.factors:
+                weights = weights.times(factor.gate, factor.labels.reshape(axes))
+        return Product(shape[:1]), Product(shape[1:2]), weights
+
+    def gates(self) -> list[Gate]:
+        """List every gate on the path of a weight."""
+        return [factor.gate for product in self.products for factor in product.factors]
+
+
+@dataclass(frozen=True)
+class Network:
+    """The layers with weights of a network, and what lies behind the last of them."""
+
+    stages: list[Stage]
+    behind: list[tuple[str, Module]]
+    shape: Shape  # of the input of ``behind``
+    end: Channels  # the network's outputs
+
+
+def walk(model: Module, shape: Shape) -> Network:
+    """Walk through a network for inputs of ``shape`` without the batch.
+
+    Raises TypeError for a module that does not say what becomes of channels, and ValueError for a
+    layer that does not fit its input.
+    """
+    first = shape = tuple(shape)
+    channels = Channels.of(Product(shape[:1] or (0,)))
+    stages: list[Stage] = []
+    before: list[tuple[str, Module]] = []
+    for name, module in chain(model):
+        gated = module if isinstance(module, Gated) else None
+        layer = gated.layer if gated else module
+        try:
+            after = module.output_shape(shape)
+            if gated and gated.inputs:
+                channels = gated.inputs.map_channels(channels, shape)
+            elif not isinstance(layer, Weighted):
+                channels = channels if layer.homogeneous else channels.bent()
+                channels = layer.map_channels(channels, shape)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{name or 'the model'}: {error}") from None
+        if stages and channels.direct:  # a channel that is closed here is of no use before
+            stages[-1] = replace(stages[-1], outputs=channels.product)
+        if isinstance(layer, Weighted):
+            product = Product(after[:1])
+            if gated and gated.outputs:
+                product = product.times(gated.outputs, np.arange(after[0]))
+            positions = math.prod(after[1:])
+            stages.append(Stage(name, layer, gated, before, first, channels, product, positions))
+            channels, before, first = Channels.of(product), [], after
+        else:
+            before.append((name, module))
+        shape = after
+    return Network(stages, before, first, channels)
+
+
+def gates_of(model: Module) -> dict[str, Gate]:
+    """Return the gates of a network by name, such as "conv1.outputs" or "dense.weights.0".
+
+    Parameters
+    ----------
+    model
+        Of any modules.
+
+    Examples
+    --------
+    >>> from minidiff import nn
+    >>> gates_of(nn.Sequential(gate=Gate(4), flatten=nn.Flatten()))["gate"].count
+    4
+    """
+    owners = {id(m.phi): m for m in model.modules() if isinstance(m, Gate)}
+    masked = {id(m.gate.phi) for m in model.modules() if isinstance(m, Mask)}
+    return {
+        name.removesuffix(".gate.phi" if id(phi) in masked else ".phi"): owners[id(phi)]
+        for name, phi in model.named_parameters()
+        if id(phi) in owners
+    }
+
+
+def split_parameters(model: Module) -> tuple[list[Parameter], list[Parameter]]:
+    """Return the weights and biases of a network, and phi of its gates: one list per optimiser.
+
+    Weights are for SGD with weight decay. The slope of a gate that is nearly open or closed is
+    tiny, so phi is for Adam, without decay.
+
+    Parameters
+    ----------
+    model
+        Of any modules.
+
+    Examples
+    --------
+    >>> from minidiff import nn
+    >>> layer = Gated(nn.Linear(4, 3, rng=np.random.default_rng(0)), outputs=Gate(3))
+    >>> weights, phis = split_parameters(layer)
+    >>> [w.shape for w in weights], phis[0] is layer.outputs.phi
+    ([(3, 4), (3,)], True)
+    """
+    phis = {id(gate.phi) for gate in gates_of(model).values()}
+    lists: tuple[list[Parameter], list[Parameter]] = [], []
+    for parameter in model.parameters():
+        lists[id(parameter) in phis].append(parameter)
+    return lists

@@ -1,0 +1,180 @@
+"""The L0 surrogate: the expected cost of the weights that gates leave.
+
+A weight is left only if the gates of its output, of its input and of itself are all open. So the
+number of weights of a layer, *coupled* with its neighbours, is
+
+    K * sum_i open_in[i] * sum_o open_out[o]
+
+with K positions of the kernel (1 for a dense layer). With the probability that a gate is open in
+place of ``open`` this is the expected number, if gates are independent: the surrogate. A
+deterministic gate has no such probability; that of a stochastic gate stands in for it, so there is
+a gradient where it is fully open. Once it has closed it counts as closed.
+
+The formula is ours; the paper (Shulman 2020, arXiv:2012.03653) speaks of a surrogate of the L0
+loss.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from minidiff.engine.arrays import Array, Shape
+from minidiff.engine.module import Module
+from minidiff.engine.op import Gradients, Op
+from minidiff.engine.tensor import Tensor, apply
+
+from .gates import Gate
+from .network import Stage, Values, gates_of, walk
+
+__all__ = ["COSTS", "Surrogate", "expected_cost"]
+
+#: The cost of a weight that is used at so many output positions. Most weights are in dense layers,
+#: most MACs (multiply-adds) in convolutions. None: the cost counts groups, not weights.
+COSTS: dict[str, Callable[[int], float] | None] = {
+    "weights": lambda positions: 1.0,
+    "macs": lambda positions: float(positions),
+    "balanced": lambda positions: float(positions) ** (1 / 3),
+    "groups": None,
+}
+
+
+class Surrogate:
+    """The L0 surrogate of a model: the expected cost of what its gates leave.
+
+    For a layer whose kernel has K positions, ``K * sum(p_in) * sum(p_out)`` weights are expected,
+    where p are the probabilities that gates of inputs and outputs are open. The formula is ours;
+    the paper (Shulman 2020, arXiv:2012.03653) speaks of a surrogate of the L0 loss. Building it
+    walks through the network once; each call is quick.
+
+    Parameters
+    ----------
+    model
+        Layers in Sequentials, with gates.
+    shape
+        Of one input, without the batch: (C, H, W) or (D,).
+    cost
+        The cost of a weight: "weights", 1; "macs", its multiply-adds a sample; "balanced", the
+        cube root of these. Or "groups": every group of every gate costs 1.
+
+    Raises
+    ------
+    ValueError
+        If ``cost`` is unknown, a layer does not fit its input, or closing a gate saves nothing
+        that the cost counts.
+    TypeError
+        If a module does not say what becomes of channels.
+
+    Examples
+    --------
+    Twelve weights, each there with the probability that normal noise is above -2:
+
+    >>> from minidiff import nn
+    >>> from minidiff.pruning.gated import Gated
+    >>> gate = Gate(3, initial=1.5, width=1.0, sigma=1.0)
+    >>> linear = Gated(nn.Linear(4, 3, rng=np.random.default_rng(0)), outputs=gate)
+    >>> round(Surrogate(linear, (4,))().item(), 3)
+    11.727
+    """
+
+    def __init__(self, model: Module, shape: Shape, *, cost: str = "weights") -> None:
+        if cost not in COSTS:
+            raise ValueError(f"cost is {cost!r}; expected one of {', '.join(COSTS)}.")
+        price = COSTS[cost]
+        stages = walk(model, shape).stages
+        # A gate that several layers share is listed once.
+        self.gates = list(dict.fromkeys(gate for stage in stages for gate in stage.gates()))
+        for name, gate in gates_of(model).items():
+            if gate not in self.gates and price is not None:
+                raise ValueError(
+                    f"closing the gate {name} saves nothing that cost {cost!r} counts, so nothing "
+                    f"would close it; cost='groups' counts the groups of gates themselves."
+                )
+            if gate not in self.gates:
+                self.gates.append(gate)
+        self.priced = price and [(stage, price(stage.positions)) for stage in stages]
+
+    def __call__(self) -> Tensor:
+        """Return the expected cost, a Tensor of shape (), differentiable in phi if not frozen."""
+        op = ExpectedCost(self.gates, self.priced)
+        return apply(op, *[gate.learned_phi() for gate in self.gates])
+
+
+class ExpectedCost(Op):
+    """The expected cost as a function of phi, with its derivative computed along the way."""
+
+    def __init__(self, gates: list[Gate], priced: list[tuple[Stage, float]] | None) -> None:
+        self.gates, self.priced = gates, priced
+
+    def forward(self, *phis: Array) -> Array:
+        tails = [gate.tail(phi) for gate, phi in zip(self.gates, phis, strict=True)]
+        p = {gate: probability for gate, (probability, _) in zip(self.gates, tails, strict=True)}
+        if self.priced is None:
+            total = sum(float(probability.sum()) for probability in p.values())
+            grads: dict[Gate, Array] = {gate: np.ones(gate.count) for gate in self.gates}
+        else:
+            grads = {gate: np.zeros(gate.count) for gate in self.gates}
+            total = sum(
+                (price * _expected_weights(stage, p, price, grads) for stage, price in self.priced),
+                0.0,
+            )
+        self.grads = [
+            grads[gate] * slope for gate, (_, slope) in zip(self.gates, tails, strict=True)
+        ]
+        self.grad_rows = tuple(
+            (p[gate] != 0).nonzero()[0] if gate.noise is None else None for gate in self.gates
+        )
+        return np.asarray(total, np.result_type(np.float32, *phis))
+
+    def backward(self, grad: Array) -> Gradients:
+        return tuple(float(grad) * part for part in self.grads)
+
+
+def _expected_weights(stage: Stage, p: Values, grad: float, grads: dict[Gate, Array]) -> float:
+    """Return the expected number of weights left, given the probabilities that gates are open.
+
+    ``grad`` times its derivative is added to ``grads``.
+    """
+    outs, ins, weights = stage.products
+    if not weights.factors:
+        total_out, total_in, size = outs.total(p), ins.total(p), stage.kernel_size
+        ins.backward(grad * size * total_out, p, grads)
+        outs.backward(grad * size * total_in, p, grads)
+        return size * total_out * total_in
+    if not (outs.factors or ins.factors):
+        weights.backward(grad, p, grads)
+        return weights.total(p)
+    p_out, p_in = outs.values(p)[:, None], ins.values(p)
+    left = weights.values(p).sum(axis=2)  # (O, I)
+    # No products of matrices: the order of their sums changes with the number of threads.
+    by_output = (left * p_in).sum(axis=1)
+    ins.backward(grad * (p_out * left).sum(axis=0), p, grads)
+    outs.backward(grad * by_output, p, grads)
+    weights.backward(grad * p_out[:, :, None] * p_in[:, None], p, grads)
+    return float((p_out[:, 0] * by_output).sum())
+
+
+def expected_cost(model: Module, shape: Shape, *, cost: str = "weights") -> Tensor:
+    """Return the expected cost of what the gates of a model leave, once; see :class:`Surrogate`.
+
+    Parameters
+    ----------
+    model, shape, cost
+        As in :class:`Surrogate`.
+
+    Returns
+    -------
+    Tensor of shape (), differentiable in phi of all gates that are not frozen
+
+    Raises
+    ------
+    ValueError, TypeError
+        As in :class:`Surrogate`.
+
+    Examples
+    --------
+    >>> from minidiff import nn
+    >>> conv = nn.Conv2d(1, 2, 3, rng=np.random.default_rng(0))  # 18 weights, 16 positions
+    >>> [expected_cost(conv, (1, 6, 6), cost=cost).item() for cost in ("weights", "macs")]
+    [18.0, 288.0]
+    """
+    return Surrogate(model, shape, cost=cost)()

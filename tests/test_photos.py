@@ -1,0 +1,356 @@
+"""Photos: whatever a digit is drawn on, it becomes an image like those of MNIST."""
+
+import io
+import struct
+import warnings
+import zlib
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from minidiff.data.datasets import Dataset
+from minidiff.data.photos import ImageError, Prepared, prepare_digit, prepare_pixels
+from tests.strategies import seeds
+
+few = settings(max_examples=20)
+digits = st.sampled_from("2479")
+
+
+@cache
+def drawn(name: str, side: int = 120, stroke: float = 0.11) -> NDArray[np.uint8]:
+    """Draw a digit with a pen, dark on light, with a margin of a fifth on all sides."""
+    lines = {
+        "2": [(0.2, 0.25), (0.4, 0.05), (0.7, 0.1), (0.75, 0.35), (0.2, 0.95), (0.8, 0.95)],
+        "4": [(0.65, 0.95), (0.65, 0.05), (0.2, 0.65), (0.85, 0.65)],
+        "7": [(0.2, 0.1), (0.8, 0.05), (0.45, 0.95)],
+        "9": [(0.7, 0.3), (0.45, 0.45), (0.3, 0.2), (0.55, 0.05), (0.7, 0.25), (0.6, 0.95)],
+    }
+    image = Image.new("L", (4 * side, 4 * side), 235)  # and then reduced, for smooth outlines
+    points = [(4 * side * (0.2 + 0.6 * x), 4 * side * (0.2 + 0.6 * y)) for x, y in lines[name]]
+    ImageDraw.Draw(image).line(points, fill=25, width=round(4 * side * 0.6 * stroke), joint="curve")
+    return np.asarray(image.resize((side, side), Image.Resampling.BOX))
+
+
+@cache
+def usual(name: str) -> Prepared:
+    return prepare_pixels(drawn(name))
+
+
+def check(prepared: Prepared) -> None:
+    """Hold a result to what is promised of every one."""
+    pixels = prepared.pixels
+    assert pixels.dtype == np.uint8
+    assert pixels.shape == (28, 28)
+    assert all(isinstance(note, str) and note for note in prepared.notes)
+    for positions in np.nonzero(pixels):
+        assert np.ptp(positions) + 1 <= 20
+        # Centred, unless the border of the image is in the way.
+        centre = np.average(positions, weights=pixels[np.nonzero(pixels)])
+        assert abs(centre - 14) <= 0.51 or positions.min() == 0 or positions.max() == 27
+
+
+def distance(a: Prepared, b: Prepared) -> float:
+    """Return by how much two results differ, as a share of the ink; the least over small shifts.
+
+    Where a centre of mass is half-way between two pixels, any change of the picture may move it.
+    """
+    x, y = a.pixels.astype(float), b.pixels.astype(float)
+    shifts = [np.roll(y, (i, j), (0, 1)) for i in (-1, 0, 1) for j in (-1, 0, 1)]
+    return float(min(np.abs(x - z).sum() for z in shifts) / (x.sum() + y.sum()))
+
+
+# ------------------------------------------------------------------- what may differ in a photo
+
+
+@few
+@given(digits, st.integers(28, 700))
+def test_a_digit_of_any_size_fills_its_box(name, side):
+    prepared = prepare_pixels(drawn(name, side))
+    check(prepared)
+    assert prepared.pixels.max() > 200
+    assert max(np.ptp(np.nonzero(prepared.pixels), axis=1)) >= 18
+    assert distance(prepared, usual(name)) < 0.15
+
+
+@few
+@given(digits, st.integers(40, 200))
+def test_an_image_and_its_negative_give_the_same(name, side):
+    found, negative = prepare_pixels(drawn(name, side)), prepare_pixels(255 - drawn(name, side))
+    np.testing.assert_array_equal(found.pixels, negative.pixels)
+    assert found.notes == ("dark ink on light ground: inverted", *negative.notes[1:])
+    assert negative.notes[0] == "light ink on dark ground"
+
+
+@few
+@given(digits, st.tuples(*[st.integers(0, 200)] * 4))
+def test_the_position_on_the_page_does_not_matter(name, margins):
+    top, bottom, left, right = margins
+    page = np.pad(drawn(name), ((top, bottom), (left, right)), constant_values=235)
+    assert distance(prepare_pixels(page), usual(name)) < 0.1
+
+
+@few
+@given(digits, st.floats(0.05, 1), st.floats(0, 1), st.booleans())
+def test_contrast_and_brightness_do_not_matter(name, contrast, brightness, whole):
+    faint = drawn(name) * contrast + brightness * 255 * (1 - contrast)
+    faint = np.rint(faint).astype(np.uint8) if whole else faint
+    assert distance(prepare_pixels(faint), usual(name)) < 0.1
+
+
+@few
+@given(digits, st.floats(-0.35, 0.35), st.floats(-0.35, 0.35), seeds)
+def test_a_slope_of_light_and_noise_do_not_matter(name, down, right, seed):
+    y, x = np.mgrid[-1:1:120j, -1:1:120j]
+    photo = drawn(name) * (0.5 + down * y / 2 + right * x / 2)
+    photo += np.random.default_rng(seed).normal(0, 4, photo.shape)
+    assert distance(prepare_pixels(photo.clip(0, 255)), usual(name)) < 0.15
+
+
+@pytest.mark.parametrize("name", "2479")
+def test_shadows_specks_and_edges_are_left_out(name):
+    page = np.pad(drawn(name), 40, constant_values=235)
+    page[120:, :] //= 2  # a shadow, with its edge across the digit
+    page[30:33, 30:33] = 25  # a speck
+    page[:, :6] = 60  # the table beside the page
+    page[10:12] = 100  # a ruled line
+    found = prepare_pixels(page)
+    assert distance(found, usual(name)) < 0.1
+    assert "uneven light: divided by the ground" in found.notes
+    assert not any("uneven" in note for note in usual(name).notes)
+
+
+@pytest.mark.parametrize("name", "2479")
+def test_thin_strokes_are_thickened(name):
+    thin = prepare_pixels(drawn(name, 1000, 2 / 600))
+    check(thin)
+    assert any("thickened" in note for note in thin.notes)
+    assert not any("thickened" in note for note in usual(name).notes)
+    assert distance(thin, usual(name)) < 0.3
+    assert 0.7 < thin.pixels.sum() / usual(name).pixels.sum() < 1.5
+
+
+def test_the_notes_give_the_size_in_the_image():
+    page = np.full((300, 200), 255, dtype=np.uint8)
+    page[100:200, 90:110] = 0
+    size = next(note for note in prepare_pixels(page).notes if note.startswith("cropped"))
+    width, height = (int(part) for part in size.split(", ")[1].split()[0].split("x"))
+    assert abs(width - 20) <= 3
+    assert abs(height - 100) <= 3
+
+
+# ----------------------------------------------------------------------------- MNIST as it is
+
+
+@pytest.mark.parametrize("name", "2479")
+def test_an_image_like_those_of_mnist_is_left_as_it_is(name, tmp_path):
+    first = usual(name).pixels
+    for grey in (first, first.astype(np.float32), first.astype(np.int64)):
+        again = prepare_pixels(grey)
+        assert again.notes == ("like MNIST already: left as it is",)
+        np.testing.assert_array_equal(again.pixels, first)
+        assert again.pixels.dtype == np.uint8
+    for mode in ("L", "RGB", "RGBA"):
+        Image.fromarray(first).convert(mode).save(tmp_path / "as_it_is.png")
+        np.testing.assert_array_equal(prepare_digit(tmp_path / "as_it_is.png").pixels, first)
+
+
+def test_other_images_of_28x28_are_prepared():
+    image = usual("2").pixels
+    for other in (255 - image, image // 3, np.roll(image, 4, axis=1), image * 0.99):
+        prepared = prepare_pixels(other)
+        check(prepared)
+        assert "like MNIST" not in prepared.notes[0]
+
+
+@pytest.mark.mnist
+def test_images_of_mnist_pass_bit_for_bit(mnist: Dataset):
+    images = mnist.validation.images[:2000, 0]
+    for image in images:
+        np.testing.assert_array_equal(prepare_pixels(image).pixels, image)
+    distances = []
+    for image in images[:50]:  # and nearly so when cut out of a page
+        page = np.pad(255 - image, 10, constant_values=255).repeat(4, axis=0).repeat(4, axis=1)
+        distances.append(distance(prepare_pixels(page), Prepared(image, ())))
+    assert np.mean(distances) < 0.1
+
+
+# ---------------------------------------------------------------------------------------- files
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def grey(mode: str = "L") -> Image.Image:
+    return Image.fromarray(drawn("2")).convert(mode)
+
+
+def on_transparent(shade: int) -> Image.Image:
+    image = Image.new("RGBA", (120, 120), (shade, shade, shade, 0))
+    image.putalpha(Image.fromarray(255 - drawn("2")).point(lambda level: 255 * (level > 128)))
+    return image
+
+
+def in_16_bits(side: int) -> Image.Image:
+    return Image.fromarray(drawn("2", side).astype(np.uint16) * 257)
+
+
+def animated() -> bytes:
+    frames = [Image.fromarray(drawn(name)) for name in "247"]
+    return encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+
+
+def lying() -> bytes:
+    """Return a JPEG as a camera held upright makes it: turned, with a note of how to turn it."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return encoded(Image.fromarray(np.rot90(drawn("2", 2400))), "JPEG", quality=90, exif=exif)
+
+
+REDUCED = "reduced to 1024 along the longer side"
+
+
+@pytest.mark.parametrize(
+    ("make", "note"),
+    [
+        *(
+            pytest.param(lambda mode=mode: encoded(grey(mode)), mode, id=mode)
+            for mode in ("L", "1", "LA", "RGB", "P")
+        ),
+        pytest.param(lambda: encoded(on_transparent(0)), "RGBA", id="black ink"),
+        pytest.param(lambda: encoded(on_transparent(255)), "RGBA", id="white ink"),
+        pytest.param(lambda: encoded(in_16_bits(120)), "I;16", id="16 bits"),
+        pytest.param(lambda: encoded(in_16_bits(1500)), REDUCED, id="16 bits, large"),
+        pytest.param(lambda: encoded(grey("F"), "TIFF"), "F", id="F"),
+        pytest.param(lambda: encoded(grey("CMYK"), "JPEG"), "CMYK", id="CMYK"),
+        pytest.param(lambda: encoded(grey(), "BMP"), "L", id="BMP"),
+        pytest.param(lambda: encoded(grey(), "MPO"), "L", id="MPO"),
+        pytest.param(animated, "", id="GIF"),
+        pytest.param(lying, f"2400x2400 pixels, L, {REDUCED}", id="EXIF"),
+    ],
+)
+def test_files_of_any_format_and_mode_give_the_digit(
+    make: Callable[[], bytes], note: str, tmp_path: Path
+):
+    path = tmp_path / "image"  # the content counts, not the name
+    path.write_bytes(make())
+    prepared = prepare_digit(str(path))
+    check(prepared)
+    assert distance(prepared, usual("2")) < 0.15
+    assert "pixels" in prepared.notes[0]
+    assert prepared.notes[0].endswith(note)
+
+
+def test_arrays_and_warnings_are_left_as_they_were(tmp_path):
+    image = drawn("2").copy()
+    image.setflags(write=False)
+    prepare_pixels(image)
+    Image.fromarray(image).save(tmp_path / "digit.png")
+    before = list(warnings.filters)
+    prepare_digit(tmp_path / "digit.png")
+    assert warnings.filters == before
+
+
+# --------------------------------------------------------------------------------------- errors
+
+
+def promising(width: int, height: int) -> bytes:
+    """Return a small PNG that promises so many pixels."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        checksum = struct.pack(">I", zlib.crc32(kind + content))
+        return struct.pack(">I", len(content)) + kind + content + checksum
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    body = chunk(b"IDAT", zlib.compress(bytes(1000)))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + body + chunk(b"IEND", b"")
+
+
+UNREADABLE = ("cannot be read as an image", "crop the image to the digit and save it as PNG")
+TOO_LARGE = ("cannot be read as an image (Decompression", UNREADABLE[1])
+BLANK = ("no ink is found", "Use an image with more contrast")
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"", UNREADABLE),
+        (b"7 is not an image", UNREADABLE),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", UNREADABLE),
+        (encoded(Image.new("RGB", (99, 99)))[:-40], UNREADABLE),
+        (encoded(Image.new("RGB", (99, 99)), "JPEG")[:-40], UNREADABLE),
+        (promising(0, 5), UNREADABLE),
+        (promising(12_000, 10_000), TOO_LARGE),
+        (promising(60_000, 60_000), TOO_LARGE),
+        (encoded(Image.new("L", (50, 60), 97)), BLANK),
+        (encoded(Image.new("RGBA", (9, 9), (0, 0, 0, 0))), BLANK),
+        (encoded(Image.new("L", (1, 1))), BLANK),
+    ],
+)
+def test_errors_name_the_path_the_problem_and_the_mend(content, expected, tmp_path):
+    path = tmp_path / "digit.png"
+    path.write_bytes(content)
+    with pytest.raises(ImageError) as error:
+        prepare_digit(path)
+    problem, mend = expected
+    assert str(error.value).startswith(f"{path}: {problem}")
+    assert "expected" in str(error.value)
+    assert mend in str(error.value)
+
+
+def test_a_path_without_a_file_is_an_error(tmp_path):
+    for path in (tmp_path / "none.png", tmp_path):
+        with pytest.raises(ImageError, match="there is no such file; expected an image file"):
+            prepare_digit(path)
+
+
+@few
+@given(st.sampled_from(["PNG", "JPEG", "GIF", "TIFF", "BMP"]), st.data())
+def test_damaged_files_give_a_digit_or_an_image_error(tmp_path_factory, kind, data):
+    content = bytearray(encoded(grey(), kind))
+    for position in data.draw(st.lists(st.integers(0, 400), min_size=1, max_size=5)):
+        content[position % len(content)] ^= data.draw(st.integers(1, 255))
+    path = tmp_path_factory.getbasetemp() / "damaged"
+    path.write_bytes(content)
+    try:
+        check(prepare_digit(path))
+    except ImageError as error:
+        assert str(error).startswith(f"{path}: ")  # noqa: PT017  # some damage does not matter
+
+
+@few
+@given(
+    hnp.arrays(np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, max_side=40))
+    | st.tuples(st.integers(1, 60), st.integers(1, 60), seeds).map(
+        lambda drawn: np.random.default_rng(drawn[2]).integers(0, 256, drawn[:2], np.uint8)
+    )
+)
+def test_any_array_gives_a_digit_or_an_error_that_says_why(grey):
+    try:
+        check(prepare_pixels(grey))
+    except ImageError as error:
+        assert "expected one digit" in str(error)  # noqa: PT017  # not every picture raises
+
+
+@pytest.mark.parametrize(
+    "grey",
+    [
+        *(np.zeros(shape) for shape in ((3, 28, 28), (0, 5))),
+        *(np.full((5, 5), value) for value in (np.nan, np.inf, -1, 256, 1j, True)),
+    ],
+)
+def test_arrays_that_are_no_grey_levels_are_errors(grey):
+    with pytest.raises(ImageError, match=r"expected \(H, W\) .* from 0 \(black\) to 255") as error:
+        prepare_pixels(grey)
+    assert f"{grey.dtype} of shape {grey.shape}" in str(error.value)
