@@ -88,7 +88,7 @@ def test_without_mnist_train_takes_the_digits_and_says_so(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(Trainer, "train_epoch", stop)
     assert main(["train", "--out", str(tmp_path / "run")]) == 130
-    assert "stands in for MNIST" in capsys.readouterr().out
+    assert "stand in for MNIST" in capsys.readouterr().out
     assert json.loads((tmp_path / "run/config.json").read_text())["dataset"] == "digits"
 
 

@@ -124,7 +124,7 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         (lambda line: "[]", ""),
         (lambda line: {**line, "config": line["config"] | {"depth": 3}}, "'depth'"),
         (lambda line: {**line, "config": line["config"] | {"seed": -1}}, "seed is -1"),
-        (lambda line: {k: v for k, v in line.items() if k != "history"}, "neither a result"),
+        (lambda line: {k: v for k, v in line.items() if k != "config"}, "config"),
     ],
 )
 def test_a_damaged_line_is_named_and_its_run_trained_again(

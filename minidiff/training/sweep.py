@@ -129,10 +129,10 @@ def _history(records: list[Json]) -> dict[str, list[Any]]:
 
 
 def read_results(path: Path) -> list[Json]:
-    """Read the lines of a results file that hold a result or an error.
+    """Read the lines of a results file.
 
-    Other lines are left out with a warning: a kill may have cut them short, or another version may
-    have settings that are unknown here. A sweep trains their runs again.
+    Damaged lines are left out with a warning: a kill may have cut them short, or they may have
+    settings that are unknown to this version. A sweep trains their runs again.
 
     Parameters
     ----------
@@ -157,8 +157,6 @@ def read_results(path: Path) -> list[Json]:
     for number, text in enumerate(path.read_bytes().splitlines() if path.exists() else [], 1):
         try:
             line = json.loads(text)
-            if not ("error" in line or {"result", "history"} <= line.keys()):
-                raise ValueError("it has neither a result with its history nor an error")
             lines.append(line | {"config": Config.from_json(line["config"])})
         except (ValueError, TypeError, LookupError, AttributeError) as error:
             note = f"{path}: line {number} is left out, and its run counts as not made: {error}"
