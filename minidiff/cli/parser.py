@@ -103,7 +103,7 @@ def parser() -> argparse.ArgumentParser:
     _add_settings(train, several=False)
     sweep.add_argument("--out", metavar="FILE", type=Path, default=Path("runs/sweep.jsonl"))
     sweep.add_argument("--jobs", metavar="N", type=int, default=1, help="runs at a time")
-    sweep.add_argument("--cluster", metavar="ADDRESS", help="a Dask scheduler that trains the runs")
+    sweep.add_argument("--cluster", metavar="tcp://HOST:PORT", help="a Dask scheduler to use")
     sweep.add_argument("--test", action="store_true", help="measure test errors too")
     _add_settings(sweep, several=True)
     predict.add_argument("images", metavar="IMAGE", type=Path, nargs="+")
