@@ -13,7 +13,7 @@ import minidiff as md
 from minidiff.cli import commands
 from minidiff.cli.commands import Trained, table
 from minidiff.cli.parser import main
-from minidiff.data.datasets import load_dataset
+from minidiff.data.datasets import Dataset, load_dataset
 from minidiff.training.runs import RunError
 from minidiff.training.sweep import read_results
 from minidiff.training.trainer import Trainer
@@ -92,7 +92,7 @@ def test_without_mnist_train_takes_the_digits_and_says_so(
     assert json.loads((tmp_path / "run/config.json").read_text())["dataset"] == "digits"
 
 
-def offline(name: str) -> md.data.datasets.Dataset:
+def offline(name: str) -> Dataset:
     return load_dataset(name, offline=True)
 
 
@@ -213,6 +213,20 @@ def test_predict_prints_what_it_did_and_all_probabilities(
         right += int(answer) == label
     assert right >= 8
     assert "140x140" in out
+
+
+def test_predict_goes_on_after_a_file_that_is_no_image(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = pytest.importorskip("PIL.Image", reason="Pillow reads images")
+    image.fromarray(load_dataset("digits").test.images[0, 0]).save(tmp_path / "good.png")
+    (tmp_path / "bad.png").write_text("not an image")
+    names = [str(tmp_path / f"{name}.png") for name in ("bad", "missing", "good")]
+    assert main(["predict", str(trained), *names]) == 1
+    out, err = capsys.readouterr()
+    assert "bad.png" in err
+    assert "missing.png" in err
+    assert "good.png: " in out
 
 
 class Links(HTMLParser):

@@ -4,6 +4,7 @@ The docstring of a command is its help.
 """
 
 import argparse
+import sys
 import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, fields
@@ -223,17 +224,22 @@ def predict(options: argparse.Namespace) -> int:
 
     An image shows one digit, of any size, dark on light or light on dark.
     """
-    from minidiff.data.photos import prepare_digit
+    from minidiff.data.photos import ImageError, prepare_digit
 
     extra("PIL.Image", "pillow")
-    predictor = Trained(options.directory).predictor()
+    predictor, status = Trained(options.directory).predictor(), 0
     for path in options.images:
-        prepared = prepare_digit(path)
+        try:
+            prepared = prepare_digit(path)
+        except ImageError as error:  # the other images are as good as before
+            print(f"minidiff: error: {error}", file=sys.stderr)
+            status = 1
+            continue
         shares = 100 * _probabilities(predictor(prepared.pixels[None, None]))[0]
         print(f"{path}: {shares.argmax()}, with {shares.max():.1f} %")
         print(textwrap.indent("\n".join(prepared.notes), "    "))
         print("    " + "  ".join(f"{label}: {share:.1f} %" for label, share in enumerate(shares)))
-    return 0
+    return status
 
 
 def _probabilities(logits: Array) -> Array:

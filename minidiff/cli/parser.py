@@ -19,7 +19,6 @@ import numba
 from minidiff._version import __version__
 from minidiff.cli import commands
 from minidiff.data.mnist import DataError
-from minidiff.data.photos import ImageError
 from minidiff.io.checkpoint import CheckpointError
 from minidiff.io.export import FORMATS, ExportError
 from minidiff.training.config import RECIPES, Config, ConfigError, checked, option, values_text
@@ -29,8 +28,10 @@ from minidiff.training.trainer import NonFiniteLossError
 __all__ = ["main"]
 
 # What a user can mend; OSError is a missing file, a full disk and the like.
-EXPECTED = (RunError, DataError, ImageError, ConfigError, CheckpointError, ExportError,
+EXPECTED = (RunError, DataError, ConfigError, CheckpointError, ExportError,
             NonFiniteLossError, ImportError, OSError)  # fmt: skip
+
+RUN_COMMANDS = ("evaluate", "inspect", "predict", "report", "export", "compare")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -79,25 +80,20 @@ def parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(prog="minidiff", description="Train, prune and use networks.")
     root.add_argument("--version", action="version", version=f"minidiff {__version__}")
     kinds = root.add_subparsers(title="commands", required=True, metavar="COMMAND")
-
-    def command(function: Callable[..., int]) -> argparse.ArgumentParser:
+    command = {}
+    for name in ("train", *RUN_COMMANDS, "sweep", "bench"):
+        function = getattr(commands, name)
         text = inspect.getdoc(function) or ""
-        summary = text.partition("\n")[0]
-        added = kinds.add_parser(function.__name__, help=summary, description=text)
-        added.set_defaults(run=function)
-        return added
-
-    train, sweep = command(commands.train), command(commands.sweep)
-    predict, report = command(commands.predict), command(commands.report)
-    export, compare = command(commands.export), command(commands.compare)
-    evaluate, inspect_ = command(commands.evaluate), command(commands.inspect)
-    bench = command(commands.bench)
-    for one in (evaluate, predict, inspect_, report, export, compare):
-        one.add_argument("directory", metavar="RUN", type=Path, help="a run directory")
+        command[name] = kinds.add_parser(name, help=text.partition("\n")[0], description=text)
+        command[name].set_defaults(run=function)
+    for name in RUN_COMMANDS:
+        command[name].add_argument("directory", metavar="RUN", type=Path, help="a run directory")
     most = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]  # set on import
-    for one in (train, compare, bench):
-        one.add_argument("--threads", type=int, choices=range(1, most + 1), default=most)
+    for name in ("train", "compare", "bench"):
+        command[name].add_argument("--threads", type=int, choices=range(1, most + 1), default=most)
 
+    train, sweep, predict = command["train"], command["sweep"], command["predict"]
+    report, export, compare = command["report"], command["export"], command["compare"]
     train.add_argument("--out", metavar="DIR", type=Path, help="run directory")
     train.add_argument("--resume", metavar="RUN", type=Path, help="go on with an interrupted run")
     _add_settings(train, several=False)
@@ -110,7 +106,7 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("--out", metavar="FILE", type=Path, help="default: RUN/report.html")
     export.add_argument("file", metavar="FILE", type=Path, help=f"ends in {', '.join(FORMATS)}")
     compare.add_argument("--dense", metavar="RUN", type=Path, help="a run with --sparsity dense")
-    bench.add_argument("--out", metavar="DIR", type=Path, help="directory for bench.json")
+    command["bench"].add_argument("--out", metavar="DIR", type=Path, help="for bench.json")
     return root
 
 
@@ -122,12 +118,9 @@ def _add_settings(command: argparse.ArgumentParser, *, several: bool) -> None:
         digits = getattr(RECIPES["digits"], item.name)
         other = f"; digits: {digits}" if digits != item.default else ""
         about = f"{item.metadata['meaning']}; {values_text(item)} (default {item.default}{other})"
-        how: dict[str, Any] = {
-            "type": _reader(item, several),
-            "metavar": "X,..." if several else "X",
-        }
-        if item.type is bool:
-            how = {"action": argparse.BooleanOptionalAction}
+        how: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
+        if item.type is not bool:
+            how = {"type": _reader(item, several), "metavar": "X,..." if several else "X"}
         (pruning if item.metadata["used_by"] else training).add_argument(
             option(item.name), dest=item.name, default=argparse.SUPPRESS, help=about, **how
         )
