@@ -53,11 +53,13 @@ def setting(
 class Config:
     """Every choice of a training run. Pick a recipe, and change what you like.
 
-    A run has three phases: the weights train alone; then the method prunes while they train; then
-    the gates are frozen, and the weights are fine-tuned. The loss is cross-entropy + (penalty / N)
-    * expected cost, for N training images; lambda rises to ``penalty`` over ``ramp``. With
-    ``swa_lr``, fine-tuning has this constant learning rate, and the run ends with the mean of the
-    weights over the second half of fine-tuning.
+    A run has three phases. First the weights train alone. Then the method prunes while they train.
+    Then the gates are frozen, and the weights are fine-tuned. A dense network has only this last
+    phase. With ``swa_lr``, fine-tuning has this constant learning rate, and the run ends with the
+    mean of the weights over its second half.
+
+    The loss is ``cross-entropy + lambda / N * expected cost``, for N training images. Lambda rises
+    to ``penalty`` over the first ``ramp`` of the steps in which the method prunes.
 
     Raises
     ------

@@ -80,7 +80,7 @@ def run_once(settings: Json, *, test: bool, threads: int) -> Json:
     Parameters
     ----------
     settings
-        All settings, a value of :meth:`Config.to_json`.
+        All settings, as :meth:`~minidiff.training.config.Config.to_json` returns them.
     test
         Whether to measure the test error at the end: for results, not for choices.
     threads

@@ -190,7 +190,7 @@ class Trainer:
 
     @property
     def strength(self) -> float:
-        """The factor of the penalty in the next step: lambda / N, or less on the ramp."""
+        """The factor of the penalty in the next step, lambda / N at the end of the ramp."""
         config = self.config
         risen = (self.step / self.steps - config.gate_start) / max(config.ramp, 1e-9)
         return config.penalty * min(1.0, risen) / len(self.data.train)
