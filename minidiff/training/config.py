@@ -13,7 +13,8 @@ from minidiff.baselines.gaussian import GaussianGate
 from minidiff.baselines.hard_concrete import HardConcrete
 from minidiff.data.datasets import DATASETS
 from minidiff.models import MODELS, SPARSITIES
-from minidiff.pruning.gates import NOISES, Gate
+from minidiff.pruning.gates import Gate
+from minidiff.pruning.noise import NOISES
 from minidiff.pruning.surrogate import COSTS
 
 __all__ = ["METHODS", "RECIPES", "Config", "ConfigError"]
