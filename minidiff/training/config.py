@@ -111,9 +111,8 @@ class Config:
         self._require("gate_stop", self.gate_stop > start, f"more than gate_start, {start:g}")
         if self.swa_lr:
             self._require("gate_stop", self.gate_stop < 1, "less than 1, as swa_lr is above 0")
-        if self.noise == "uniform":
-            limit = f"less than sigma - width / 2 = {end:g}, or no gate could ever close"
-            self._require("initial", self.initial < end, limit)
+        if self.noise == "uniform":  # beyond this end no gate ever closes
+            self._require("initial", self.initial < end, f"less than sigma - width / 2 = {end:g}")
 
     def _require(self, name: str, holds: bool, expected: str) -> None:
         if not holds:
@@ -206,5 +205,5 @@ RECIPES = {
 # So that help(Config) lists the settings.
 Config.__doc__ = inspect.cleandoc(Config.__doc__ or "") + "\n\nAttributes\n----------"
 for item in fields(Config):
-    about = f"{values_text(item)}; {item.default} by default"
-    Config.__doc__ += f"\n{item.name} : {about}\n    {item.metadata['meaning']}"
+    head = f"{item.name} : {values_text(item)}; {item.default} by default"
+    Config.__doc__ += f"\n{head}\n    {item.metadata['meaning']}"
