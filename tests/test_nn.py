@@ -20,10 +20,7 @@ def rng():
 #: Example layers, each with the shape of an input without the batch.
 LAYERS = {
     "Conv2d": (lambda **more: nn.Conv2d(3, 4, 3, **more), (3, 6, 5)),
-    "Conv2d, padded": (
-        lambda **more: nn.Conv2d(2, 3, (2, 3), stride=(2, 1), padding=1, **more),
-        (2, 5, 4),
-    ),
+    "padded": (lambda **more: nn.Conv2d(2, 3, (2, 3), stride=(2, 1), padding=1, **more), (2, 5, 4)),
     "Linear": (lambda **more: nn.Linear(6, 4, **more), (6,)),
     "ReLU": (lambda **_: nn.ReLU(), (3, 4, 4)),
     "ReLU of features": (lambda **_: nn.ReLU(), (5,)),

@@ -18,7 +18,7 @@ from tests.strategies import arrays, row_lists
 # -- making tensors --------------------------------------------------------------------------
 
 
-def test_arrays_of_floats_are_not_copied_and_all_else_becomes_float32():
+def test_float_arrays_are_kept_and_all_else_becomes_float32():
     for dtype in (np.float32, np.float64):
         array = np.ones((2, 3), dtype)
         tensor = Tensor(array)
