@@ -124,9 +124,11 @@ def test_reductions_over_any_axes(name, data, shape, keepdims, dtype):
     check(lambda x: getattr(x, name)(axis=axis, keepdims=keepdims), expected, a)
 
 
-def test_large_and_empty_means():
-    tenths = Tensor(np.full((100_001, 2), 0.1, np.float32))
-    np.testing.assert_allclose(tenths.mean(0).data, 0.1, rtol=1e-6)
+def test_large_sums_lose_no_digits_and_the_mean_of_nothing_is_nan():
+    tenths, x = Tensor(np.full((100_001, 2), 0.1, np.float32)), leaf(np.zeros(2, np.float32))
+    (tenths + x).backward(tenths.data)  # which sums over the broadcast axis
+    for total in (tenths.sum(0).data, x.grad):
+        np.testing.assert_allclose(total, 10000.1, rtol=1e-6)
     assert np.isnan(Tensor(np.zeros((0, 3), np.float32)).mean().item())
 
 
