@@ -182,8 +182,9 @@ class _Drawing:
         for role, p, size in (("outputs", 0.5, shape[0]), ("inputs", 0.3, shape[1])):
             if self.chance(p):
                 parts[role] = self.gate(size, kinds)
+        small = self.room < np.inf  # then a channel is above 0 unless its gate is closed
         for role, p, sizes in (("weights", 0.4, shape), ("biases", 0.2, shape[:1])):
-            if self.chance(p):
+            if self.chance(p) and not (small and role == "biases"):
                 parts[role] = self.mask(sizes, kinds) or ()
         self.add(Gated(layer, **parts) if parts else layer)
 
