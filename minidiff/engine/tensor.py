@@ -307,7 +307,7 @@ class Tensor:
             self.raw_grad, self.grad_rows = np.asarray(grad), rows
             return
         # A copy: another leaf, or the caller, may hold the same array.
-        every = ... if rows is None or not grad.ndim else rows
+        every: Any = ... if rows is None or not grad.ndim else rows
         self.raw_grad, self.grad_rows = np.empty_like(grad), rows
         self.raw_grad[every] = grad[every]
 
