@@ -26,7 +26,8 @@ from support import SMALL, check, data, scratch
 import minidiff as md
 from minidiff import nn, ops
 from minidiff.engine.optim import SGD, ParameterGroup
-from minidiff.training.trainer import Config, Trainer
+from minidiff.training.config import Config
+from minidiff.training.trainer import Trainer
 
 rng = np.random.default_rng(0)
 
