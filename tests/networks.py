@@ -17,17 +17,23 @@ Shape = tuple[int, ...]
 DOUBLE: dict[str, Any] = {"dtype": np.float64}
 
 
-@dataclass(frozen=True)
-class Network:
-    """A gated network that fits inputs of a shape, without the batch."""
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
 
-    model: nn.Sequential
-    shape: Shape
-    seed: int
 
-    def inputs(self, samples: int = 3) -> NDArray[np.float64]:
-        """Return a random batch."""
-        return np.random.default_rng(self.seed).standard_normal((*self.shape, samples))
+def dense(inputs: int, units: int, seed: int = 0) -> nn.Linear:
+    return nn.Linear(inputs, units, rng=rng(seed), **DOUBLE)
+
+
+def conv(inputs: int, filters: int, kernel: int = 3, seed: int = 0, **options: Any) -> nn.Conv2d:
+    return nn.Conv2d(inputs, filters, kernel, rng=rng(seed), **DOUBLE, **options)
+
+
+def gate_at(phi: Any, kind: Any = Gate, seed: int = 0, **options: Any) -> Any:
+    """Return gates at phi."""
+    gate = kind(len(phi), rng=rng(seed), **(DOUBLE | options))
+    gate.phi.data = np.array(phi)
+    return gate
 
 
 class Sigmoid(nn.Module):
@@ -38,6 +44,25 @@ class Sigmoid(nn.Module):
 
     def forward(self, x: md.Tensor) -> md.Tensor:
         return x.sigmoid()
+
+
+def train(
+    model: nn.Module, x: Any, labels: Any, *, steps: int = 40, lr: float = 0.1, penalty: float = 0.0
+) -> list[float]:
+    """Take steps of SGD and Adam on the loss plus a penalty on weights; return the losses."""
+    weights, phis = md.split_parameters(model)
+    optimisers: list[Any] = [md.optim.SGD(weights, lr=lr, momentum=0.9)]
+    optimisers += [md.optim.Adam(phis, lr=0.05)] if phis else []
+    surrogate, losses = md.Surrogate(model, x.shape[:-1]), []
+    for _ in range(steps):
+        loss = md.functional.cross_entropy(model(x), labels)
+        for optimiser in optimisers:
+            optimiser.zero_grad()
+        (loss + penalty * surrogate()).backward()
+        for optimiser in optimisers:
+            optimiser.step()
+        losses.append(loss.item())
+    return losses
 
 
 # -- by hand -----------------------------------------------------------------------------------
@@ -86,7 +111,7 @@ def results(run: Any, model: nn.Module, x: NDArray[Any], seed: int = 0) -> dict[
         parameter.grad = None
     leaf = md.Tensor(x, requires_grad=True)
     out = run(leaf)
-    out.backward(np.random.default_rng(seed).standard_normal(out.shape).astype(out.dtype))
+    out.backward(rng(seed).standard_normal(out.shape).astype(out.dtype))
     grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     return {"output": out.data, "x": leaf.grad, **grads}
 
@@ -116,22 +141,38 @@ def narrow(model: nn.Module) -> nn.Module:
 # -- at random ---------------------------------------------------------------------------------
 
 
-class _Drawing:
-    """A network while it is drawn; ``room`` is left for so many groups of new gates."""
+@dataclass(frozen=True)
+class Network:
+    """A gated network that fits inputs of a shape, without the batch."""
 
-    def __init__(self, rng: np.random.Generator, shape: Shape, room: float = np.inf) -> None:
-        self.rng, self.first, self.shape, self.room = rng, shape, shape, room
+    model: nn.Sequential
+    shape: Shape
+    seed: int
+
+    def inputs(self, samples: int = 3) -> NDArray[np.float64]:
+        """Return a random batch."""
+        return rng(self.seed).standard_normal((*self.shape, samples))
+
+
+class _Drawing:
+    """A network while it is drawn, of layers by ``names``; ``room`` for so many groups of gates."""
+
+    def __init__(self, seed: int, shape: Shape, names: str, any_kind: bool, room: float) -> None:
+        self.seed, self.rng, self.first, self.shape = seed, rng(seed), shape, shape
+        self.names, self.any_kind, self.room = names.split(), any_kind, room
+        self.small = room < np.inf
         self.layers: list[nn.Module] = []
         self.gates: list[Gate] = []
 
     def chance(self, p: float) -> bool:
         return bool(self.rng.random() < p)
 
-    def add(self, layer: nn.Module) -> None:
-        self.layers.append(layer)
-        self.shape = layer.output_shape(self.shape)
+    def add(self, layer: nn.Module | None) -> None:
+        if layer is not None:
+            self.layers.append(layer)
+            self.shape = layer.output_shape(self.shape)
 
-    def gate(self, count: int, kinds: str = "deterministic") -> Gate | None:
+    def gate(self, count: int) -> Gate | None:
         """Return a gate that was drawn before, or a new one; None if there is no room."""
         known = [gate for gate in self.gates if gate.count == count]
         if known and (self.chance(0.2) or count > self.room):
@@ -140,12 +181,10 @@ class _Drawing:
             return None
         self.room -= count
         options: dict[str, Any] = {"rng": self.rng, **DOUBLE}
-        kind = self.rng.integers(6) if kinds == "any" else 0
+        kind = self.rng.integers(6) if self.any_kind else 0
         gate: Gate
-        if kind == 1:
-            gate = md.HardConcrete(count, **options)
-        elif kind == 2:
-            gate = md.GaussianGate(count, **options)
+        if kind in (1, 2):
+            gate = (md.HardConcrete if kind == 1 else md.GaussianGate)(count, **options)
         else:
             options |= {"width": self.rng.choice([0.6, 1.0]), "sigma": self.rng.choice([0.5, 1.0])}
             gate = Gate(count, noise="logistic" if kind == 3 else None, **options)
@@ -157,138 +196,122 @@ class _Drawing:
         self.gates.append(gate)
         return gate
 
-    def mask(self, shape: Shape, kinds: str, rows: bool = False) -> Mask | None:
+    def mask(self, shape: Shape, rows: bool = False) -> Mask | None:
         """Return a mask over groups of any kind, or of whole rows; None if there is no room."""
+        labels = self.rng.integers(0, 3, shape)
+        every = [
+            Groups.along(shape, 0),
+            Groups.along(shape, len(shape) - 1),
+            Groups.along(shape, range(len(shape))[:2]),
+            Groups.elements(shape),
+            Groups.blocks(shape, (2,) * len(shape)),
+            Groups.by(labels),
+        ]
         if rows:
-            ones = [1] * (len(shape) - 1)
-            groups = Groups.by(self.rng.integers(0, 3, shape[0]).reshape(-1, *ones))
-        else:
             every = [
-                Groups.along(shape, 0),
-                Groups.along(shape, len(shape) - 1),
-                Groups.along(shape, range(len(shape))[:2]),
-                Groups.elements(shape),
-                Groups.blocks(shape, (2,) * len(shape)),
-                Groups.by(self.rng.integers(0, 3, shape)),
+                Groups.by(labels.reshape(shape[0], -1)[:, :1].reshape(-1, *[1] * len(shape[1:])))
             ]
-            groups = every[self.rng.integers(len(every))]
-        gate = self.gate(groups.count, kinds)
+        groups = every[self.rng.integers(len(every))]
+        gate = self.gate(groups.count)
         return gate and Mask(gate, groups)
 
-    def weighted(self, layer: nn.Conv2d | nn.Linear, kinds: str = "deterministic") -> None:
+    def weighted(self, layer: nn.Weighted) -> None:
         """Add a layer, of which some of outputs, inputs, weights and biases are gated."""
         layer.bias.data = self.rng.standard_normal(layer.bias.shape)
         shape, parts = layer.weight.shape, {}
-        for role, p, size in (("outputs", 0.5, shape[0]), ("inputs", 0.3, shape[1])):
-            if self.chance(p):
-                parts[role] = self.gate(size, kinds)
-        small = self.room < np.inf  # then a channel is above 0 unless its gate is closed
-        for role, p, sizes in (("weights", 0.4, shape), ("biases", 0.2, shape[:1])):
-            if self.chance(p) and not (small and role == "biases"):
-                parts[role] = self.mask(sizes, kinds) or ()
+        if self.chance(0.5):
+            parts["outputs"] = self.gate(shape[0])
+        if self.chance(0.3):
+            parts["inputs"] = self.gate(shape[1])
+        if self.chance(0.4):
+            parts["weights"] = self.mask(shape) or ()
+        if self.chance(0.2) and not self.small:  # there a channel is 0 only if its gate is closed
+            parts["biases"] = self.mask(shape[:1]) or ()
         self.add(Gated(layer, **parts) if parts else layer)
 
-    def between(self, names: list[str], kinds: str = "deterministic") -> None:
+    def convolution(self, most: int) -> None:
+        kernel = tuple(int(self.rng.integers(1, min(n, most) + 1)) for n in self.shape[1:])
+        padding = tuple(int(self.rng.integers(0, 2)) * (k > 1 or not self.small) for k in kernel)
+        stride = int(self.rng.integers(1, 3))
+        if self.small and any(padding):  # else a weight may read nothing but padding
+            stride = 1
+        filters, options = int(self.rng.integers(1, 5)), {"stride": stride, "padding": padding}
+        self.weighted(nn.Conv2d(self.shape[0], filters, kernel, **options, rng=self.rng, **DOUBLE))
+
+    def between(self, names: list[str] | None = None) -> None:
         """Add up to two layers without weights."""
-        for name in self.rng.choice(names, self.rng.integers(0, 3)):
-            channels, layer = self.shape[0], None
+        for name in self.rng.choice(names or self.names, self.rng.integers(0, 3)):
+            channels, images = self.shape[0], len(self.shape) == 3 and min(self.shape[1:]) >= 2
             if name == "gate":
-                layer = self.gate(channels, kinds)
+                self.add(self.gate(channels))
             elif name == "mask":
-                layer = self.mask(self.shape, kinds, rows=True)
-            elif name == "dropout":
-                layer = nn.Dropout(0.5, rng=self.rng)
+                self.add(self.mask(self.shape, rows=True))
             elif name == "relu":
-                layer = nn.ReLU()
+                self.add(nn.ReLU())
+            elif name == "dropout":
+                self.add(nn.Dropout(0.5, rng=self.rng))
             elif name == "sigmoid" and not self.scaled():
-                layer = Sigmoid()
+                self.add(Sigmoid())
             elif name == "select" and channels > 1:
                 some = self.rng.choice(channels, self.rng.integers(1, channels), replace=False)
-                layer = nn.Select(np.sort(some), size=channels)
-            elif name == "pool" and len(self.shape) == 3 and min(self.shape[1:]) >= 2:
-                pools = [
-                    nn.MaxPool2d(2),
-                    nn.MaxPool2d(2, stride=1, relu=True),
-                    nn.AvgPool2d((2, 1), stride=1),
-                ]
-                layer = pools[self.rng.integers(3)]
-            elif name == "mean" and len(self.shape) == 3 and min(self.shape[1:]) >= 2:
-                layer = nn.AvgPool2d(2)
-            if layer is not None:
-                self.add(layer)
+                self.add(nn.Select(np.sort(some), size=channels))
+            elif name == "max" and images:
+                self.add(
+                    nn.MaxPool2d(2, stride=int(self.rng.integers(1, 3)), relu=self.chance(0.5))
+                )
+            elif name == "mean" and images:
+                self.add(nn.AvgPool2d(2))
 
     def scaled(self) -> bool:
         """Return whether activations are gated since the last layer with weights."""
         for layer in reversed(self.layers):
-            if isinstance(layer, Gate | Mask):
-                return True
-            if isinstance(layer, Gated | nn.Weighted):
-                return False
+            if isinstance(layer, Gate | Mask | Gated | nn.Weighted):
+                return isinstance(layer, Gate | Mask)
         return False
 
-    def done(self, seed: int) -> Network:
-        """Return the network, half of the time as a Sequential in a Sequential."""
+    def draw(self, convolutions: int, dense: int, most: int = 3) -> Network:
+        """Draw all layers; half of the time some are in a Sequential of their own."""
+        for _ in range(convolutions):
+            self.between()
+            self.convolution(most)
+        self.between()
+        if len(self.shape) > 1:
+            if self.chance(0.3):  # gates on single positions, which become features
+                self.add(self.mask(self.shape))
+                self.between(["relu", "gate", "select"])
+            self.add(nn.Flatten())
+        for _ in range(dense):
+            self.between()
+            units = int(self.rng.integers(1, 6))
+            self.weighted(nn.Linear(self.shape[0], units, rng=self.rng, **DOUBLE))
+        self.names = [name for name in self.names if name != "sigmoid"]  # gates may not follow it
+        self.between()
         layers = self.layers
         if self.chance(0.5):
             cut = int(self.rng.integers(len(layers) + 1))
             layers = [nn.Sequential(*layers[:cut]), *layers[cut:]]
-        return Network(nn.Sequential(*layers), self.first, seed)
+        return Network(nn.Sequential(*layers), self.first, self.seed)
 
 
 @st.composite
-def networks(draw: st.DrawFn, sigmoids: bool = False, kinds: str = "any") -> Network:
+def networks(draw: st.DrawFn, any_kind: bool = True, sigmoids: bool = False) -> Network:
     """Convolutions, pools, dense layers and gates: on parameters and on activations, shared.
 
-    Gates are of any kind, or ``kinds="deterministic"``. Float64.
+    Gates are of any kind, or only deterministic ones. Float64.
     """
-    seed, convolutions, dense = draw(seeds), draw(st.integers(0, 2)), draw(st.integers(1, 2))
-    rng = np.random.default_rng(seed)
-    net = _Drawing(rng, (int(rng.integers(1, 4)), *map(int, rng.integers(5, 9, 2))))
-    names = ["gate", "mask", "dropout", "relu", "select", "pool"]
-    for _ in range(convolutions):
-        net.between(names + ["sigmoid"] * sigmoids, kinds)
-        kernel = tuple(int(rng.integers(1, min(n, 3) + 1)) for n in net.shape[1:])
-        padding, outputs = tuple(map(int, rng.integers(0, 2, 2))), int(rng.integers(1, 5))
-        stride = int(rng.integers(1, 3))
-        conv = nn.Conv2d(
-            net.shape[0], outputs, kernel, stride=stride, padding=padding, rng=rng, **DOUBLE
-        )
-        net.weighted(conv, kinds)
-    net.between(names + ["sigmoid"] * sigmoids, kinds)
-    if net.chance(0.3):
-        net.add(net.mask(net.shape, kinds))  # on single positions, which become features
-        net.between(["relu", "gate", "select"], kinds)
-    net.add(nn.Flatten())
-    for _ in range(dense):
-        net.between(names + ["sigmoid"] * sigmoids, kinds)
-        net.weighted(nn.Linear(net.shape[0], int(rng.integers(1, 6)), rng=rng, **DOUBLE), kinds)
-    net.between(names, kinds)
-    return net.done(seed)
+    seed, sizes = draw(seeds), draw(st.tuples(st.integers(0, 2), st.integers(1, 2)))
+    shape = tuple(map(int, rng(seed).integers((1, 5, 5), (4, 9, 9))))
+    names = "gate mask dropout relu select max mean" + " sigmoid" * sigmoids
+    return _Drawing(seed, shape, names, any_kind, np.inf).draw(*sizes)
 
 
 @st.composite
 def small_networks(draw: st.DrawFn, groups: int) -> Network:
     """At most so many groups of deterministic gates, and weights above 0: each one matters."""
-    seed, convolutions, dense = draw(seeds), draw(st.integers(0, 2)), draw(st.integers(1, 2))
-    rng = np.random.default_rng(seed)
-    net = _Drawing(rng, (int(rng.integers(1, 3)), 3, 3) if convolutions else (3,), groups)
-    names = ["gate", "mask", "relu", "select"]
-    for _ in range(convolutions):
-        net.between([*names, "mean"])
-        kernel, padding = int(rng.integers(1, min(2, *net.shape[1:]) + 1)), int(rng.integers(0, 2))
-        stride = 1 if padding else int(rng.integers(1, 3))  # else a weight may read padding alone
-        options = {"stride": stride, "padding": padding if kernel > 1 else 0, "rng": rng, **DOUBLE}
-        net.weighted(nn.Conv2d(net.shape[0], int(rng.integers(2, 4)), kernel, **options))
-    if convolutions:
-        net.between([*names, "mean"])
-        if net.chance(0.4) and (mask := net.mask(net.shape, "deterministic")):
-            net.add(mask)
-        net.add(nn.Flatten())
-    for _ in range(dense):
-        net.between(names)
-        net.weighted(nn.Linear(net.shape[0], int(rng.integers(2, 4)), rng=rng, **DOUBLE))
-    net.between(names)
-    network = net.done(seed)
+    seed, sizes = draw(seeds), draw(st.tuples(st.integers(0, 2), st.integers(1, 2)))
+    shape = (1 + seed % 2, 3, 3) if sizes[0] else (3,)
+    drawing = _Drawing(seed, shape, "gate mask relu select mean", False, groups)
+    network = drawing.draw(*sizes, most=2)
     for parameter in md.split_parameters(network.model)[0]:
-        parameter.data = rng.uniform(0.5, 1.5, parameter.shape)
+        parameter.data = drawing.rng.uniform(0.5, 1.5, parameter.shape)
     return network

@@ -9,25 +9,7 @@ from hypothesis import given, settings
 
 import minidiff as md
 from minidiff import Gate, Gated, Groups, Mask, nn
-from tests.networks import DOUBLE, Sigmoid, networks, outputs
-
-
-def rng():
-    return np.random.default_rng(0)
-
-
-def conv(inputs, filters, kernel=3, **options):
-    return nn.Conv2d(inputs, filters, kernel, rng=rng(), **DOUBLE, **options)
-
-
-def dense(inputs, units):
-    return nn.Linear(inputs, units, rng=rng(), **DOUBLE)
-
-
-def gate_at(*phi):
-    gate = Gate(len(phi), **DOUBLE)
-    gate.phi.data[:] = phi
-    return gate
+from tests.networks import Sigmoid, conv, dense, gate_at, networks, outputs, rng, train
 
 
 def compact(model, shape):
@@ -48,12 +30,11 @@ def weights(model):
 # -- any network -------------------------------------------------------------------------------
 
 
-@settings(max_examples=250)
+@settings(max_examples=6 * settings.default.max_examples)
 @given(networks(sigmoids=True))
 def test_the_compact_network_gives_the_same_outputs(network):
     before = network.model.state_dict()
     small = compact(network.model, network.shape)
-    assert sum(weights(small)) <= sum(c.weights[1] for c in md.count(network.model, network.shape))
     for parameter in small.parameters():
         parameter.data[...] = 7
     for name, value in network.model.state_dict().items():  # they share nothing
@@ -67,18 +48,12 @@ def test_no_weights_are_left_that_are_of_no_use(network):
     for layer, following in itertools.pairwise(layers):
         outs, ins = following.weight.shape[:2]
         if ins > 1:  # a layer keeps one input at least
-            used = following.weight.data.reshape(outs, ins, -1).any(axis=(0, 2))
-            assert used.all()
+            assert following.weight.data.reshape(outs, ins, -1).any(axis=(0, 2)).all()
             if not any(getattr(following, "padding", ())):
                 assert layer.weight.data.reshape(len(layer.weight), -1).any(axis=1).all()
-
-
-@given(networks(sigmoids=True))
-def test_to_compact_twice_is_to_compact_once(network):
-    once = compact(network.model, network.shape)
-    twice = compact(once, network.shape)
-    assert once.names == twice.names
-    for a, b in zip(once.parameters(), twice.parameters(), strict=True):
+    twice = compact(small, network.shape)
+    assert small.names == twice.names
+    for a, b in zip(small.parameters(), twice.parameters(), strict=True):
         np.testing.assert_array_equal(a.data, b.data)
 
 
@@ -106,35 +81,24 @@ def test_lenet5_shrinks_to_what_is_counted():
 @pytest.mark.parametrize(("padding", "left"), [(0, 2), (1, 3)])
 @pytest.mark.parametrize("between", [nn.ReLU, Sigmoid])
 def test_constants_settle_in_biases_unless_padding_needs_them(padding, left, between):
-    first = conv(1, 3)
+    first, last = conv(1, 3), conv(3, 2, padding=padding)
     first.bias.data[:] = 1.0, 2.0, 3.0
-    only_weights = Mask(gate_at(1, -1, 1), Groups.along(first.weight.shape, 0))  # biases live on
-    model = nn.Sequential(
-        Gated(first, weights=only_weights), between(), conv(3, 2, padding=padding)
-    )
-    assert compact(model, (1, 7, 7))[0].weight.shape[0] == left
-
-
-def test_closed_filters_are_constants_behind_a_layer_that_is_not_homogeneous():
-    for padding, left in ((0, 2), (1, 3)):  # sigmoid(0) is 1/2, and 0 in the padding
-        first = Gated(conv(1, 3), outputs=gate_at(0.2, -1, 1))
-        model = nn.Sequential(
-            first, Sigmoid(), nn.AvgPool2d(2), conv(3, 2, 2, padding=padding), Sigmoid()
-        )
-        assert compact(model, (1, 7, 7))[0].weight.shape[0] == left
+    rows = Mask(gate_at([0.2, -1, 1]), Groups.along(first.weight.shape, 0))
+    model = nn.Sequential(Gated(first, weights=rows), between(), nn.AvgPool2d(2), last, Sigmoid())
+    assert compact(model, (1, 9, 9))[0].weight.shape[0] == left  # biases live on
+    model[0] = Gated(first, outputs=rows.gate)  # closed: 0, of which sigmoid makes 1/2
+    assert compact(model, (1, 9, 9))[0].weight.shape[0] == (2 if between is nn.ReLU else left)
 
 
 @pytest.mark.parametrize("odd", [np.nan, np.inf])
 def test_what_is_closed_or_unread_does_not_matter_whatever_it_is(odd):
-    for layer, shape in ((lambda i, o: conv(i, o, 1), (3, 2, 2)), (dense, (3,))):
-        first, second = layer(3, 4), layer(4, 2)
-        model = nn.Sequential(Gated(first, outputs=gate_at(1, -1, 0.2, 1)), second)
-        first.weight.data[1] = first.bias.data[1] = odd
-        second.weight.data[:, 1] = odd
-        assert len(compact(model, shape)[0].weight) == 3
-    unit = Gated(dense(4, 3), weights=Mask(gate_at(-1, 1, 1), Groups.along((3, 4), 0)))
+    for first, last in ((conv(3, 4, 1), conv(4, 2, 1)), (dense(3, 4), dense(4, 2))):
+        model = nn.Sequential(Gated(first, outputs=gate_at([1, -1, 0.2, 1])), last)
+        first.weight.data[1] = first.bias.data[1] = last.weight.data[:, 1] = odd
+        assert len(compact(model, (3, 2, 2)[: first.weight.ndim - 1])[0].weight) == 3
+    unit = Gated(dense(4, 3), weights=Mask(gate_at([-1, 1, 1]), Groups.along((3, 4), 0)))
     unit.layer.bias.data[0] = odd  # a constant that only a closed gate reads
-    compact(nn.Sequential(unit, gate_at(-1, 1, 1), nn.ReLU(), dense(3, 2)), (4,))
+    compact(nn.Sequential(unit, gate_at([-1, 1, 1]), nn.ReLU(), dense(3, 2)), (4,))
 
 
 def test_weights_that_are_zero_by_hand_leave_as_well():
@@ -144,17 +108,12 @@ def test_weights_that_are_zero_by_hand_leave_as_well():
     assert weights(compact(model, (1, 8, 8))) == [2 * 9, 18 * 2]
 
 
-@pytest.mark.parametrize("role", ["first.outputs", "second.inputs", "second.outputs"])
+@pytest.mark.parametrize("role", ["0.outputs", "2.inputs", "2.outputs"])
 def test_nothing_left_is_a_warning_and_a_constant_network(role):
-    model = nn.Sequential(
-        first=md.gate(conv(1, 4), **DOUBLE),
-        flatten=nn.Flatten(),
-        second=md.gate(dense(144, 5), "inputs", "outputs", **DOUBLE),
-        relu=nn.ReLU(),
-        last=dense(5, 2),
-    )
+    second = md.gate(dense(144, 5), "inputs", "outputs")
+    model = nn.Sequential(md.gate(conv(1, 4)), nn.Flatten(), second, nn.ReLU(), dense(5, 2))
     md.gates_of(model)[role].phi.data[:] = -1
-    with pytest.warns(UserWarning, match="nothing is left of the inputs of last"):
+    with pytest.warns(UserWarning, match="nothing is left of the inputs of 4"):
         md.compact(model, (1, 8, 8))
     assert sum(weights(compact(model, (1, 8, 8)))) < 60
 
@@ -163,8 +122,7 @@ def test_nothing_left_is_a_warning_and_a_constant_network(role):
 
 
 def test_closed_inputs_of_the_network_leave_too():
-    gated = Gated(dense(784, 5), inputs=Gate(784, **DOUBLE))
-    gated.inputs.phi.data[::2] = -1
+    gated = Gated(dense(784, 5), inputs=gate_at([-1, 1] * 392))
     small = compact(nn.Sequential(nn.Flatten(), gated), (1, 28, 28))
     assert [type(layer) for layer in small] == [nn.Flatten, nn.Select, nn.Linear]
     assert weights(small) == [392 * 5]
@@ -180,7 +138,7 @@ def test_closed_inputs_of_the_network_leave_too():
     ],
 )
 def test_what_a_select_behind_the_last_layer_drops_leaves(behind):
-    model = nn.Sequential(Gated(conv(2, 4, 1), outputs=gate_at(1, -1, 1, 1)), conv(4, 6), *behind)
+    model = nn.Sequential(Gated(conv(2, 4, 1), outputs=gate_at([1, -1, 1, 1])), conv(4, 6), *behind)
     small = compact(model, (2, 5, 5))
     assert weights(small) == [c.weights[0] for c in md.count(model, (2, 5, 5))]
 
@@ -188,29 +146,19 @@ def test_what_a_select_behind_the_last_layer_drops_leaves(behind):
 @pytest.mark.parametrize("labels", [(1, 1, 1), (3, 1, 1), (3, 4, 4)])
 @pytest.mark.parametrize("phi", [0.2, -1.0])
 def test_a_mask_of_whole_channels_folds_in_any_layout(labels, phi):
-    mask = Mask(gate_at(phi), Groups(np.zeros(labels, int)))
+    mask = Mask(gate_at([phi]), Groups(np.zeros(labels, int)))
     model = nn.Sequential(conv(1, 3), mask, nn.MaxPool2d(2), conv(3, 2, 1))
     assert [layer.weights[0] > 0 for layer in md.count(model, (1, 6, 6))] == [phi > 0] * 2
     compact(model, (1, 6, 6))
 
 
 def test_a_compact_network_trains_on_and_is_pruned_again():
+    first = Gated(conv(1, 8), outputs=gate_at([-1] * 3 + [1] * 5))
     pool, flatten = nn.MaxPool2d(2, relu=True), nn.Flatten()
-    a = md.gate(conv(1, 8), **DOUBLE)
-    model = nn.Sequential(a=a, pool=pool, flatten=flatten, b=dense(72, 3))
-    model["a"].outputs.phi.data[:3] = -1
-    small = compact(model, (1, 8, 8))
-    x, labels = rng().standard_normal((1, 8, 8, 16)), rng().integers(0, 3, 16)
-    sgd, losses = md.optim.SGD(small.parameters(), lr=0.02, momentum=0.9), []
-    for _ in range(30):
-        loss = md.functional.cross_entropy(small(x), labels)
-        sgd.zero_grad()
-        loss.backward()
-        sgd.step()
-        losses.append(loss.item())
+    small = compact(nn.Sequential(a=first, pool=pool, flatten=flatten, b=dense(72, 3)), (1, 8, 8))
+    losses = train(small, rng().standard_normal((1, 8, 8, 16)), rng().integers(0, 3, 16), lr=0.02)
     assert losses[-1] < losses[0] / 2
-    small["a"] = md.gate(small["a"], **DOUBLE)
-    small["a"].outputs.phi.data[0] = -1
+    small["a"] = Gated(small["a"], outputs=gate_at([-1, 1, 1, 1, 1]))
     assert weights(compact(small, (1, 8, 8))) == [4 * 9, 4 * 9 * 3]
 
 
@@ -228,56 +176,42 @@ class Sideways(nn.Sequential):
 
     def __init__(self, *layers):
         super().__init__(*layers)
-        self.head = dense(3, 3)
-        self.gates = [layer.outputs for layer in layers]
-
-
-def test_what_a_sequential_holds_besides_its_layers_is_no_layer():
-    model = Sideways(md.gate(dense(4, 3), initial=0.2, **DOUBLE))
-    assert compact(model, (4,)).names == ["0"]
-    assert [c.name for c in md.count(model, (4,))] == ["0"]
+        self.head, self.gates = dense(3, 3), [layer.outputs for layer in layers]
 
 
 def test_layers_are_named_after_their_path_and_never_collide():
-    gated = md.gate(dense(4, 4), "inputs", **DOUBLE)
-    gated.inputs.phi.data[0] = -1
+    gated = Gated(dense(4, 4), inputs=gate_at([-1, 1, 1, 1]), outputs=gate_at([0.2] * 4))
+    for model, names in (
+        (gated, ["layer_select", "layer"]),
+        (nn.Sequential(a=nn.Sequential(b=nn.Sequential(c=gated))), ["a_b_c_select", "a_b_c"]),
+        (Sideways(gated), ["0_select", "0"]),  # what it holds besides is no layer
+    ):
+        assert compact(model, (4,)).names == names
     for model in (
         nn.Sequential(a_b=dense(4, 4), a=nn.Sequential(b=dense(4, 4))),
         nn.Sequential(Sigmoid(), c_select=Sigmoid(), c=gated),
-        nn.Sequential(state=nn.Sequential(dict=dense(4, 4))),  # a name of every Sequential
+        nn.Sequential(state=nn.Sequential(dict=dense(4, 4))),  # every Sequential has state_dict
     ):
-        small = compact(model, (4,))
-        assert len(set(small.names)) == len(small)
-    assert compact(nn.Sequential(a=nn.Sequential(b=nn.Sequential(c=gated))), (4,)).names == [
-        *("a_b_c_select", "a_b_c")
-    ]
-    assert compact(gated, (4,)).names == ["layer_select", "layer"]
+        compact(model, (4,))
 
 
 # -- errors ------------------------------------------------------------------------------------
 
-PLACES = Groups.along((2, 4, 4), (1, 2))
-STUCK = "follows a gate that cannot be folded"
+SOME, PLACES = gate_at([1, 0, 1]), Mask(gate_at([0.1] * 16), Groups.along((2, 4, 4), (1, 2)))
 
 
 @pytest.mark.parametrize(
     ("layers", "message"),
     [
         ([nn.ReLU()], "no layer with weights"),
-        ([Mask(gate_at(*[1] * 16), PLACES), conv(2, 3)], f"1 {STUCK}.* on positions"),
-        (
-            [Mask(gate_at(*[1] * 16), PLACES), nn.AvgPool2d(2), nn.Flatten(), dense(8, 3)],
-            f"3 {STUCK}",
-        ),
-        ([conv(2, 3), gate_at(1, 0, 1), Sigmoid(), conv(3, 3, 1)], f"3 {STUCK}.*not homogeneous"),
-        (
-            [Mask(gate_at(*[0] * 16), PLACES), Sigmoid(), nn.Flatten(), dense(32, 3)],
-            f"3 {STUCK}",
-        ),
-        ([conv(2, 3), gate_at(1, 0, 1), Sigmoid()], f"the output {STUCK}"),
-        ([conv(2, 3), Mask(gate_at(0, 1), Groups.along((3, 2, 2), 1))], f"the output {STUCK}"),
-        ([conv(2, 3), Sigmoid(), gate_at(1, 0, 1)], "cannot be folded back"),
-        ([conv(2, 2), nn.Flatten(), Gate(8, initial=0.1)], "cannot be folded back"),
+        ([PLACES, conv(2, 3)], "1 follows a gate that cannot .* on positions of channels"),
+        ([PLACES, nn.AvgPool2d(2), nn.Flatten(), dense(8, 3)], "3 follows a gate that cannot"),
+        ([PLACES, Sigmoid(), nn.Flatten(), dense(32, 3)], "3 follows a gate .* not homogeneous"),
+        ([conv(2, 3), SOME, Sigmoid(), conv(3, 3, 1)], "3 follows a gate .* not homogeneous"),
+        ([conv(2, 3), SOME, Sigmoid()], "the output follows a gate"),
+        ([conv(2, 2, 1), PLACES], "the output follows a gate"),
+        ([conv(2, 3), Sigmoid(), SOME], "cannot be folded back"),
+        ([conv(2, 2), nn.Flatten(), gate_at([0.1] * 8)], "cannot be folded back"),
     ],
 )
 def test_gates_that_cannot_be_folded_are_errors(layers, message):

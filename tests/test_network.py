@@ -4,22 +4,16 @@ import numpy as np
 import pytest
 
 import minidiff as md
-from minidiff import Gate, Gated, nn
-from tests.networks import Sigmoid, results
-
-
-def rng():
-    return np.random.default_rng(0)
+from minidiff import Gate, Gated, Groups, Mask, nn
+from tests.networks import Sigmoid, dense, results, rng, train
 
 
 def test_gates_have_names_each_once_and_split_off_from_weights():
-    gate, units = Gate(4), Gate(4)
-    rows = md.Mask(units, md.Groups.along((4, 4), 0))
-    dense = Gated(nn.Linear(4, 4, rng=rng()), inputs=gate, outputs=units, weights=rows)
-    mask = md.Mask(Gate(2), md.Groups.by([0, 0, 1, 1]))
-    model = nn.Sequential(
-        block=nn.Sequential(gate=gate), dense=md.gate(dense, "weights"), mask=mask
-    )
+    gate, units, mask = Gate(4), Gate(4), Mask(Gate(2), Groups.by([0, 0, 1, 1]))
+    rows = Mask(units, Groups.along((4, 4), 0))
+    layer = Gated(dense(4, 4), inputs=gate, outputs=units, weights=rows)
+    block = nn.Sequential(gate=gate)
+    model = nn.Sequential(block=block, dense=md.gate(layer, "weights"), mask=mask)
     gates = md.gates_of(model)
     assert list(gates) == ["block.gate", "dense.outputs", "dense.weights.1", "mask"]
     assert gates["dense.outputs"] is units
@@ -44,17 +38,16 @@ class Residual(nn.Sequential):
 
 @pytest.mark.parametrize("run", [md.count, md.expected_cost, md.compact])
 def test_layers_that_say_nothing_or_do_not_fit_are_named(run):
-    dense = nn.Linear(2, 2, rng=rng())
-    for odd in (Strange(), Residual(dense)):
-        model = nn.Sequential(body=nn.Sequential(dense=dense, odd=odd))
+    for odd in (Strange(), Residual(dense(2, 2))):
+        model = nn.Sequential(body=nn.Sequential(dense=dense(2, 2), odd=odd))
         message = f"body.odd: {type(odd).__name__} does not say what becomes of channels"
         with pytest.raises(TypeError, match=message):
             run(model, (2,))
     with pytest.raises(TypeError, match="the model: Strange does not say"):
         run(Strange(), (2,))
-    for unfit in (Gate(3), nn.Select([0, 1], size=3), md.gate(nn.Linear(3, 2, rng=rng()))):
+    for unfit in (Gate(3), nn.Select([0, 1], size=3), md.gate(dense(3, 2)), nn.MaxPool2d(2)):
         with pytest.raises(ValueError, match=r"1: .* does not fit an input of shape \(2,\)"):
-            run(nn.Sequential(dense, unfit), (2,))
+            run(nn.Sequential(dense(2, 2), unfit), (2,))
 
 
 # -- layers of one's own -----------------------------------------------------------------------
@@ -83,27 +76,26 @@ class Pointwise(nn.Weighted):
 
     def __init__(self, inputs, outputs, *, rng):
         super().__init__((outputs, inputs), rng, np.float32)
-        self.inputs, self.outputs = inputs, outputs
+
+    inputs = property(lambda self: self.weight.shape[1])  # fewer after compaction
+    outputs = property(lambda self: self.weight.shape[0])
 
     def apply(self, x, weight, bias):
-        flat = x.reshape(len(x), -1)
-        out = md.functional.linear(flat, weight, bias)
+        out = md.functional.linear(x.reshape(len(x), -1), weight, bias)
         return out.reshape(len(weight), *x.shape[1:])
 
     def output_shape(self, shape):
-        return (self.weight.shape[0], *shape[1:])
+        return (self.outputs, *shape[1:])
 
     def compile(self, program):
         program.conv(self.weight.data[:, :, None, None], self.bias.data, (1, 1))
 
     def onnx(self, graph):
-        weight = self.weight.data[:, :, None, None]
-        graph.add("Conv", {"weight": weight, "bias": self.bias.data})
+        graph.add("Conv", {"weight": self.weight.data[:, :, None, None], "bias": self.bias.data})
 
 
 def test_layers_of_ones_own_are_at_home_everywhere(tmp_path):
     shape, x = (2, 5, 5), rng().standard_normal((2, 5, 5, 64), dtype=np.float32)
-    labels = (x[0].mean((0, 1)) > 0).astype(int)
     model = nn.Sequential(
         conv=md.gate(nn.Conv2d(2, 6, 3, rng=rng()), initial=0.3),
         leaky=LeakyReLU(0.1),
@@ -112,17 +104,7 @@ def test_layers_of_ones_own_are_at_home_everywhere(tmp_path):
         flatten=nn.Flatten(),
         out=nn.Linear(4, 2, rng=rng()),
     )
-    weights, phis = md.split_parameters(model)
-    sgd, adam = md.optim.SGD(weights, lr=0.5), md.optim.Adam(phis, lr=0.02)
-    surrogate, losses = md.Surrogate(model, shape), []
-    for _ in range(40):
-        loss = md.functional.cross_entropy(model(x), labels)
-        sgd.zero_grad()
-        adam.zero_grad()
-        (loss + 1e-3 * surrogate()).backward()
-        sgd.step()
-        adam.step()
-        losses.append(loss.item())
+    losses = train(model, x, (x[0].mean((0, 1)) > 0).astype(int), penalty=1e-3)
     assert losses[-1] < 0.6 * losses[0]
 
     for name, closed in (("conv", [1, 4]), ("point", [2])):  # whatever training has closed
@@ -138,9 +120,10 @@ def test_layers_of_ones_own_are_at_home_everywhere(tmp_path):
     loaded = md.load(tmp_path / "model.safetensors")
     assert loaded["leaky"].slope == 0.1
     np.testing.assert_array_equal(loaded(x).data, expected)
-
     images = np.ascontiguousarray(x.transpose(3, 0, 1, 2))
-    np.testing.assert_allclose(md.Predictor(small, shape)(images).T, expected, **close)
+    md.export(tmp_path / "small.safetensors", model, shape)
+    for again in (small, md.load(tmp_path / "small.safetensors")):
+        np.testing.assert_allclose(md.Predictor(again, shape)(images).T, expected, **close)
 
     runtime = pytest.importorskip("onnxruntime")
     md.export(tmp_path / "model.onnx", model, shape)
@@ -153,5 +136,4 @@ def test_a_layer_without_a_method_for_a_format_is_named_there(tmp_path):
     model = nn.Sequential(nn.Linear(2, 2, rng=rng()), Sigmoid())
     with pytest.raises(TypeError, match="Sigmoid has no method onnx"):
         md.export(tmp_path / "model.onnx", model, (2,))
-    assert md.Predictor(model, (2,))(np.zeros((3, 2), np.float32)).shape == (3, 2)
     assert list(tmp_path.iterdir()) == []
