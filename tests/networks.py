@@ -189,7 +189,7 @@ class _Drawing:
             options |= {"width": self.rng.choice([0.6, 1.0]), "sigma": self.rng.choice([0.5, 1.0])}
             gate = Gate(count, noise="logistic" if kind == 3 else None, **options)
         closed, opened = gate.limits
-        part = self.rng.choice([-0.5, 0.0, 0.3, 0.5, 0.8, 1.0, 2.5], count)
+        part = self.rng.choice([-0.5, 0.0, 0.3, 0.8, 0.95, 1.0, 2.5], count)
         gate.phi.data = closed + part * (opened - closed)
         if self.chance(0.05):
             gate.set_open(np.zeros(count, bool))  # nothing is left
