@@ -73,21 +73,15 @@ def by_hand(model: nn.Module, x: md.Tensor) -> md.Tensor:
     for _, layer in chain(model):
         x = x * 1.0  # forgets which rows are live
         if isinstance(layer, Gate):
-            x = x * _batch_values(layer, x)
+            x = x * layer.values().reshape(-1, *[1] * (x.ndim - 1))
         elif isinstance(layer, Mask):
             labels = np.broadcast_to(layer.groups.labels, x.shape[:-1])
-            x = x * _batch_values(layer.gate, x)[labels].reshape(*labels.shape, -1)
+            x = x * layer.gate.values()[labels].reshape(*labels.shape, 1)
         elif isinstance(layer, Gated):
             x = _gated_by_hand(layer, x)
         else:
             x = layer(x)
     return x
-
-
-def _batch_values(gate: Gate, x: md.Tensor) -> md.Tensor:
-    """Return the values of a gate of rows, with axes of one up to the samples."""
-    samples = x.shape[-1] if gate.per_sample and gate.stochastic else None
-    return gate.values(samples=samples).reshape(gate.count, *[1] * (x.ndim - 2), -1)
 
 
 def _gated_by_hand(gated: Gated, x: md.Tensor) -> md.Tensor:
