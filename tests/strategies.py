@@ -1,4 +1,4 @@
-"""What Hypothesis draws for the tests: arrays, shapes, axes, live rows, layers, networks."""
+"""What Hypothesis draws for the tests: arrays, shapes, axes, live rows, layers."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,10 +10,6 @@ from numba import config
 from numpy.typing import NDArray
 
 from minidiff import nn
-from minidiff.engine.nn import Module
-from minidiff.pruning.gated import Gated, Mask
-from minidiff.pruning.gates import Gate
-from minidiff.pruning.groups import Groups
 
 Shape = tuple[int, ...]
 
@@ -161,101 +157,3 @@ def stacks(draw: st.DrawFn) -> tuple[nn.Sequential, Shape]:
         add(nn.ReLU())
     cut = int(rng.integers(0, len(layers) + 1))
     return nn.Sequential(nn.Sequential(*layers[:cut]), *layers[cut:]).eval(), first
-
-
-@dataclass(frozen=True)
-class Network:
-    """A gated network that fits inputs of a shape, without the batch."""
-
-    model: nn.Sequential
-    shape: Shape
-    seed: int
-
-
-def _gate(rng: np.random.Generator, count: int) -> Gate:
-    """Of each kind some: closed, in between, and fully open."""
-    width = float(rng.choice([0.6, 1.0]))
-    gate = Gate(count, width=width, sigma=float(rng.choice([0.5, 1.0])), dtype=np.float64)
-    gate.phi.data[...] = rng.choice([-1.0, -0.5, -0.2, 0.1, 0.3, 0.5, 2.0], count)
-    if rng.random() < 0.05:
-        gate.phi.data[...] = -1  # nothing left
-    return gate
-
-
-def _layer(rng: np.random.Generator, layer: nn.Conv2d | nn.Linear) -> Module:
-    """Gate some of outputs, inputs and weights, with groups of any kind; biases are not zero."""
-    layer.bias.data[...] = rng.standard_normal(len(layer.bias))
-    shape = layer.weight.shape
-    outputs, inputs, weights = rng.random(3) < (0.5, 0.3, 0.4)
-    if not (outputs or inputs or weights):
-        return layer
-    kinds = [
-        Groups.along(shape, 0),
-        Groups.along(shape, 1),
-        Groups.along(shape, (0, 1)),
-        Groups.elements(shape),
-    ]
-    groups = kinds[rng.integers(len(kinds))] if weights else None
-    return Gated(
-        layer,
-        outputs=_gate(rng, shape[0]) if outputs else None,
-        inputs=_gate(rng, shape[1]) if inputs else None,
-        weights=Mask(_gate(rng, groups.count), groups) if groups else (),
-    )
-
-
-@st.composite
-def networks(draw: st.DrawFn) -> Network:
-    """Convolutions with stride and padding, pools, dropout, gates on activations, dense layers."""
-    seed = draw(seeds)
-    rng = np.random.default_rng(seed)
-    shape: Shape = (int(rng.integers(1, 4)), *(int(n) for n in rng.integers(5, 9, 2)))
-    first, layers = shape, []
-
-    def add(layer: Module) -> None:
-        nonlocal shape
-        layers.append(layer)
-        shape = layer.output_shape(shape)
-
-    def add_between() -> None:
-        for _ in range(rng.integers(0, 3)):
-            kind = rng.integers(0, 5)
-            if kind == 0:
-                add(_gate(rng, shape[0]))
-            elif kind == 1:
-                add(nn.Dropout(0.5, rng=rng))
-            elif kind == 2 and shape[0] > 1:
-                some = np.sort(rng.choice(shape[0], rng.integers(1, shape[0]), replace=False))
-                add(nn.Select(some, size=shape[0]))
-            elif kind == 3 and len(shape) == 3 and min(shape[1:]) >= 2:
-                pools = (
-                    *(nn.MaxPool2d(2), nn.MaxPool2d(2, stride=1, relu=True)),
-                    *(nn.AvgPool2d(2), nn.AvgPool2d(2, stride=1)),
-                )
-                add(pools[rng.integers(4)])
-            else:
-                add(nn.ReLU())
-
-    for _ in range(draw(st.integers(0, 2))):
-        add_between()
-        kernel = tuple(int(rng.integers(1, min(n, 3) + 1)) for n in shape[1:])
-        conv = nn.Conv2d(
-            shape[0],
-            int(rng.integers(1, 5)),
-            kernel,
-            stride=int(rng.integers(1, 3)),
-            padding=tuple(int(n) for n in rng.integers(0, 2, 2)),
-            rng=rng,
-            dtype=np.float64,
-        )
-        add(_layer(rng, conv))
-    add_between()
-    add(nn.Flatten())
-    for _ in range(draw(st.integers(1, 2))):
-        add_between()
-        add(_layer(rng, nn.Linear(shape[0], int(rng.integers(1, 6)), rng=rng, dtype=np.float64)))
-    add_between()
-    if rng.random() < 0.5:  # as a part of a part
-        cut = int(rng.integers(0, len(layers)))
-        layers = [nn.Sequential(*layers[:cut]), *layers[cut:]]
-    return Network(nn.Sequential(*layers), first, seed)

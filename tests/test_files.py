@@ -1,0 +1,70 @@
+"""Files that appear whole or not at all."""
+
+import errno
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import minidiff as md
+from minidiff import nn
+from minidiff.io.files import append_line, write_whole
+from tests.networks import dense, narrow
+
+WRITERS = {
+    "txt": lambda path: write_whole(path, b"new"),
+    "safetensors": lambda path: md.save(path, nn.Sequential(nn.ReLU())),
+    "onnx": lambda path: md.export(path, narrow(dense(3, 2)), (3,)),
+    "npz": lambda path: md.export(path, narrow(dense(3, 2)), (3,)),
+}
+
+
+@pytest.mark.parametrize("ending", WRITERS)
+@pytest.mark.parametrize("call", ["os.fsync", "os.replace"])
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch, ending, call):
+    if ending in ("safetensors", "onnx"):
+        pytest.importorskip(ending)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path, write = tmp_path / f"file.{ending}", WRITERS[ending]
+    path.write_bytes(b"old")
+    with monkeypatch.context() as patch:
+        patch.setattr(call, full)
+        with pytest.raises(OSError, match=f"file.{ending} cannot be written: No space") as error:
+            write(path)
+    assert error.value.errno == errno.ENOSPC
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+    write(path)
+    assert path.read_bytes() != b"old"
+    with pytest.raises(FileNotFoundError, match="cannot be written: No such file"):
+        write(tmp_path / "no" / f"file.{ending}")
+
+
+def test_readers_and_writers_at_the_same_time_see_whole_files(tmp_path):
+    path, texts = tmp_path / "file", [b"a" * 100_000, b"b" * 100_000]
+    write_whole(path, texts[0])
+    with ThreadPoolExecutor(2) as pool:
+        writers = [
+            pool.submit(lambda t=t: [write_whole(path, t) for _ in range(30)]) for t in texts
+        ]
+        while not all(writer.done() for writer in writers):
+            assert path.read_bytes() in texts
+    assert [writer.exception() for writer in writers] == [None, None]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@given(st.lists(st.text(st.characters(exclude_characters="\r\n", codec="utf-8"))), st.booleans())
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_lines_are_appended_behind_what_a_crash_has_cut_short(tmp_path, lines, cut):
+    path, start = tmp_path / "lines", ["whole", "cut sho"][: 1 + cut]
+    path.write_text("whole\n" + "cut sho" * cut)
+    for line in lines:
+        append_line(path, line)
+    found = path.read_text(encoding="utf-8").split("\n")
+    assert found[: len(start) + len(lines)] == start + lines
+    with pytest.raises(OSError, match="lines/x cannot be written"):
+        append_line(path / "x", "line")
