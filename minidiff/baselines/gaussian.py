@@ -5,7 +5,8 @@ from numpy.typing import DTypeLike, NDArray
 
 from minidiff.engine.arrays import Array
 from minidiff.engine.op import Gradients
-from minidiff.pruning.gates import Gate, normal_tail
+from minidiff.pruning.gates import Gate
+from minidiff.pruning.noise import normal_tail
 from minidiff.pruning.transform import GateTransform
 
 __all__ = ["GaussianGate"]

@@ -15,13 +15,13 @@ from minidiff.data.batches import batches
 from minidiff.data.datasets import Split
 from minidiff.engine import nn
 from minidiff.engine.arrays import Shape
-from minidiff.engine.module import Module
+from minidiff.engine.module import Module, chain
 from minidiff.engine.tensor import no_grad
 from minidiff.io.checkpoint import save
 from minidiff.io.export import export
 from minidiff.io.extras import extra
 from minidiff.predict.predictor import Predictor
-from minidiff.pruning.compact import compact, unnested
+from minidiff.pruning.compact import compact, flat_name
 from minidiff.pruning.count import count
 from minidiff.pruning.gated import Gated
 from minidiff.pruning.gates import Gate
@@ -183,8 +183,8 @@ def table(rows: Sequence[Row]) -> str:
 def _without_gates(gated: Module) -> nn.Sequential:
     """Return the layers of a gated network, with all gates open."""
     layers = {
-        name: layer.layer if isinstance(layer, Gated) else layer
-        for name, layer in unnested(gated)
+        flat_name(name): layer.layer if isinstance(layer, Gated) else layer
+        for name, layer in chain(gated)
         if not isinstance(layer, Gate)
     }
     return nn.Sequential(**layers)

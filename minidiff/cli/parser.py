@@ -14,7 +14,7 @@ from minidiff.data.mnist import DataError
 from minidiff.io.checkpoint import CheckpointError
 from minidiff.io.export import FORMATS, ExportError
 from minidiff.models import MODELS, SPARSITIES
-from minidiff.pruning.gates import NOISES
+from minidiff.pruning.noise import NOISES
 from minidiff.pruning.surrogate import COSTS
 from minidiff.training.runs import RunError
 from minidiff.training.trainer import METHODS, RECIPES, ConfigError, NonFiniteLossError

@@ -22,14 +22,14 @@ import numpy as np
 
 from minidiff.engine import nn
 from minidiff.engine.arrays import Array, Indices, Shape
-from minidiff.engine.module import Module, Parameter, Sequential, chain
+from minidiff.engine.module import Module, Parameter, Sequential
 from minidiff.engine.tensor import Tensor, no_grad
 
-from .gated import Layout, Mask, times
+from .gated import Mask, multiplied, multiply
 from .gates import Gate
 from .network import Bools, Channels, Network, Stage, walk
 
-__all__ = ["compact", "unnested"]
+__all__ = ["compact"]
 
 
 @dataclass
@@ -94,35 +94,12 @@ def compact(model: Module, shape: Shape) -> Sequential:
     layers = _fold(network)
     _settle_constants(layers)
     _keep(layers, network.end)
-    return _cut(model, network, layers)
+    return _cut(network, layers).train(model.training)
 
 
-def unnested(model: Module) -> list[tuple[str, Module]]:
-    """List (name, layer) in order; names of inner Sequentials are joined by an underscore.
-
-    Parameters
-    ----------
-    model
-        Layers in Sequentials.
-
-    Examples
-    --------
-    >>> inner = Sequential(a=nn.ReLU(), b=nn.ReLU())
-    >>> [name for name, _ in unnested(Sequential(top=inner))]
-    ['top_a', 'top_b']
-    """
-    names: set[str] = set()
-    return [
-        (_unused(name.replace(".", "_") or "layer", names), module) for name, module in chain(model)
-    ]
-
-
-def _unused(name: str, names: set[str]) -> str:
-    """Return the name, made longer until nothing else has it, and add it to ``names``."""
-    while name in names:
-        name += "_"
-    names.add(name)
-    return name
+def flat_name(name: str) -> str:
+    """Return the name of a layer in a network without inner Sequentials."""
+    return name.replace(".", "_") or "layer"
 
 
 # -- 1: fold -----------------------------------------------------------------------------------
@@ -132,16 +109,12 @@ def _fold(network: Network) -> list[Folded]:
     layers: list[Folded] = []
     for stage in network.stages:
         _refuse_stuck(stage.name, stage.inputs)
-        gated, weight, bias = stage.gated, stage.layer.weight.data, stage.layer.bias.data
-        for mask in gated.weights if gated else ():
-            weight = times(weight, mask.gate.evaluated()[mask.groups.labels])
-        for mask in gated.biases if gated else ():
-            bias = times(bias, mask.gate.evaluated()[mask.groups.labels])
+        layer, gated = stage.layer, stage.gated
+        parameters = gated.layouts() if gated else [(layer.weight, []), (layer.bias, [])]
+        weight, bias = (multiplied(parameter.data, layout) for parameter, layout in parameters)
         weight = weight.reshape(*weight.shape[:2], -1)
-        weight = times(weight, _values(stage.inputs.scales, weight.shape[1])[:, None])
-        layers.append(Folded(stage, weight, bias.copy()))
-        if gated and gated.outputs:
-            _scale_outputs(layers[-1], gated.outputs.evaluated())
+        scale = multiplied(np.ones(weight.shape[1]), stage.inputs.scales)
+        layers.append(Folded(stage, multiply(weight, scale[:, None]), bias.copy()))
     end = network.end
     _refuse_stuck("the output", end)
     homogeneous = all(module.homogeneous for _, module in network.behind)
@@ -151,8 +124,10 @@ def _fold(network: Network) -> list[Folded]:
             "cannot be folded back."
         )
     scale = np.ones(end.source)
-    scale[end.origin // end.positions] = _values(end.scales, len(end.origin))
-    _scale_outputs(layers[-1], scale)
+    scale[end.origin // end.positions] = multiplied(np.ones(len(end.origin)), end.scales)
+    last = layers[-1]
+    last.weight = multiply(last.weight, scale[:, None, None])
+    last.bias = multiply(last.bias, scale)
     return layers
 
 
@@ -163,18 +138,6 @@ def _refuse_stuck(name: str, channels: Channels) -> None:
             f"channels that no Flatten makes into features, or one in front of a layer that is not "
             f"homogeneous. Gate the outputs or inputs of a layer instead."
         )
-
-
-def _values(layout: Layout, count: int) -> Array:
-    """Multiply gates, laid out over channels."""
-    out: Array = np.ones(count)
-    for gate, labels in layout:
-        out = out * gate.evaluated()[labels]
-    return out
-
-
-def _scale_outputs(layer: Folded, z: Array) -> None:
-    layer.weight, layer.bias = times(layer.weight, z[:, None, None]), times(layer.bias, z)
 
 
 # -- 2: settle constants -----------------------------------------------------------------------
@@ -256,37 +219,34 @@ def _sources(channels: Channels, kept: Bools) -> Bools:
 # -- 4: cut ------------------------------------------------------------------------------------
 
 
-def _cut(model: Module, network: Network, layers: list[Folded]) -> Sequential:
-    flat = {name: own for (name, _), (own, _) in zip(chain(model), unnested(model), strict=True)}
-    names = set(flat.values())
+def _cut(network: Network, layers: list[Folded]) -> Sequential:
     copies: dict[int, object] = {}  # what several modules hold, a generator say, is copied once
     cut: dict[str, Module] = {}
 
     def add(modules: list[tuple[str, Module]]) -> None:
         for name, module in _without_gates(modules):
             if not isinstance(module, nn.Select):
-                cut[flat[name]] = copy.deepcopy(module, copies)
+                cut[flat_name(name)] = copy.deepcopy(module, copies)
 
     left: Bools = np.ones(layers[0].stage.inputs.source, np.bool_)
     for layer in layers:
-        stage = layer.stage
+        stage, name = layer.stage, flat_name(layer.stage.name)
         add(stage.before)
         select = _select(stage.inputs, layer.inputs, left)
         if select:
-            cut[_unused(f"{flat[stage.name]}_select", names)] = select
+            cut[f"{name}_select"] = select
         left = layer.outputs
         weight = layer.weight[np.ix_(left, layer.inputs)]
-        small = copy.copy(stage.layer)
+        cut[name] = small = copy.copy(stage.layer)
         small.weight = Parameter(weight.reshape(*weight.shape[:2], *stage.layer.weight.shape[2:]))
         small.bias = Parameter(layer.bias[left])
-        cut[flat[stage.name]] = small
     select = _select(network.end, np.ones(len(network.end.origin), np.bool_), left)
     if select and network.end.positions == 1:  # a Flatten that follows may make them features
-        cut[_unused("select", names)] = select
+        cut["select"] = select
     add(network.behind)
     if select and network.end.positions > 1:
-        cut[_unused("select", names)] = select
-    return Sequential(**cut).train(model.training)
+        cut["select"] = select
+    return Sequential(**cut)
 
 
 def _select(channels: Channels, kept: Bools, left: Bools) -> nn.Select | None:

@@ -342,8 +342,6 @@ def fold_gates(model: Module) -> None:
         else:
             uses += [(value, []) for _, value in module.members() if isinstance(value, Parameter)]
             stack.extend(child for _, child in module.children())
-    gates = {gate for _, layout in uses for gate, _ in layout if gate not in as_layers}
-    values = {gate: gate.evaluated() for gate in gates}
     found: dict[int, tuple[Parameter, Layout]] = {}  # a parameter may be used in several places
     for parameter, layout in uses:
         _, known = found.setdefault(id(parameter), (parameter, layout))
@@ -355,15 +353,24 @@ def fold_gates(model: Module) -> None:
                 f"fold_gates: a parameter of shape {parameter.shape} is used in two places with "
                 f"different gates; expected the same gates, or a parameter for each."
             )
+    folded: set[Gate] = set()
     for parameter, layout in found.values():
-        for gate, labels in layout:
-            if gate in values:
-                parameter.data = times(parameter.data, values[gate][labels])
-    for gate, z in values.items():
-        gate.set_open(z > 0)
+        layout = [(gate, labels) for gate, labels in layout if gate not in as_layers]
+        if layout:
+            parameter.data = multiplied(parameter.data, layout)
+        folded.update(gate for gate, _ in layout)
+    for gate in folded:
+        gate.set_open(gate.is_open())
 
 
-def times(array: Array, z: Array) -> Array:
-    """Multiply by gate values; what they close is 0, whatever it was."""
+def multiplied(array: Array, layout: Layout) -> Array:
+    """Return an array times the gates laid out over it, with their values of evaluation."""
+    for gate, labels in layout:
+        array = multiply(array, gate.evaluated()[labels])
+    return array
+
+
+def multiply(array: Array, z: Array) -> Array:
+    """Multiply by gate values; elements that they close are 0, whatever they were."""
     z = np.broadcast_to(z, array.shape)
     return np.multiply(array, z, out=np.zeros_like(array), where=z != 0, casting="same_kind")

@@ -23,15 +23,13 @@ from minidiff.engine.arrays import Array, Indices, Shape, filled, matrix, plain,
 from minidiff.engine.compiled import threaded
 from minidiff.engine.functional import float_dtype, generator
 from minidiff.engine.module import Module, Parameter
-from minidiff.engine.op import Gradients, Op, erf, logistic
+from minidiff.engine.op import Gradients, Op
 from minidiff.engine.tensor import Tensor, apply
 
+from .noise import NOISES, normal_tail
 from .transform import BinaryGate, GateTransform, check_positive
 
-__all__ = ["NOISES", "Gate"]
-
-#: What the noise of a stochastic gate may be.
-NOISES = ("normal", "logistic", "uniform")
+__all__ = ["Gate"]
 
 
 class Gate(Module):
@@ -168,23 +166,15 @@ class Gate(Module):
         if samples is not None:
             phi = phi.reshape(self.count, 1)
         if self.stochastic:
-            phi = phi + self.sigma * self._draw(shape)
+            assert self.noise is not None
+            assert self.rng is not None
+            noise = NOISES[self.noise].draw(self.rng, shape)
+            phi = phi + self.sigma * noise.astype(self.phi.dtype)
         op = self.transform()
         z = apply(op, phi)
         if self.closes_for_good and op.live is not None:
             op.grad_rows = (op.live,)
         return z
-
-    def _draw(self, shape: Shape) -> Array:
-        assert self.rng is not None
-        noise: NDArray[Any]
-        if self.noise == "normal":
-            noise = self.rng.standard_normal(shape)
-        elif self.noise == "logistic":
-            noise = self.rng.logistic(size=shape)
-        else:
-            noise = self.rng.uniform(-1, 1, shape)
-        return noise.astype(self.phi.dtype)
 
     # -- as a layer ----------------------------------------------------------------------------
 
@@ -267,24 +257,8 @@ class Gate(Module):
             slope[is_open] = density * number(1 / self.sigma)
             return p, slope
         t = (phi + number(self.width / 2)) * number(1 / self.sigma)
-        if self.noise == "logistic":
-            p = logistic(t)
-            density = p * (1 - p)
-        elif self.noise == "uniform":
-            p = np.clip(number(0.5) * t + number(0.5), 0, 1)
-            density = np.where(abs(t) <= 1, number(0.5), number(0))
-        else:
-            p, density = normal_tail(t)
+        p, density = NOISES[self.noise].tail(t)
         return p, density * number(1 / self.sigma)
-
-
-def normal_tail(t: Array) -> tuple[Array, Array]:
-    """Return P(noise > -t) for a standard normal variable, and its derivative."""
-    number = t.dtype.type
-    t = t * number(1 / math.sqrt(2))
-    p = np.empty(t.shape, t.dtype)
-    erf(t, p)
-    return number(0.5) * p + number(0.5), np.exp(-t * t) * number(1 / math.sqrt(2 * math.pi))
 
 
 class OpenProbability(Op):

@@ -262,7 +262,8 @@ def walk(model: Module, shape: Shape) -> Network:
         try:
             after = module.output_shape(shape)
             if gated and gated.inputs:
-                channels = gated.inputs.map_channels(channels, shape)
+                inputs = gated.inputs.map_channels(channels, shape)
+                channels = replace(inputs, scales=channels.scales)  # the stage has the gate itself
             elif not isinstance(layer, Weighted):
                 channels = channels if layer.homogeneous else channels.bent()
                 channels = layer.map_channels(channels, shape)

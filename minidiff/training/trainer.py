@@ -30,8 +30,9 @@ from minidiff.io.checkpoint import (
 from minidiff.models import MODELS, SPARSITIES
 from minidiff.pruning.count import LayerCount, architecture, count, gated_sizes
 from minidiff.pruning.gated import fold_gates
-from minidiff.pruning.gates import NOISES, Gate
+from minidiff.pruning.gates import Gate
 from minidiff.pruning.network import gates_of, split_parameters
+from minidiff.pruning.noise import NOISES
 from minidiff.pruning.surrogate import COSTS, Surrogate, expected_cost
 
 __all__ = [
