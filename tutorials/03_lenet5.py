@@ -117,7 +117,9 @@ for images, labels in batches(dataset.train, BATCH, **scale, rng=rng):
     loss.backward()
     optimizer.step()
 loss, logits = evaluate(model, validation)
-print(f"after one epoch: loss {loss:.2f}, validation error {error(logits, validation.labels):.2f} %")
+print(
+    f"after one epoch: loss {loss:.2f}, validation error {error(logits, validation.labels):.2f} %"
+)
 assert loss < np.log(10)
 
 # %% [markdown]
