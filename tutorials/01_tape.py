@@ -321,9 +321,9 @@ assert 1 / 30 < steps[forward.argmin()] / eps ** (1 / 2) < 30
 assert 1 / 30 < steps[central.argmin()] / eps ** (1 / 3) < 30
 
 # %% [markdown]
-# **Exercise 01.step.** A second derivative can be computed as $(f(x+h) - 2 f(x) + f(x-h)) / h^2$. Its
-# truncation error falls with $h^2$ too, but rounding is divided by $h^2$. Which step is about the
-# best in float64? Think first, then measure if you like.
+# **Exercise 01.step.** A second derivative can be computed as $(f(x+h) - 2 f(x) + f(x-h)) / h^2$.
+# Its truncation error falls with $h^2$ too, but rounding is divided by $h^2$. Which step is about
+# the best in float64? Think first, then measure if you like.
 
 # %%
 second_step = None  # your answer, a number
@@ -359,10 +359,10 @@ check("01.dual", slope)
 # \end{aligned}
 # $$
 #
-# One thing is new. NumPy *broadcasts*: to add a bias of shape (3, 1) to an array of shape (3, 4), it
-# uses each number of the bias four times. A number that is used several times adds up the gradients
-# it receives. So the gradient must be summed over the axes that were stretched; without the sum not
-# even its shape would fit.
+# One thing is new. NumPy *broadcasts*: to add a bias of shape (3, 1) to an array of shape (3, 4),
+# it uses each number of the bias four times. A number that is used several times adds up the
+# gradients it receives. So the gradient must be summed over the axes that were stretched; without
+# the sum not even its shape would fit.
 
 
 # %%
@@ -582,8 +582,8 @@ assert apart < 1e-8
 # Where we have a list of pairs, minidiff has an {py:class}`minidiff.Op`: a class with `forward`
 # beside `backward`. `forward` stores on `self` what `backward` will need. `backward` returns the
 # gradient of each input, or just the one array if there is one input. It need not think of
-# broadcasting, which the tape undoes. {py:func}`minidiff.apply` applies an op to tensors and records
-# it on the tape; each application takes a new object.
+# broadcasting, which the tape undoes. {py:func}`minidiff.apply` applies an op to tensors and
+# records it on the tape; each application takes a new object.
 #
 # {py:func}`minidiff.gradcheck` is the check from above: float64, central differences, random
 # directions, and single elements where they are few. Here is the activation $x\,\sigma(x)$

@@ -426,8 +426,8 @@ for name, convolve in variants.items():
 # %% [markdown]
 # ## Any stride, any padding: taps and spans
 #
-# The tile does not depend on what a convolution is. It needs a list of the addresses of the terms of
-# its sums. So minidiff stores this list as data. A *tap* pairs a kernel position with the input
+# The tile does not depend on what a convolution is. It needs a list of the addresses of the terms
+# of its sums. So minidiff stores this list as data. A *tap* pairs a kernel position with the input
 # position that an output position reads through it. Neighbouring output positions with the same
 # taps form a *span*. Where the kernel hangs over the edge, taps that would read padding are absent.
 # Here is an image of one row of five positions, a kernel of three, and padding of one:
@@ -451,10 +451,10 @@ assert forward_map.spans[:-1, 1].tolist() == [1, 3, 1]
 # One function makes both maps. The *backward map* describes the *gradient of the input*: each input
 # position collects from the outputs that read it, summed over *filters*. There the weight is read
 # with its first two axes swapped (the third argument). A dense layer has a single output position,
-# with one tap for each feature. So one kernel, `correlate` in `minidiff/engine/kernels.py`, computes
-# all three. It is the tile from above, with loops over channels and taps, and with blocks of 3 or 4
-# filters where the number of filters is no multiple of 5. (Its first call may be short, as its
-# compiled code is cached on disk.)
+# with one tap for each feature. So one kernel, `correlate` in `minidiff/engine/kernels.py`,
+# computes all three. It is the tile from above, with loops over channels and taps, and with blocks
+# of 3 or 4 filters where the number of filters is no multiple of 5. (Its first call may be short,
+# as its compiled code is cached on disk.)
 
 
 # %%
@@ -650,5 +650,5 @@ for count in (32, 16):
     print(f"{count} registers: a tile of {best_tile_solution(count)}")
 
 # %% [markdown]
-# With AVX-512, `kernels.py` uses 4 vectors although 5 would fit: 4 vectors of 16 are 64 samples, and
-# a batch of 128 is exactly two such tiles.
+# With AVX-512, `kernels.py` uses 4 vectors although 5 would fit: 4 vectors of 16 are 64 samples,
+# and a batch of 128 is exactly two such tiles.

@@ -2,8 +2,8 @@
 # # 3. Training LeNet5 with SGD
 #
 # A loop of five lines trains a network. How well it trains depends on the loss, the step, and the
-# learning rate. This tutorial writes the loop out, trains LeNet5 on handwritten digits, and looks at
-# what the network has learnt and what it has not.
+# learning rate. This tutorial writes the loop out, trains LeNet5 on handwritten digits, and looks
+# at what the network has learnt and what it has not.
 #
 # - **You will do**: compute the cross-entropy without overflow, race three kinds of SGD down a
 #   narrow valley, train three networks, and look at filters and at misclassified digits.
@@ -69,9 +69,9 @@ for logits in (np.float32([100, 10, 0]), np.float32([0, 10, 120])):
 # the number of classes, and its logarithm is harmless. {py:func}`minidiff.functional.cross_entropy`
 # computes the loss this way, so it takes logits, not probabilities.
 #
-# The gradient is simple: $\partial L / \partial z_i = p_i - 1$ for the right class and $p_i$ for the
-# others. No entry is larger than 1 in size. Where the network is sure of a wrong class, two entries
-# are nearly 1 in size, however small $p_y$ is.
+# The gradient is simple: $\partial L / \partial z_i = p_i - 1$ for the right class and $p_i$ for
+# the others. No entry is larger than 1 in size. Where the network is sure of a wrong class, two
+# entries are nearly 1 in size, however small $p_y$ is.
 
 # %%
 rng = np.random.default_rng(0)
@@ -123,10 +123,10 @@ print(
 assert loss < np.log(10)
 
 # %% [markdown]
-# `zero_grad` is needed because `backward` *adds* to gradients. The gradient of a batch estimates the
-# gradient of the mean loss over all images, and is right on average. A batch takes a small share of
-# the time that all images take, so many rough steps are far better than a few exact ones. (Before
-# the first step the loss may be above log 10, as random weights make confident guesses.)
+# `zero_grad` is needed because `backward` *adds* to gradients. The gradient of a batch estimates
+# the gradient of the mean loss over all images, and is right on average. A batch takes a small
+# share of the time that all images take, so many rough steps are far better than a few exact ones.
+# (Before the first step the loss may be above log 10, as random weights make confident guesses.)
 #
 # ## Momentum
 #
@@ -173,14 +173,14 @@ panels[-1].set_xlabel("x")
 plt.show()
 
 # %% [markdown]
-# *Momentum* keeps a velocity, a fading sum of past gradients (Polyak 1964):
-# $v \leftarrow \beta v + g$, $w \leftarrow w - \eta v$. Along the valley gradients agree and add up,
-# and steps become up to $1 / (1 - \beta)$ times as long. Across the valley gradients alternate and
-# cancel. *Nesterov's* variant looks ahead (Sutskever et al. 2013): it updates $v$ as above, and then
-# moves by $\eta\,(g + \beta v)$ with the **new** $v$, as if one more gradient equal to this one had
-# already arrived. It overshoots less. For quadratics the gain by *momentum* is known: with the best settings, plain
-# descent needs a number of steps in proportion to $\kappa$, and momentum in proportion to
-# $\sqrt\kappa$.
+# *Momentum* stores a velocity, a fading sum of past gradients (Polyak 1964):
+# $v \leftarrow \beta v + g$, $w \leftarrow w - \eta v$. Along the valley gradients agree and add
+# up, and steps become up to $1 / (1 - \beta)$ times as long. Across the valley gradients alternate
+# and cancel. *Nesterov's* variant looks ahead (Sutskever et al. 2013): it updates $v$ as above, and
+# then moves by $\eta\,(g + \beta v)$ with the **new** $v$, as if one more gradient equal to this
+# one had already arrived. It overshoots less. For quadratics the gain by *momentum* is known: with
+# the best settings, plain descent needs a number of steps in proportion to $\kappa$, and momentum
+# in proportion to $\sqrt\kappa$.
 
 # %%
 needed = {}
@@ -303,10 +303,10 @@ plt.show()
 #
 # ## Validation and test images
 #
-# We may choose a learning rate, an epoch to stop at, or one of three networks by their error on some
-# images. The choice then suits these images better than others, and their error becomes too low. So
-# there are three splits. Weights are fitted to *training* images. Choices are made on *validation*
-# images. The *test* images are used once, when nothing is left to choose.
+# We may choose a learning rate, an epoch to stop at, or one of three networks by their error on
+# some images. The choice then suits these images better than others, and their error becomes too
+# low. So there are three splits. Weights are fitted to *training* images. Choices are made on
+# *validation* images. The *test* images are used once, when nothing is left to choose.
 
 # %%
 chosen = min(runs, key=lambda name: runs[name][2][-1][0])  # by validation loss
@@ -426,19 +426,19 @@ for axes, n in zip(panels.flat, worst, strict=False):
 plt.show()
 
 # %% [markdown]
-# Some of these digits could be either class, to people as well, or have a doubtful label. Others are
-# clear to us, but have a stray mark, or a shape that is rare among the training images. More
+# Some of these digits could be either class, to people as well, or have a doubtful label. Others
+# are clear to us, but have a stray mark, or a shape that is rare among the training images. More
 # training images would help, or small turns and shifts of the existing ones. The loss makes the
 # network so sure of wrong answers: once all training images are right, the loss can only fall
-# further if logits grow. Still, most errors are made where the network hesitates. If a person looked
-# at the tenth of the images it is least sure of, half of the errors or more would be avoided, as
-# asserted above.
+# further if logits grow. Still, most errors are made where the network hesitates. If a person
+# looked at the tenth of the images it is least sure of, half of the errors or more would be
+# avoided, as asserted above.
 #
 # ## Bit-identical training
 #
-# Training that cannot be repeated cannot be debugged, and then no difference of a tenth of a percent
-# can be trusted. Here one generator draws all random numbers, and each sum has one order, at any
-# number of threads. So two runs with the same seed are bit-identical.
+# Training that cannot be repeated cannot be debugged, and then no difference of a tenth of a
+# percent can be trusted. Here one generator draws all random numbers, and each sum has one order,
+# at any number of threads. So two runs with the same seed are bit-identical.
 
 # %%
 threads = numba.get_num_threads()
@@ -453,9 +453,9 @@ assert not np.array_equal(first["conv1.weight"], other["conv1.weight"])
 print(f"seed 0, {threads} threads or 1: bit-identical; seed 1: different")
 
 # %% [markdown]
-# Another kind of processor may add up in another order, which changes rounding and so the bits. Then
-# results agree as well as results of different seeds do. That is why results are given over several
-# seeds.
+# Another kind of processor may add up in another order, which changes rounding and so the bits.
+# Then results agree as well as results of different seeds do. That is why results are given over
+# several seeds.
 #
 # ## Exercises
 #
@@ -483,8 +483,8 @@ def nesterov(w, v, gradient, lr, momentum):
 check("03.nesterov", nesterov)
 
 # %% [markdown]
-# **3.** Write `confusion(labels, answers)`: a (10, 10) array of integers, whose element (i, j) is how
-# often class i was taken for class j. Which class is missed most often, in the network above?
+# **3.** Write `confusion(labels, answers)`: a (10, 10) array of integers, whose element (i, j) is
+# how often class i was taken for class j. Which class is missed most often, in the network above?
 
 
 # %%
@@ -497,8 +497,8 @@ check("03.confusion", confusion)
 # %% [markdown]
 # ## What next
 #
-# The network is trained, and some of its filters are worth nothing. [Tutorial 4](04_gates.py) puts a
-# gate on each filter. The gate learns, together with the weights, whether to be open.
+# The network is trained, and some of its filters are worth nothing. [Tutorial 4](04_gates.py) puts
+# a gate on each filter. The gate learns, together with the weights, whether to be open.
 #
 # Solutions:
 

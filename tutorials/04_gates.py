@@ -2,8 +2,8 @@
 # # 4. Gates
 #
 # Pruning is a choice: each group of a network's numbers is multiplied by 0 or by 1. This tutorial
-# builds the *approximate binary gate*. A gate has a slope, so gradient descent can learn the choice.
-# And it reaches 0 exactly, so a closed group need not be computed.
+# builds the *approximate binary gate*. A gate has a slope, so gradient descent can learn the
+# choice. And it reaches 0 exactly, so a closed group need not be computed.
 #
 # - **You will do**: draw the gate transform, measure how often it is not binary for five random
 #   vectors, reach a joint law that no independent gates could have, put NaN into everything that is
@@ -38,10 +38,10 @@ BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#666666"
 #
 # The paper (Shulman 2020, [arXiv:2012.03653](https://arxiv.org/abs/2012.03653)) claims in its
 # abstract that a multivariate Bernoulli variable can be *approximated by a deterministic and
-# differentiable transformation of any real-valued random vector*. It also claims that such gates may
-# be computed deterministically or stochastically, and take on exact zeros. These claims are the
-# paper's. The formula, the bound and every construction on this page are ours: one way to fulfil the
-# claims, and not the paper's text.
+# differentiable transformation of any real-valued random vector*. It also claims that such gates
+# may be computed deterministically or stochastically, and take on exact zeros. These claims are the
+# paper's. The formula, the bound and every construction on this page are ours: one way to fulfil
+# the claims, and not the paper's text.
 #
 # ## A step with a slope
 #
@@ -92,23 +92,25 @@ plt.show()
 
 # %% [markdown]
 # This is the first fact: $g_w$ is **exactly 0** for $x \le -w/2$ and **exactly 1** for $x \ge w/2$.
-# It never falls, and its derivative is continuous and at most $3/(2w)$. A sigmoid never reaches 0 or
+# It never falls, and its derivative is continuous and at most $3/(2w)$. A sigmoid never reaches 0
+# or
 # 1. A clipped straight line does, but its slope jumps.
 #
 # ## Approximately binary, for any random vector
 #
 # What does "approximately" mean? Apply $g_w$ to each element of *any* random vector $X$, whatever
 # the distributions of its elements and however they depend on each other, and compare the result
-# with the signs $B$. Both are 1 if $X_i \ge w/2$, and both are 0 if $X_i \le -w/2$. In between, they
-# differ by one half at most. So they differ only if some $X_i$ falls into the transition, and a
-# union bound over the elements gives
+# with the signs $B$. Both are 1 if $X_i \ge w/2$, and both are 0 if $X_i \le -w/2$. In between,
+# they differ by one half at most. So they differ only if some $X_i$ falls into the transition, and
+# a union bound over the elements gives
 #
 # $$P\bigl(g_w(X) \ne B\bigr) \;\le\; \sum_{i=1}^d P\bigl(|X_i| < w/2\bigr).$$
 #
 # This is the second fact. As $w \to 0$ the sum tends to $\sum_i P(X_i = 0)$. So the bound makes one
-# demand on $X$: its elements must not equal 0 with positive probability. It makes no demand on their
-# dependence. We try five vectors of four elements. Among them are Cauchy variables, which have no
-# mean, elements that are nearly copies of each other, and elements that do equal 0 at times.
+# demand on $X$: its elements must not equal 0 with positive probability. It makes no demand on
+# their dependence. We try five vectors of four elements. Among them are Cauchy variables, which
+# have no mean, elements that are nearly copies of each other, and elements that do equal 0 at
+# times.
 
 
 # %%
@@ -207,9 +209,10 @@ assert (missed["almost copies"][-1] < 0.3 * bounds["almost copies"][-1]).all()
 # ## The joint law comes along
 #
 # The bound is about the whole vector, so $g_w(X)$ approximates the *joint* law of $B$ and not only
-# its marginals. A pair of normal variables with correlation $\rho = 0.8$ shows this. The probability
-# that both are positive is known, $\frac14 + \frac{1}{2\pi}\arcsin\rho$. So is the correlation of
-# the two signs, $\frac2\pi \arcsin\rho$, which is smaller than $\rho$ but far from 0.
+# its marginals. A pair of normal variables with correlation $\rho = 0.8$ shows this. The
+# probability that both are positive is known, $\frac14 + \frac{1}{2\pi}\arcsin\rho$. So is the
+# correlation of the two signs, $\frac2\pi \arcsin\rho$, which is smaller than $\rho$ but far from
+# 0.
 
 # %%
 rho = 0.8
@@ -266,10 +269,10 @@ def real_vector(pmf, n, width):
 
 
 # %% [markdown]
-# We try this with a law that is hard for other constructions. An even number of three gates is open,
-# and the four states of that kind are equally likely. Any two gates are independent, so pairs carry
-# no information, but two gates decide the third. Neither independent gates nor signs of correlated
-# normal variables have this law.
+# We try this with a law that is hard for other constructions. An even number of three gates is
+# open, and the four states of that kind are equally likely. Any two gates are independent, so pairs
+# carry no information, but two gates decide the third. Neither independent gates nor signs of
+# correlated normal variables have this law.
 
 # %%
 parity = np.zeros((2, 2, 2))
@@ -315,14 +318,15 @@ for _ in range(5):
 # \frac{\partial L}{\partial \varphi} &= g_w'(\varphi)\, \frac{\partial L}{\partial y}\, (v^\top x + b).
 # \end{aligned}$$
 #
-# The gradient $\partial L / \partial x$ goes to the layers before. Where the gate is closed, $z = 0$
-# and $g_w' = 0$ too. This is the third fact. So neither $v^\top x$ nor anything that depends on it
-# is needed, forward or backward: skipping it is **not an approximation**. This gives conditional
+# The gradient $\partial L / \partial x$ goes to the layers before. Where the gate is closed, $z =
+# 0$ and $g_w' = 0$ too. This is the third fact. So neither $v^\top x$ nor anything that depends on
+# it is needed, forward or backward: skipping it is **not an approximation**. This gives conditional
 # computation during training, which according to the paper's abstract the method enables in theory.
 #
-# Here is a layer of four units, two of them closed. We compute it once by ordinary products and once
-# by a layer that skips closed units. {py:func}`minidiff.gate` puts a gate on the outputs of a layer:
-# `layer.layer` is the Linear, and `layer.outputs` is the gate, with a $\varphi$ for each unit.
+# Here is a layer of four units, two of them closed. We compute it once by ordinary products and
+# once by a layer that skips closed units. {py:func}`minidiff.gate` puts a gate on the outputs of a
+# layer: `layer.layer` is the Linear, and `layer.outputs` is the gate, with a $\varphi$ for each
+# unit.
 
 # %%
 layer = md.gate(nn.Linear(6, 4, rng=rng, dtype=np.float64), "outputs", dtype=np.float64)
@@ -399,16 +403,16 @@ for phi in (-1.5, -0.5, 0.0, 0.5, 1.5):
 # The table has measured shares, and in brackets the probabilities by the formula. Noise may be
 # normal, logistic or uniform. It is drawn once for a batch, or, for gates on activations with
 # `per_sample=True`, once for each sample. Noise lets a closed gate open again, since at some steps
-# the gate is in the transition and has a slope. On the other hand, no gate is closed for good before
-# evaluation, and the networks in training differ from the network that is evaluated.
+# the gate is in the transition and has a slope. On the other hand, no gate is closed for good
+# before evaluation, and the networks in training differ from the network that is evaluated.
 # [Tutorial 5](05_surrogate.py) trains with both kinds.
 #
 # ## The drawback of a small width
 #
-# The bound asks for a small $w$. What is the drawback? A gate has a slope only while its $X_i$ is in
-# the transition, and a small $w$ makes this event rare. With noise, the *mean* slope hardly depends
-# on $w$: it tends to the density of $X_i$ at 0. But the slope is then a rare large number, of order
-# $1/w$ with a probability of order $w$. So its standard deviation grows as $1/\sqrt w$.
+# The bound asks for a small $w$. What is the drawback? A gate has a slope only while its $X_i$ is
+# in the transition, and a small $w$ makes this event rare. With noise, the *mean* slope hardly
+# depends on $w$: it tends to the density of $X_i$ at 0. But the slope is then a rare large number,
+# of order $1/w$ with a probability of order $w$. So its standard deviation grows as $1/\sqrt w$.
 
 # %%
 narrow = np.logspace(-3, 0.5, 15)  # among them 0.01, 0.1 and 1
@@ -494,9 +498,10 @@ def quintic(x, width):
 check("04.quintic", quintic)
 
 # %% [markdown]
-# **2.** Take $d$ gates of standard normal variables, which may depend on each other in any way. Write
-# `widest(d, share)`: the largest width for which the bound promises that the gates differ from the
-# binary vector in at most this share of draws. (`statistics.NormalDist().inv_cdf` is useful.)
+# **2.** Take $d$ gates of standard normal variables, which may depend on each other in any way.
+# Write `widest(d, share)`: the largest width for which the bound promises that the gates differ
+# from the binary vector in at most this share of draws. (`statistics.NormalDist().inv_cdf` is
+# useful.)
 
 
 # %%

@@ -52,16 +52,16 @@ assert not gates.phi.grad[[0, 3, 4]].any()
 # %% [markdown]
 # ## Expected counts
 #
-# Add noise, and ask how often a gate is open. Let $z = g_w(\varphi + \sigma\varepsilon)$, and let $F$
-# be the distribution function of the noise, which is symmetric. Then
+# Add noise, and ask how often a gate is open. Let $z = g_w(\varphi + \sigma\varepsilon)$, and let
+# $F$ be the distribution function of the noise, which is symmetric. Then
 #
 # $$\begin{aligned}
 # \pi &= P(z \ne 0) = P(\varphi + \sigma\varepsilon > -w/2) \\
 # &= F\!\left(\frac{\varphi + w/2}{\sigma}\right).
 # \end{aligned}$$
 #
-# This probability is smooth in $\varphi$, and has a slope where the gate is open. Its sum over gates
-# is an *expected* count. For stochastic gates $\pi$ is exact: we draw, and compare.
+# This probability is smooth in $\varphi$, and has a slope where the gate is open. Its sum over
+# gates is an *expected* count. For stochastic gates $\pi$ is exact: we draw, and compare.
 
 # %%
 draws = 20_000
@@ -77,13 +77,13 @@ for noise in ("normal", "logistic", "uniform"):
     assert (abs(measured[noise] - pi) <= 5 * np.sqrt(pi * (1 - pi) / draws) + 1e-9).all()
 
 # %% [markdown]
-# For each noise the first line has the share of draws in which the gate is open, and the second line
-# has $\pi$. A **deterministic** gate has no such probability: it is open or closed. We count it as if
-# it had normal noise (of $\sigma = 1$, a setting) while it is open, and as 0 once it has closed. So
-# for deterministic gates $\pi$ is a *stand-in*, between 1/2 and 1 while the gate is open. A weight
-# that is left, with $k$ gates on its path, counts between $2^{-k}$ and 1. A weight that is closed
-# counts 0. So the sum lies between $2^{-k}$ and 1 times the true count ([the method](../method.md),
-# Proposition 5). Its slope does not vanish where $g_w$ is flat.
+# For each noise the first line has the share of draws in which the gate is open, and the second
+# line has $\pi$. A **deterministic** gate has no such probability: it is open or closed. We count
+# it as if it had normal noise (of $\sigma = 1$, a setting) while it is open, and as 0 once it has
+# closed. So for deterministic gates $\pi$ is a *stand-in*, between 1/2 and 1 while the gate is
+# open. A weight that is left, with $k$ gates on its path, counts between $2^{-k}$ and 1. A weight
+# that is closed counts 0. So the sum lies between $2^{-k}$ and 1 times the true count ([the
+# method](../method.md), Proposition 5). Its slope does not vanish where $g_w$ is flat.
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Over phi from -2.5 to 2.5: a grey step from 0 to 1 at -0.5, whether the gate is open; a green smooth step between -0.5 and 0.5, the gate's value; an orange S-shaped curve, the open probability, with measured dots on it; and in blue the stand-in for deterministic gates, equal to the orange curve above -0.5, where it jumps from 0.5 to 0.", "width": "90%"}, "figure": {"caption": "The count (grey) and the gate (green) are flat where the gate is open. The open probability (orange; dots are measured) is not. The stand-in for a deterministic gate (blue, dashed) equals it until the gate closes."}}
 line = np.linspace(-2.5, 2.5, 1001)
@@ -120,8 +120,8 @@ assert (deterministic.open_probability().data <= deterministic.is_open()).all()
 # \end{aligned}$$
 #
 # two sums and a product. We call it the *coupled* count. {py:func}`minidiff.expected_cost` walks
-# through a network and adds up the coupled counts of its layers. To check it, we take a tiny network
-# whose gates have only $2^7$ states, and count the weights left in every state.
+# through a network and adds up the coupled counts of its layers. To check it, we take a tiny
+# network whose gates have only $2^7$ states, and count the weights left in every state.
 
 
 # %%
@@ -143,8 +143,9 @@ p = np.concatenate([gate.open_probability().data for gate in tiny_gates])
 
 # %% [markdown]
 # Suppose that $a$ filters of the first convolution, $b$ filters of the second, and $c$ units are
-# open. Then $9a$, $4ab$ and $9bc$ weights are left, and each weight is used at 16, 9 or 1 positions.
-# The cost of a weight may be 1, or its multiply-adds, or the cube root of its multiply-adds.
+# open. Then $9a$, $4ab$ and $9bc$ weights are left, and each weight is used at 16, 9 or 1
+# positions. The cost of a weight may be 1, or its multiply-adds, or the cube root of its
+# multiply-adds.
 
 
 # %%
@@ -189,10 +190,10 @@ assert (abs(shares - exact) < 5 * np.sqrt(exact / draws) + 1e-4).all()
 assert abs(drawn.mean() - expected["weights"]) < 5 * drawn.std() / math.sqrt(draws)
 
 # %% [markdown]
-# Does the coupling matter? The obvious alternative is the *uncoupled* sum: each group counts its own
-# weights, whatever the gates of other layers do, $\sum_g n_g\,\pi_g$. We compare the two on a real
-# network. It has two convolutions with 12 and 24 filters and a dense layer of 64 units, with gates
-# on the filters, and on the 384 inputs and the units of the dense layer.
+# Does the coupling matter? The obvious alternative is the *uncoupled* sum: each group counts its
+# own weights, whatever the gates of other layers do, $\sum_g n_g\,\pi_g$. We compare the two on a
+# real network. It has two convolutions with 12 and 24 filters and a dense layer of 64 units, with
+# gates on the filters, and on the 384 inputs and the units of the dense layer.
 
 # %%
 dataset = data(train=5000)
@@ -254,25 +255,25 @@ for name, (gate, own) in kinds.items():
 assert at_first["filter of conv1"] == 25 + 24 * 25
 
 # %% [markdown]
-# A filter of the first convolution has 25 weights of its own, and each of the 24 filters of the next
-# layer has 25 weights that read it. While the network shrinks, a group removes fewer weights, since
-# their other ends are closed already. The derivative of the coupled count knows both facts. The
-# uncoupled sum knows neither.
+# A filter of the first convolution has 25 weights of its own, and each of the 24 filters of the
+# next layer has 25 weights that read it. While the network shrinks, a group removes fewer weights,
+# since their other ends are closed already. The derivative of the coupled count knows both facts.
+# The uncoupled sum knows neither.
 #
 # Now we train: SGD moves the weights, Adam moves $\varphi$, and the loss is
 #
 # $$\text{cross-entropy} \;+\; \lambda\,\frac{R(\varphi)}{R(\varphi_0)}.$$
 #
 # Here $R$ is the expected cost and $\varphi_0$ the initial $\varphi$. The second term is the
-# *penalty*, and $\lambda$ rises from 0 over a *ramp*. Gates learn between `start` and `stop` (shares
-# of all steps). Then they are *frozen*: $\varphi$ no longer moves, and stochastic gates have no
-# noise. Adam (Kingma and Ba 2015) divides each gradient by its usual size, so every $\varphi$ moves
-# by about the learning rate, however small its gradient. {py:class}`minidiff.Surrogate` is
-# `expected_cost` as an object, to be called in each step.
+# *penalty*, and $\lambda$ rises from 0 over a *ramp*. Gates learn between `start` and `stop`
+# (shares of all steps). Then they are *frozen*: $\varphi$ no longer moves, and stochastic gates
+# have no noise. Adam (Kingma and Ba 2015) divides each gradient by its usual size, so every
+# $\varphi$ moves by about the learning rate, however small its gradient.
+# {py:class}`minidiff.Surrogate` is `expected_cost` as an object, to be called in each step.
 #
 # This $\lambda$ is the penalty of the whole network, here and in [tutorial 6](06_groups.py). From
-# [tutorial 7](07_compaction.py) on, and in `minidiff train`, $\lambda$ is the penalty of *one* weight
-# in the loss summed over the $N$ training images: cross-entropy $+\, (\lambda/N)\, R$.
+# [tutorial 7](07_compaction.py) on, and in `minidiff train`, $\lambda$ is the penalty of *one*
+# weight in the loss summed over the $N$ training images: cross-entropy $+\, (\lambda/N)\, R$.
 
 # %%
 steps = 200 if SMALL else 1000
@@ -308,9 +309,9 @@ def train(model, cost, strength, *, start=0.1, ramp=0.3, stop=0.8):
 
 # %% [markdown]
 # `describe` prints what is left in the end, such as `12-24-384-64`: the open filters of `conv1` and
-# of `conv2`, the inputs of `dense1` that are in use, and its open units. It also prints how many times
-# fewer weights and multiply-adds (MACs) are left, and the error on validation images. Below it is
-# the uncoupled sum.
+# of `conv2`, the inputs of `dense1` that are in use, and its open units. It also prints how many
+# times fewer weights and multiply-adds (MACs) are left, and the error on validation images. Below
+# it is the uncoupled sum.
 
 
 # %%
@@ -372,9 +373,9 @@ plt.show()
 #
 # A weight of a dense layer is used once for an image, and a weight of a convolution at every
 # position. So most weights are in one layer and most multiply-adds in another, and you have to say
-# which you want to save. With `cost="macs"` the cost of a weight is the number of its multiply-adds.
-# With `"balanced"`, a compromise of ours and the default of the recipe, it is the cube root of this
-# number.
+# which you want to save. With `cost="macs"` the cost of a weight is the number of its
+# multiply-adds. With `"balanced"`, a compromise of ours and the default of the recipe, it is the
+# cube root of this number.
 
 # %%
 counts = md.count(build(), shape)
@@ -399,15 +400,16 @@ assert by_cost["macs"]["fewer"][0] < by_cost["weights"]["fewer"][0]
 assert by_cost["macs"]["left"][2] > by_cost["weights"]["left"][2]
 
 # %% [markdown]
-# With all else equal, the cost by MACs leaves fewer multiply-adds than the cost by weights, but more
-# weights. It leaves more units of the dense layer open, because they have few multiply-adds.
+# With all else equal, the cost by MACs leaves fewer multiply-adds than the cost by weights, but
+# more weights. It leaves more units of the dense layer open, because they have few multiply-adds.
 #
 # ## The scale trap
 #
 # A gate multiplies a weight, and the data loss depends only on the product: $z\,v = (z/2)(2v)$. But
-# the penalty depends only on $\varphi$, and not on $v$. Take one gate, one weight $v$, the data loss
-# $\frac12 (zv - 1)^2$, the penalty $\lambda\,\pi(\varphi)$ and weight decay $\frac d2 v^2$. For a
-# given $z$ the best weight is $v = z / (z^2 + d)$, and the data loss and decay together are then
+# the penalty depends only on $\varphi$, and not on $v$. Take one gate, one weight $v$, the data
+# loss $\frac12 (zv - 1)^2$, the penalty $\lambda\,\pi(\varphi)$ and weight decay $\frac d2 v^2$.
+# For a given $z$ the best weight is $v = z / (z^2 + d)$, and the data loss and decay together are
+# then
 #
 # $$\min_v\; \tfrac12 (zv - 1)^2 + \tfrac d2 v^2 \;=\; \frac{d}{2\,(z^2 + d)}.$$
 #
@@ -474,7 +476,8 @@ plt.show()
 #
 # *Hard concrete* gates (Louizos, Welling & Kingma 2018,
 # [arXiv:1712.01312](https://arxiv.org/abs/1712.01312)) have a well-known surrogate of L0. With
-# logistic noise $\varepsilon$, a temperature $\beta$ and a stretch from $\gamma < 0$ to $\zeta > 1$,
+# logistic noise $\varepsilon$, a temperature $\beta$ and a stretch from $\gamma < 0$ to $\zeta >
+# 1$,
 #
 # $$\begin{aligned}
 # t &= \operatorname{sigmoid}\bigl((\varphi + \varepsilon)/\beta\bigr), \\
@@ -516,9 +519,9 @@ for name, one in (
 #
 # ## Deterministic against stochastic
 #
-# We train the same network, with the same cost and $\lambda$, with three kinds of gates. (They start
-# at different $\varphi$ and move at different speeds, so the same $\lambda$ prunes them to different
-# sizes. Compare how they move, not how small the networks become.)
+# We train the same network, with the same cost and $\lambda$, with three kinds of gates. (They
+# start at different $\varphi$ and move at different speeds, so the same $\lambda$ prunes them to
+# different sizes. Compare how they move, not how small the networks become.)
 
 
 # %%
@@ -575,13 +578,14 @@ print(f"surrogate {surrogate:,.0f}, weights left {left:,}, of {dense:,}")
 
 # %% [markdown]
 # They differ, and only the count is a result. The surrogate is there for its gradient. Report
-# {py:func}`minidiff.count`, which also leaves out groups that are open but that no later layer uses.
+# {py:func}`minidiff.count`, which also leaves out groups that are open but that no later layer
+# uses.
 #
 # ## Why lambda rises
 #
 # The cost of a group is known from the first step. Its worth to the data is not, as the network has
-# learnt nothing yet. So a penalty at full strength from the start meets no resistance. We train with
-# a ramp and without one, for two values of $\lambda$.
+# learnt nothing yet. So a penalty at full strength from the start meets no resistance. We train
+# with a ramp and without one, for two values of $\lambda$.
 
 # %%
 ramps = {}
@@ -639,8 +643,8 @@ check("05.cauchy", cauchy_open)
 
 # %% [markdown]
 # **2.** The outputs of a recurrent layer of $n$ units are its own inputs: its $n \times n$ weights
-# have the *same* $n$ gates at both ends. Write `expected_square(pi)`: the expected number of weights
-# left. It is not $(\sum_i \pi_i)^2$.
+# have the *same* $n$ gates at both ends. Write `expected_square(pi)`: the expected number of
+# weights left. It is not $(\sum_i \pi_i)^2$.
 
 
 # %%

@@ -2,13 +2,13 @@
 # # 6. Groups: what a gate opens and closes
 #
 # A gate is one number. It may multiply a weight, a block, a filter, a unit, an input or an
-# activation. This choice decides what pruning saves: three networks below have about the same number
-# of weights left, but differ widely in the work that is left.
+# activation. This choice decides what pruning saves: three networks below have about the same
+# number of weights left, but differ widely in the work that is left.
 #
 # - **You will do**: lay gates out over arrays, share and combine them, prune a network under three
 #   groupings, and measure what each grouping saves.
-# - **You will learn**: that a partition is an array of labels, why kernels can skip whole slices but
-#   not single zeros, and which cost goes with which grouping.
+# - **You will learn**: that a partition is an array of labels, why kernels can skip whole slices
+#   but not single zeros, and which cost goes with which grouping.
 # - **You need**: [tutorial 4](04_gates.py) and [tutorial 5](05_surrogate.py).
 
 # %%
@@ -85,9 +85,9 @@ for row, (named, shape) in zip(
 plt.show()
 
 # %% [markdown]
-# A {py:class}`minidiff.Mask` joins a gate and a partition, and its method `scale` multiplies a weight
-# by the gate's values. In NumPy the product is `weight * z[labels]`, and the gradient of $z$ is a sum
-# over each group, `np.bincount`. Both agree with minidiff:
+# A {py:class}`minidiff.Mask` joins a gate and a partition, and its method `scale` multiplies a
+# weight by the gate's values. In NumPy the product is `weight * z[labels]`, and the gradient of $z$
+# is a sum over each group, `np.bincount`. Both agree with minidiff:
 
 # %%
 groups = conv_groups["rings"]
@@ -122,9 +122,9 @@ print("z", z, " dL/dz", grad_z.round(2), " dL/dphi", gate.phi.grad.round(2))
 # {py:func}`minidiff.gate` puts a new gate on a layer for each role that it is given, and returns a
 # {py:class}`minidiff.Gated`. A gate on "outputs" multiplies whole filters or units *with their
 # biases*, so a closed filter is 0 throughout. A gate on "inputs" multiplies the activations rather
-# than the weight. Both are equal, as $(W\,\mathrm{diag}(z))\,x = W\,(z \odot x)$, and a closed input
-# channel is then a slice of zeros in $x$, which the layer skips. A gate on "weights" has a group for
-# each weight, or the groups that it is given.
+# than the weight. Both are equal, as $(W\,\mathrm{diag}(z))\,x = W\,(z \odot x)$, and a closed
+# input channel is then a slice of zeros in $x$, which the layer skips. A gate on "weights" has a
+# group for each weight, or the groups that it is given.
 
 # %%
 conv, dense = nn.Conv2d(3, 8, 5, rng=rng), nn.Linear(64, 32, rng=rng)
@@ -142,10 +142,10 @@ for name, layer in {
 # %% [markdown]
 # ### Several gates on one tensor
 #
-# A layer may have several gates, which multiply: $w'_e = w_e \prod_k z^{(k)}_{\ell_k(e)}$. A weight is
-# left only if all its gates are open. Here a convolution has gates on its filters and on the kernels
-# in them. Then whole filters close early, which makes training cheaper, and the filters that stay
-# lose some of their kernels.
+# A layer may have several gates, which multiply: $w'_e = w_e \prod_k z^{(k)}_{\ell_k(e)}$. A weight
+# is left only if all its gates are open. Here a convolution has gates on its filters and on the
+# kernels in them. Then whole filters close early, which makes training cheaper, and the filters
+# that stay lose some of their kernels.
 
 # %%
 kernels = md.Groups.along(conv.weight.shape, (0, 1))
@@ -191,8 +191,8 @@ for name, model, share in (("shared", shared, p), ("apart", apart, p * p)):
 #
 # As a layer of its own, `md.Gate(channels)` multiplies channels or features, and `md.Mask(gate,
 # groups)` multiplies any partition of the activations. A deterministic gate has one value for all
-# samples. A stochastic gate draws new noise in each training step: once for the whole batch, or with
-# `per_sample=True` once for each sample.
+# samples. A stochastic gate draws new noise in each training step: once for the whole batch, or
+# with `per_sample=True` once for each sample.
 
 # %%
 samples = 64
@@ -245,11 +245,11 @@ assert np.isclose(
 # %% [markdown]
 # ## The same weights, grouped in three ways
 #
-# What does the grouping change? We train a small LeNet and close groups until a tenth of its weights
-# is left, under three groupings: *slices* (filters, inputs and units), *blocks* of 4x4, and single
-# *weights*. Lambda rises from 0 step by step. Once a tenth is reached, we fold the values of partly
-# open gates into the weights ({py:func}`minidiff.fold_gates`), freeze the gates, and fine-tune the
-# network to the end.
+# What does the grouping change? We train a small LeNet and close groups until a tenth of its
+# weights is left, under three groupings: *slices* (filters, inputs and units), *blocks* of 4x4, and
+# single *weights*. Lambda rises from 0 step by step. Once a tenth is reached, we fold the values of
+# partly open gates into the weights ({py:func}`minidiff.fold_gates`), freeze the gates, and
+# fine-tune the network to the end.
 
 # %%
 SHAPE, BATCH = (1, 28, 28), 32 if SMALL else 64
@@ -285,9 +285,10 @@ def left(model, what="weights"):
 
 
 # %% [markdown]
-# The surrogate is divided by its first value, so lambda is the penalty of the whole network in units
-# of the loss, and means the same under each cost. It would rise to about 30, far more than you would
-# choose otherwise. Here the aim is a given size, not the best compromise of size and error.
+# The surrogate is divided by its first value, so lambda is the penalty of the whole network in
+# units of the loss, and means the same under each cost. It would rise to about 30, far more than
+# you would choose otherwise. Here the aim is a given size, not the best compromise of size and
+# error.
 
 # %%
 epochs = -(-STEPS * BATCH // len(dataset.train))
@@ -337,12 +338,12 @@ models["slices, MACs"] = train(
 print(f"all weights: {whole:,}; a tenth: {whole // 10:,}")
 
 # %% [markdown]
-# The fourth pruned network has the groups of the first, but its surrogate counts MACs, and its gates
-# are frozen when it has no more MACs than the first. We come back to it below.
+# The fourth pruned network has the groups of the first, but its surrogate counts MACs, and its
+# gates are frozen when it has no more MACs than the first. We come back to it below.
 #
 # We measure the **compact** networks. {py:func}`minidiff.compact` cuts each network to the smallest
-# dense arrays that hold all its weights ([tutorial 7](07_compaction.py)). Kernels compute with every
-# number of such an array, zero or not.
+# dense arrays that hold all its weights ([tutorial 7](07_compaction.py)). Kernels compute with
+# every number of such an array, zero or not.
 
 # %%
 small = {name: md.compact(model, SHAPE) for name, model in models.items()}
@@ -411,13 +412,13 @@ plt.show()
 # %% [markdown]
 # About as many weights are left in all three networks, and all files are small, as compression
 # removes zeros wherever they stand. But the work differs. A compiled kernel runs over contiguous
-# memory with vectors of many numbers. It saves work by skipping a *slice*, a whole filter or channel.
-# Testing each single weight for zero would take longer than multiplying by it. For the same reason
-# compaction can only cut rows and columns. So a grouping saves work to the extent that its groups
-# **are** rows and columns, or empty them. Blocks empty rows sooner than single weights do, as the
-# four outputs of a block close together. Slices and blocks may close in different layers, as all
-# three networks were pruned by the number of weights, so either may end with less work. But only
-# slices store no zeros.
+# memory with vectors of many numbers. It saves work by skipping a *slice*, a whole filter or
+# channel. Testing each single weight for zero would take longer than multiplying by it. For the
+# same reason compaction can only cut rows and columns. So a grouping saves work to the extent that
+# its groups **are** rows and columns, or empty them. Blocks empty rows sooner than single weights
+# do, as the four outputs of a block close together. Slices and blocks may close in different
+# layers, as all three networks were pruned by the number of weights, so either may end with less
+# work. But only slices store no zeros.
 #
 # Time follows the work, though not in proportion: pools and copies take time as well, and layers of
 # different shapes run at different rates. Of all these numbers, only the times differ from run to
@@ -464,8 +465,8 @@ plt.show()
 #
 # A weight of `conv2` is used at 64 positions and a weight of `dense1` at one. So under `"macs"` the
 # first costs 64 times as much as the second. Compare the two networks of slices above. The network
-# pruned by MACs has no more MACs than the other, but more weights left, as weights of the dense layer
-# cost next to nothing. Neither network is better; each is small in what its cost counts.
+# pruned by MACs has no more MACs than the other, but more weights left, as weights of the dense
+# layer cost next to nothing. Neither network is better; each is small in what its cost counts.
 
 # %%
 by_weights, by_macs = results["slices"], results["slices, MACs"]
@@ -479,10 +480,10 @@ assert by_macs["weights"] > by_weights["weights"]
 # %% [markdown]
 # ## Exercises
 #
-# **1.** A partition of your own: a kernel position and its mirror image shall open and close together,
-# so that the *pattern* of zeros is symmetric. Write `mirrored(size)`. It returns labels (or
-# `md.Groups`) of shape (1, 1, size, size), under which a kernel position and its left-right mirror
-# image form a group.
+# **1.** A partition of your own: a kernel position and its mirror image shall open and close
+# together, so that the *pattern* of zeros is symmetric. Write `mirrored(size)`. It returns labels
+# (or `md.Groups`) of shape (1, 1, size, size), under which a kernel position and its left-right
+# mirror image form a group.
 
 
 # %%
@@ -493,10 +494,10 @@ def mirrored(size):
 check("06.mirrored", mirrored)
 
 # %% [markdown]
-# **2.** What compaction can cut. The boolean array `kept`, of shape (O, I, KH, KW), says which weights
-# of a convolution are not zero. Write `macs(kept, positions)`: the number of MACs of the smallest
-# dense convolution that holds all these weights, with so many output positions. Biases are 0, and the
-# layers before and after do not matter.
+# **2.** What compaction can cut. The boolean array `kept`, of shape (O, I, KH, KW), says which
+# weights of a convolution are not zero. Write `macs(kept, positions)`: the number of MACs of the
+# smallest dense convolution that holds all these weights, with so many output positions. Biases are
+# 0, and the layers before and after do not matter.
 
 
 # %%
@@ -507,10 +508,10 @@ def macs(kept, positions):
 check("06.macs", macs)
 
 # %% [markdown]
-# **3.** Three gates on a weight. A dense layer has independent gates on its units, on its inputs and
-# on blocks. They are open with probabilities `p_out` (O,), `p_in` (I,) and `p_block`, one for each
-# block; `labels`, of shape (O, I), is the block of each weight. Write `expected(p_out, p_in, p_block,
-# labels)`, the expected number of weights left, without a loop.
+# **3.** Three gates on a weight. A dense layer has independent gates on its units, on its inputs
+# and on blocks. They are open with probabilities `p_out` (O,), `p_in` (I,) and `p_block`, one for
+# each block; `labels`, of shape (O, I), is the block of each weight. Write `expected(p_out, p_in,
+# p_block, labels)`, the expected number of weights left, without a loop.
 
 
 # %%

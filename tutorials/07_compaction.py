@@ -10,8 +10,8 @@
 #   network in onnxruntime and in NumPy alone.
 # - **You will learn**: which property of the gate makes skipping exact, how an engine that knows
 #   nothing of gates skips closed filters, and what closed filters leave behind.
-# - **You need**: [tutorial 4](04_gates.py) and [tutorial 6](06_groups.py); the extra `onnx` for some
-#   of the last section.
+# - **You need**: [tutorial 4](04_gates.py) and [tutorial 6](06_groups.py); the extra `onnx` for
+#   some of the last section.
 
 # %%
 import copy
@@ -159,8 +159,8 @@ assert z["dense1.inputs"].grad[~dense1.inputs.is_open()].any()
 # that a closed deterministic gate stays closed, as no gradient can open it again.
 #
 # **Compact** is the third way. {py:func}`minidiff.compact` makes an ordinary network without gates.
-# Its weights get the same gradients as the open weights of the gated network. Here we fold the gates
-# into the weights first, so that all gates are 0 or 1.
+# Its weights get the same gradients as the open weights of the gated network. Here we fold the
+# gates into the weights first, so that all gates are 0 or 1.
 
 # %%
 md.fold_gates(model)
@@ -192,8 +192,8 @@ for name, parameter in small.named_parameters():
 # ## How the engine skips
 #
 # No op of the engine knows what a gate is. A {py:class}`minidiff.Tensor` has a list `live` of its
-# *live rows*, which are slices along axis 0. All other rows are constant zeros that need no gradient.
-# The values of gates have such a list, and the ops pass it on:
+# *live rows*, which are slices along axis 0. All other rows are constant zeros that need no
+# gradient. The values of gates have such a list, and the ops pass it on:
 
 # %%
 lenet = md.LeNet5(rng=np.random.default_rng(0))
@@ -209,9 +209,9 @@ for name, layer in lenet.children():
 assert h.live is None
 
 # %% [markdown]
-# A convolution uses two such lists. The live rows of its input are the channels to sum over, and the
-# live rows of its weight are the outputs to compute. Kernels take these lists as index vectors and
-# loop over them, so a network in which nothing is closed runs the same code. Dead rows are
+# A convolution uses two such lists. The live rows of its input are the channels to sum over, and
+# the live rows of its weight are the outputs to compute. Kernels take these lists as index vectors
+# and loop over them, so a network in which nothing is closed runs the same code. Dead rows are
 # uninitialised memory; `data` fills them with zeros when you read it.
 #
 # The optimiser skips too: the weights of a filter or unit that has closed for good do not move, not
@@ -291,18 +291,18 @@ axis.spines[["top", "right"]].set_visible(False)
 plt.show()
 
 # %% [markdown]
-# Fully open gates cost little time: their values are computed, but the arrays they gate are passed on
-# unchanged. As gates close, steps become shorter, but not in proportion, as the time of Python, of
-# the tape and of reading the images remains. Work falls faster than the share of open filters, since
-# a weight needs the gates at *both* its ends: with half of the filters on each side, a quarter of a
-# layer is left.
+# Fully open gates cost little time: their values are computed, but the arrays they gate are passed
+# on unchanged. As gates close, steps become shorter, but not in proportion, as the time of Python,
+# of the tape and of reading the images remains. Work falls faster than the share of open filters,
+# since a weight needs the gates at *both* its ends: with half of the filters on each side, a
+# quarter of a layer is left.
 #
 # ## Compaction, step by step
 #
-# During training, closed weights still take memory. `md.compact` removes them in four passes: *fold,
-# settle, keep, cut*. A small network shows all four. In `conv1` the weights of filter 1 are closed,
-# but its bias is not gated. In `conv2` filter 0 is closed. Nothing reads filter 3 of `conv2`, as all
-# of its positions are closed as inputs of `dense`.
+# During training, closed weights still take memory. `md.compact` removes them in four passes:
+# *fold, settle, keep, cut*. A small network shows all four. In `conv1` the weights of filter 1 are
+# closed, but its bias is not gated. In `conv2` filter 0 is closed. Nothing reads filter 3 of
+# `conv2`, as all of its positions are closed as inputs of `dense`.
 #
 # **Fold.** All gates are multiplied into weights. From then on compaction looks only for zeros, and
 # need not distinguish kinds of gates.
@@ -344,9 +344,9 @@ assert np.allclose(compact_network(samples).data, gated_network(samples).data, a
 
 # %% [markdown]
 # **Settle constants.** Filter 1 of `conv1` has no weights left, so its output equals its bias, 0.3,
-# at every position and for any image. The ReLU does not change 0.3. `conv2` multiplies this constant
-# by weights and sums the products, which gives another constant. So this constant goes into the
-# biases of `conv2`, and the filter is removed:
+# at every position and for any image. The ReLU does not change 0.3. `conv2` multiplies this
+# constant by weights and sums the products, which gives another constant. So this constant goes
+# into the biases of `conv2`, and the filter is removed:
 
 # %%
 conv2 = gated_network["conv2"]
@@ -436,8 +436,8 @@ unpruned = md.LeNet5(rng=rng, sparsity="dense")  # for its size; the weights do 
 
 # %% [markdown]
 # `md.save` writes a network, gated or not, for {py:func}`minidiff.load`, for example to train it
-# further. {py:func}`minidiff.export` compacts the network first. Its `.onnx` and `.npz` files contain
-# the normalisation, so they take images from 0 to 1.
+# further. {py:func}`minidiff.export` compacts the network first. Its `.onnx` and `.npz` files
+# contain the normalisation, so they take images from 0 to 1.
 
 # %%
 onnx = find_spec("onnx") is not None and find_spec("onnxruntime") is not None
@@ -557,8 +557,8 @@ for name, spent in times.items():
 # ## Exercises
 #
 # **1.** Skip by yourself. Write `linear(x, weight, bias, z)`: a dense layer with gated units, with
-# `x` of shape (D, N), `weight` (O, D), `bias` and `z` (O,). It returns the whole output, (O, N), but
-# must not read weights and biases of closed units, which are NaN.
+# `x` of shape (D, N), `weight` (O, D), `bias` and `z` (O,). It returns the whole output, (O, N),
+# but must not read weights and biases of closed units, which are NaN.
 
 
 # %%
@@ -570,9 +570,9 @@ check("07.linear", linear)
 
 # %% [markdown]
 # **2.** Settle constants. Take a convolution without padding, weight (O, C, KH, KW) and bias (O,),
-# behind a ReLU. Channel c of the input of the ReLU is `constant[c]` everywhere, or is not constant if
-# `constant[c]` is NaN. Write `settled(weight, bias, constant)`: the new biases of the convolution.
-# (The convolution reads the constants after the ReLU.)
+# behind a ReLU. Channel c of the input of the ReLU is `constant[c]` everywhere, or is not constant
+# if `constant[c]` is NaN. Write `settled(weight, bias, constant)`: the new biases of the
+# convolution. (The convolution reads the constants after the ReLU.)
 
 
 # %%

@@ -3,14 +3,14 @@
 #
 # Two facts about the paper behind this project are public: its abstract, and one number listed by
 # Papers with Code. LeNet5 on MNIST, pruned, has 0.6 % test error. The size of that network is not
-# public. This tutorial runs such an experiment and compares it with published results. It also shows
-# how such a table misleads if you do not ask how its numbers were chosen.
+# public. This tutorial runs such an experiment and compares it with published results. It also
+# shows how such a table misleads if you do not ask how its numbers were chosen.
 #
 # - **You will do**: train and prune LeNet5 with the recipe of `minidiff train`, draw the front of
 #   error against size from all runs of [our results](../results/index.md), and measure how much too
 #   low an error is when the best epoch is reported.
-# - **You will learn**: what each phase of the recipe does to the network, what a Pareto front is, and
-#   four questions to ask of every table of pruned networks.
+# - **You will learn**: what each phase of the recipe does to the network, what a Pareto front is,
+#   and four questions to ask of every table of pruned networks.
 # - **You need**: [tutorial 4](04_gates.py) and [tutorial 5](05_surrogate.py).
 
 # %%
@@ -33,13 +33,13 @@ print(len(dataset.train), "training images,", len(dataset.validation), "validati
 #
 # The network is LeNet-5 in the sizes of Caffe's example: two convolutions with 20 and 50 filters of
 # 5x5, each with a pool, then a dense layer of 500 units and the ten logits. It has 430,500 weights,
-# 400,000 of them in the first dense layer. It needs 2,293,000 multiply-adds (MACs) for an image, more
-# than four fifths of them in the convolutions. So weights and work are in different layers, and the
-# saving of one says little about the saving of the other.
+# 400,000 of them in the first dense layer. It needs 2,293,000 multiply-adds (MACs) for an image,
+# more than four fifths of them in the convolutions. So weights and work are in different layers,
+# and the saving of one says little about the saving of the other.
 #
-# There are gates on the filters of both convolutions, and on the 800 inputs and the 500 units of the
-# first dense layer. A `Config` holds every choice of a run, and a `Trainer` trains. Here is a short
-# run; the pruning runs of the results have 90 epochs or more, on all images.
+# There are gates on the filters of both convolutions, and on the 800 inputs and the 500 units of
+# the first dense layer. A `Config` holds every choice of a run, and a `Trainer` trains. Here is a
+# short run; the pruning runs of the results have 90 epochs or more, on all images.
 
 # %%
 config = Config.recipe(
@@ -67,14 +67,14 @@ for _ in range(config.epochs):
 
 # %% [markdown]
 # The picture below shows three phases. First the gates stay open, as a network that has learnt
-# nothing yet cannot tell which groups it needs. Then the gates learn, while lambda, the weight of the
-# surrogate, rises: a group stays open only if closing it would raise the loss by more than its
+# nothing yet cannot tell which groups it needs. Then the gates learn, while lambda, the weight of
+# the surrogate, rises: a group stays open only if closing it would raise the loss by more than its
 # penalty. At the dotted line the gates are folded into the weights and frozen.
 #
-# From there on the network is *fine-tuned* as a new network would be trained, with a new warm-up and
-# cosine, and with *smoothed labels*: a tenth of the target is spread over all classes. (While gates
-# learn, smoothed labels would blur how much a group is worth.) The error often jumps at the dotted
-# line, because the learning rate does, and then falls.
+# From there on the network is *fine-tuned* as a new network would be trained, with a new warm-up
+# and cosine, and with *smoothed labels*: a tenth of the target is spread over all classes. (While
+# gates learn, smoothed labels would blur how much a group is worth.) The error often jumps at the
+# dotted line, because the learning rate does, and then falls.
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Two panels over epochs. Left: validation error, which falls, jumps where the gates are frozen, and falls again. Right: the share of weights and of multiply-adds that is left, on a log axis, falling between two moments and constant afterwards.", "width": "100%"}, "figure": {"caption": "The network becomes small while it learns, and is fine-tuned at its final size."}}
 records = trainer.records
@@ -104,14 +104,15 @@ assert records[-1]["weights"] <= records[0]["weights"]
 #
 # ## The front
 #
-# One run is one point of error and size. A larger lambda gives a smaller network and more errors, so
-# a method is described by a *front*. A point *beats* another if it is at least as good in both and
-# better in one. The front is the set of points that no other point beats.
+# One run is one point of error and size. A larger lambda gives a smaller network and more errors,
+# so a method is described by a *front*. A point *beats* another if it is at least as good in both
+# and better in one. The front is the set of points that no other point beats.
 #
-# `python docs/results/reproduce.py` trains every run of [the results](../results/index.md), for up to
-# five seeds each, and writes a line of JSON about each run into `docs/results/runs.jsonl`. We read
-# that file here, with functions of that script. (In rows "of weights" the cost of each weight is 1. In
-# the others it is the cube root of the weight's multiply-adds, so their lambdas cannot be compared.)
+# `python docs/results/reproduce.py` trains every run of [the results](../results/index.md), for up
+# to five seeds each, and writes a line of JSON about each run into `docs/results/runs.jsonl`. We
+# read that file here, with functions of that script. (In rows "of weights" the cost of each weight
+# is 1. In the others it is the cube root of the weight's multiply-adds, so their lambdas cannot be
+# compared.)
 
 # %%
 root = next(path for path in Path.cwd().resolve().parents if (path / "pyproject.toml").exists())
@@ -165,39 +166,39 @@ axes.set_ylabel("test error, %")
 plt.show()
 
 # %% [markdown]
-# The paper's 0.6 % is a line, as the size of its network is not known. All we can compare is the size
-# at which our front crosses this line. Augmentation means shifts of up to two pixels, small turns and
-# changes of size. It is no method of pruning, and moves the whole front. So a table that mixes runs
-# with and without augmentation compares data, not methods. Ask first **on what data** a number was
-# reached.
+# The paper's 0.6 % is a line, as the size of its network is not known. All we can compare is the
+# size at which our front crosses this line. Augmentation means shifts of up to two pixels, small
+# turns and changes of size. It is no method of pruning, and moves the whole front. So a table that
+# mixes runs with and without augmentation compares data, not methods. Ask first **on what data** a
+# number was reached.
 #
 # ## Best epoch, or last?
 #
 # Our own front is of last epochs, and no run or seed of it was picked. But some choices depend on
-# these errors: rows that missed their aim were tried again with another recipe, after we had seen by
-# how much. The results list every row that was replaced.
+# these errors: rows that missed their aim were tried again with another recipe, after we had seen
+# by how much. The results list every row that was replaced.
 #
-# Most public scripts print the best test error over all epochs. That is a choice made on the test set,
-# and we can compute how much too low it makes the error. Suppose a network has a true error of 0.7 %,
-# and no epoch is better than another. On 10,000 test images the error of an epoch still scatters, and
-# the lowest of many errors is below the true error.
+# Most public scripts print the best test error over all epochs. That is a choice made on the test
+# set, and we can compute how much too low it makes the error. Suppose a network has a true error of
+# 0.7 %, and no epoch is better than another. On 10,000 test images the error of an epoch still
+# scatters, and the lowest of many errors is below the true error.
 
 # %%
 rng = np.random.default_rng(0)
 truth, images, trials = 0.007, 10_000, 20_000
 single = rng.binomial(images, truth, trials) / images
-print(
-    f"one epoch: {100 * single.mean():.3f} % on average, standard deviation {100 * single.std():.3f}"
-)
+print(f"one epoch: {100 * single.mean():.3f} % on average, ", end="")
+print(f"standard deviation {100 * single.std():.3f}")
 for count in (10, 30):
-    # As if epochs were independent; epochs of one run are not, so this is the largest possible gain.
+    # Epochs of one run are not independent, as these are, so their gain is smaller.
     best = rng.binomial(images, truth, (trials, count)).min(axis=1) / images
     print(f"best of {count}: {100 * best.mean():.3f} % on average")
     assert best.mean() < single.mean() - single.std()
 
 # %% [markdown]
-# Epochs of one run are not independent, as the network hardly changes from one epoch to the next, so
-# the real gain is smaller. The run above is an example, with its validation images as the test set:
+# Epochs of one run are not independent, as the network hardly changes from one epoch to the next,
+# so the real gain is smaller. The run above is an example, with its validation images as the test
+# set:
 
 # %%
 fine_tuned = [record["validation_error"] for record in records if record["frozen"]]
@@ -206,16 +207,16 @@ print(f"best of the {len(fine_tuned)} epochs at the final size {min(fine_tuned):
 
 # %% [markdown]
 # A second choice is the seed. The standard deviations in the table above are as large as many
-# differences between published methods, which rest on one run each. So ask **which epoch**, and **how
-# many runs**. Ours are the last epochs of seeds 0 to 4, as far as they have been run. A third choice
-# is the recipe. Ours was found with a validation set of 5,000 training images, and then used once more
-# to train on all 60,000.
+# differences between published methods, which rest on one run each. So ask **which epoch**, and
+# **how many runs**. Ours are the last epochs of seeds 0 to 4, as far as they have been run. A third
+# choice is the recipe. Ours was found with a validation set of 5,000 training images, and then used
+# once more to train on all 60,000.
 #
 # ## Weights, work, time, bytes
 #
-# The last question is **what has become smaller**. A hundred times fewer weights can mean a file that
-# is a hundred times smaller, or a matrix of the old size that is full of zeros. We measure the network
-# of this page.
+# The last question is **what has become smaller**. A hundred times fewer weights can mean a file
+# that is a hundred times smaller, or a matrix of the old size that is full of zeros. We measure the
+# network of this page.
 
 # %%
 small = md.compact(trainer.model, (1, 28, 28))
@@ -231,9 +232,9 @@ print(f"validation error {same:.2f} %")
 assert abs(same - records[-1]["validation_error"]) <= 100 / len(dataset.validation)
 
 # %% [markdown]
-# The compact network is an ordinary network with fewer filters, inputs and units, and makes the same
-# predictions. Unstructured pruning makes single weights zero, which saves storage. It would save MACs
-# only on hardware that skips each zero.
+# The compact network is an ordinary network with fewer filters, inputs and units, and makes the
+# same predictions. Unstructured pruning makes single weights zero, which saves storage. It would
+# save MACs only on hardware that skips each zero.
 #
 # ## Exercises
 #
@@ -250,9 +251,9 @@ def front(points):
 check("08.front", front)
 
 # %% [markdown]
-# **2.** Write `lenet5_weights(architecture)`: the number of weights, without biases, of a LeNet5 such
-# as `"8-10-112-68"`. The four numbers are the filters of both convolutions, the inputs in use of the
-# first dense layer, and its units. How many of the weights are in the convolutions?
+# **2.** Write `lenet5_weights(architecture)`: the number of weights, without biases, of a LeNet5
+# such as `"8-10-112-68"`. The four numbers are the filters of both convolutions, the inputs in use
+# of the first dense layer, and its units. How many of the weights are in the convolutions?
 
 
 # %%
@@ -264,9 +265,9 @@ check("08.weights", lenet5_weights)
 
 # %% [markdown]
 # **3.** A table lists 0.60 % for one method and 0.66 % for another, each from one run on the 10,000
-# test images of MNIST. Is the difference significant? Write `deviations(first, second, images)`: the
-# difference of two error rates (in %), divided by its standard deviation. Take each error as binomial,
-# and both test sets as independent.
+# test images of MNIST. Is the difference significant? Write `deviations(first, second, images)`:
+# the difference of two error rates (in %), divided by its standard deviation. Take each error as
+# binomial, and both test sets as independent.
 
 
 # %%
@@ -279,8 +280,8 @@ check("08.deviations", deviations)
 # %% [markdown]
 # ## What next
 #
-# [Tutorial 9](09_your_own.py) prunes another network, for other data, and lists the questions to ask
-# on the way.
+# [Tutorial 9](09_your_own.py) prunes another network, for other data, and lists the questions to
+# ask on the way.
 #
 # Solutions:
 

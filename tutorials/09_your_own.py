@@ -8,8 +8,8 @@
 #
 # - **You will do**: build and gate a one-dimensional convolutional network, write its training
 #   loop, choose lambda on validation data, and ship the smaller network.
-# - **You will learn**: to choose groups and their cost by what should become smaller, to distinguish
-#   a closed gate from a small one, and to make a fair comparison.
+# - **You will learn**: to choose groups and their cost by what should become smaller, to
+#   distinguish a closed gate from a small one, and to make a fair comparison.
 # - **You need**: tutorials [5](05_surrogate.py), [6](06_groups.py) and [7](07_compaction.py);
 #   scikit-learn for its data, and the extra `onnx`.
 
@@ -33,11 +33,11 @@ from minidiff.engine.optim import SGD, Adam, ParameterGroup, cosine
 # %% [markdown]
 # ## The task
 #
-# scikit-learn comes with 1,797 handwritten digits of 8x8 pixels (the test set of Alpaydin and Kaynak,
-# 1998, in the UCI repository). We read them like a bar of eight photocells when a sheet of paper
-# passes under it: each *column* has the measurements of one cell at eight moments. So the network's
-# input is a signal of eight channels, `(cell, 1, time)`. Each channel is a component that somebody
-# has to buy, solder and calibrate.
+# scikit-learn comes with 1,797 handwritten digits of 8x8 pixels (the test set of Alpaydin and
+# Kaynak, 1998, in the UCI repository). We read them like a bar of eight photocells when a sheet of
+# paper passes under it: each *column* has the measurements of one cell at eight moments. So the
+# network's input is a signal of eight channels, `(cell, 1, time)`. Each channel is a component that
+# somebody has to buy, solder and calibrate.
 #
 # There are three splits. Every choice below is made on the validation digits. The test digits are
 # used once, at the end.
@@ -125,11 +125,11 @@ print(f"closing a cell saves {saved} of {dense_weights:,} weights")
 assert saved == 32 * 3
 
 # %% [markdown]
-# With so small a cost a cell would hardly ever close. To us a cell matters more than its weights, so
-# we add a cost of our own. The surrogate is a differentiable number, and
-# {py:meth}`minidiff.Gate.open_probability` gives the term that we add to it. For weights we take the
-# cost `"balanced"`, as both memory and time matter here. A cell shall cost as much as 1,000 weights
-# of a dense layer.
+# With so small a cost a cell would hardly ever close. To us a cell matters more than its weights,
+# so we add a cost of our own. The surrogate is a differentiable number, and
+# {py:meth}`minidiff.Gate.open_probability` gives the term that we add to it. For weights we take
+# the cost `"balanced"`, as both memory and time matter here. A cell shall cost as much as 1,000
+# weights of a dense layer.
 
 # %%
 CELL_COST = 1_000.0
@@ -145,9 +145,9 @@ def cost_of(model):
 # ## The loop
 #
 # One function trains with gates and without. SGD moves the weights and Adam moves the gates: the
-# slope of a gate that is nearly open or nearly closed is tiny, and Adam divides each gradient by its
-# usual size. For the first 15 % of the steps gates do not move, as a network that has learnt nothing
-# cannot tell what it needs. Then the penalty rises to full strength.
+# slope of a gate that is nearly open or nearly closed is tiny, and Adam divides each gradient by
+# its usual size. For the first 15 % of the steps gates do not move, as a network that has learnt
+# nothing cannot tell what it needs. Then the penalty rises to full strength.
 
 # %%
 PRUNE, FINE_TUNE = (12, 6) if SMALL else (36, 24)  # epochs
@@ -276,9 +276,9 @@ assert set(np.unique(z)) == {0.0, 1.0}
 #
 # ## 5. Are weights decayed?
 #
-# The loss depends only on the product of a gate and its weight. Without weight decay the penalty can
-# lower z while the weight v grows in return. Then the product stays the same, and a small z does not
-# mean that the weight is not needed. Here is one weight that is needed, with the loss
+# The loss depends only on the product of a gate and its weight. Without weight decay the penalty
+# can lower z while the weight v grows in return. Then the product stays the same, and a small z
+# does not mean that the weight is not needed. Here is one weight that is needed, with the loss
 # $(z\,v - 1)^2$.
 
 # %%
@@ -377,8 +377,8 @@ plt.show()
 #
 # We ship the network of seed 0, the first and not the best. {py:func}`minidiff.compact` makes it an
 # ordinary network without gates, and {py:func}`minidiff.save` stores it. A
-# {py:class}`minidiff.Predictor` predicts with it, and {py:func}`minidiff.export` writes it for other
-# software. Both take raw measurements, of shape `(N, cell, 1, time)`, and normalise them.
+# {py:class}`minidiff.Predictor` predicts with it, and {py:func}`minidiff.export` writes it for
+# other software. Both take raw measurements, of shape `(N, cell, 1, time)`, and normalise them.
 
 # %%
 gated = runs[best][0]
@@ -425,13 +425,13 @@ print((directory / "small.onnx").stat().st_size, "bytes of ONNX")
 #
 # ## 7. Is the comparison fair?
 #
-# A pruned network may be nearly as good as a network of ten times its size. Perhaps the large network
-# was just too large. So compare the pruned network with networks of its *own* size, trained alone from
-# new weights. We train such networks in three ways: with the same cells for as many epochs, with the
-# same cells for three times as many epochs, and with as many cells drawn at random. Liu et al. (2019,
-# arXiv:1810.05270) found for several structured methods that training alone is as good. In that case
-# pruning has found sizes, but its weights are not needed. We compare over several seeds, now on the
-# test digits.
+# A pruned network may be nearly as good as a network of ten times its size. Perhaps the large
+# network was just too large. So compare the pruned network with networks of its *own* size, trained
+# alone from new weights. We train such networks in three ways: with the same cells for as many
+# epochs, with the same cells for three times as many epochs, and with as many cells drawn at
+# random. Liu et al. (2019, arXiv:1810.05270) found for several structured methods that training
+# alone is as good. In that case pruning has found sizes, but its weights are not needed. We compare
+# over several seeds, now on the test digits.
 
 
 # %%
@@ -480,16 +480,17 @@ axes.set_xlabel("test error, %")
 plt.show()
 
 # %% [markdown]
-# Read the rows from below. *Which* cells are left matters: as many cells drawn at random do worse, as
-# asserted. The weights matter too: at full settings the pruned networks are better than networks of
-# their size trained alone for as many epochs, and three times the epochs make up for some or all of
-# the difference. So pruning has found cells and sizes, without a search over subsets, and good weights
-# besides. The distance to the first row is the error that pruning has added. (A single error is
-# uncertain by the amount printed last. Differences between rows are less uncertain, as all rows
-# classify the same digits.)
+# Read the rows from below. *Which* cells are left matters: as many cells drawn at random do worse,
+# as asserted. The weights matter too: at full settings the pruned networks are better than networks
+# of their size trained alone for as many epochs, and three times the epochs make up for some or all
+# of the difference. So pruning has found cells and sizes, without a search over subsets, and good
+# weights besides. The distance to the first row is the error that pruning has added. (A single
+# error is uncertain by the amount printed last. Differences between rows are less uncertain, as all
+# rows classify the same digits.)
 #
-# There is another way to judge the cells. A support vector machine knows nothing of gates, and trains
-# in milliseconds. So we train one for every set of as many cells, and rank our set among them.
+# There is another way to judge the cells. A support vector machine knows nothing of gates, and
+# trains in milliseconds. So we train one for every set of as many cells, and rank our set among
+# them.
 
 # %%
 rest = np.concatenate([validation, test])
@@ -546,9 +547,9 @@ for lam, gate_lr in ((0.3, 1e-4), (100.0, GATE_LR)):
 #
 # ## Exercises
 #
-# **1.** The cells come in pairs, two on a chip: 0 and 1, 2 and 3, and so on. Only a whole chip can be
-# left out. Write `chips()`, which returns a {py:class}`minidiff.Mask` with one gate for each of the
-# four chips. It would be the first layer of the network.
+# **1.** The cells come in pairs, two on a chip: 0 and 1, 2 and 3, and so on. Only a whole chip can
+# be left out. Write `chips()`, which returns a {py:class}`minidiff.Mask` with one gate for each of
+# the four chips. It would be the first layer of the network.
 
 
 # %%
@@ -559,9 +560,9 @@ def chips():
 check("09.chips", chips)
 
 # %% [markdown]
-# **2.** Outer cells are hard to mount and cost more. Write `cost(gate, costs)`, for an array with one
-# cost for each cell: the expected cost of the cells left, a Tensor of shape (), differentiable in
-# `gate.phi`.
+# **2.** Outer cells are hard to mount and cost more. Write `cost(gate, costs)`, for an array with
+# one cost for each cell: the expected cost of the cells left, a Tensor of shape (), differentiable
+# in `gate.phi`.
 
 
 # %%
@@ -572,8 +573,8 @@ def cost(gate, costs):
 check("09.cost", cost)
 
 # %% [markdown]
-# **3.** Write `closed(model)`: how many gates of a model are closed in evaluation. What is wrong with
-# this version?
+# **3.** Write `closed(model)`: how many gates of a model are closed in evaluation. What is wrong
+# with this version?
 
 
 # %%
@@ -587,8 +588,8 @@ check("09.closed", closed)
 # ## What next
 #
 # This is the last tutorial. [What to gate](../groups.md) lists all kinds of groups, [the
-# method](../method.md) has the proofs, and [the results](../results/index.md) show how small networks
-# for MNIST become.
+# method](../method.md) has the proofs, and [the results](../results/index.md) show how small
+# networks for MNIST become.
 #
 # Solutions:
 

@@ -26,7 +26,7 @@ def linear(answer):
 
 @exercise(
     "07.settled",
-    hint="a constant channel c adds weight[:, c], summed over the kernel, times max(constant[c], 0).",
+    hint="a constant channel c adds max(constant[c], 0) times weight[:, c], summed over the kernel.",
 )
 def settled(answer):
     rng = np.random.default_rng(8)
@@ -67,6 +67,6 @@ def selected(answer):
             f"it returned {found.size} indices; {inputs.sum()} inputs are kept."
         )
         assert found.max() < len(given), (
-            f"index {found.max()} is out of range: the compact convolution has {len(given)} outputs."
+            f"index {found.max()} is out of range; the convolution has {len(given)} outputs left."
         )
         assert np.array_equal(given[found], inputs.nonzero()[0]), "they select other inputs."

@@ -9,7 +9,7 @@ from minidiff import nn
 
 @exercise(
     "09.chips",
-    hint="md.Mask(md.Gate(4), md.Groups.by(labels)), with the chip of each cell as labels (8, 1, 1).",
+    hint="md.Mask(md.Gate(4), md.Groups.by(labels)); labels (8, 1, 1) are the chips of the cells.",
 )
 def chips(answer):
     mask = answer()
@@ -32,7 +32,7 @@ def chips(answer):
 
 @exercise(
     "09.cost",
-    hint="gate.open_probability() has a gradient where a gate is fully open; gate() has none there.",
+    hint="where a gate is fully open, gate.open_probability() has a gradient, and gate() has none.",
 )
 def cost(answer):
     gate = md.Gate(3, initial=0.7)
