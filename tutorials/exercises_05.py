@@ -43,8 +43,8 @@ def square(answer):
 
 @exercise(
     "05.rests",
-    hint="minimise decay / (2 (z^2 + decay)) + strength * pi(phi), with z = g(phi): the weight is\n"
-    "the best for each z.",
+    hint="the best weight for each z = g(phi) leaves decay / (2 (z^2 + decay)); add\n"
+    "strength * pi(phi), and find the minimum.",
 )
 def rests(answer):
     phi = np.linspace(-0.4999, 1.5, 40_001)
