@@ -55,3 +55,37 @@ def mnist() -> Dataset:
         return load_dataset("mnist", offline=True)
     except (ImportError, MissingDataError) as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def run_words() -> list[str]:
+    """Arguments of a short run in which all has a state: noise, dropout, augmentation, average."""
+    text = (
+        "train --dataset digits --epochs 4 --batch-size 60 --lr 0.02 --augment --gate-start 0.1 "
+        "--gate-lr 0.1 --initial 0.4 --lambda 0.05 --noise normal --sigma 0.3 --swa-lr 0.01 "
+        "--dropout 0.1"
+    )
+    return text.split()
+
+
+@pytest.fixture(scope="session")
+def trained(run_words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a finished run that has pruned; tests copy it before they change it."""
+    return _train(tmp_path_factory, run_words)
+
+
+@pytest.fixture(scope="session")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a finished run without gates."""
+    words = ["train", "--dataset", "digits", "--epochs", "1", "--lr", "0.02"]
+    return _train(tmp_path_factory, [*words, "--sparsity", "dense"])
+
+
+def _train(tmp_path_factory: pytest.TempPathFactory, arguments: list[str]) -> Path:
+    from minidiff.cli.parser import main
+
+    for needed in ("safetensors", "sklearn"):
+        pytest.importorskip(needed)
+    path = tmp_path_factory.mktemp("runs") / "run"
+    assert main([*arguments, "--out", str(path)]) == 0
+    return path

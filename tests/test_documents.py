@@ -105,7 +105,7 @@ def in_blocks(text: str) -> list[list[str]]:
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str | None:
     """Return what the parser has against these arguments, None if it takes them."""
     try:
-        cli._parser().parse_args(arguments)
+        cli.parser().parse_args(arguments)
     except SystemExit as stop:  # --help stops too, with 0
         message = capsys.readouterr().err.strip().splitlines()
         return message[-1] if stop.code else None

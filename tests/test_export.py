@@ -16,7 +16,8 @@ from minidiff.data.batches import batches
 from minidiff.data.datasets import load_dataset
 from minidiff.data.mnist import MissingDataError
 from minidiff.io.export import ExportError
-from minidiff.training.trainer import Config, Trainer
+from minidiff.training.config import Config
+from minidiff.training.trainer import Trainer
 from tests.strategies import Network, networks
 from tests.test_predictor import narrow
 

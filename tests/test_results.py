@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from minidiff.training.trainer import Config
+from minidiff.training.config import Config
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 ERRORS = (0.5, 0.7, 0.6, 0.8, 0.9)  # of seeds 0 to 4: 0.70 ± 0.16

@@ -27,7 +27,8 @@ import minidiff as md
 from minidiff import functional as F
 from minidiff import nn
 from minidiff.engine.optim import SGD, ParameterGroup
-from minidiff.training.trainer import Config, Trainer
+from minidiff.training.config import Config
+from minidiff.training.trainer import Trainer
 
 rng = np.random.default_rng(0)
 

@@ -22,8 +22,9 @@ import numpy as np
 from support import SMALL, check, data
 
 import minidiff as md
+from minidiff.training.config import Config
 from minidiff.training.sweep import read_results
-from minidiff.training.trainer import Config, Trainer, error_rate
+from minidiff.training.trainer import Trainer, error_rate
 
 dataset = data(train=2_000 if SMALL else 20_000)
 print(len(dataset.train), "training images,", len(dataset.validation), "validation images")

@@ -51,7 +51,8 @@ from dataclasses import replace
 import numba
 from minidiff.cli import bench
 from minidiff.training.runs import peak_megabytes
-from minidiff.training.trainer import Config, Trainer
+from minidiff.training.config import Config
+from minidiff.training.trainer import Trainer
 numba.set_num_threads(int(sys.argv[1]))
 bench.training_step(bench.DENSE)[1]()  # compiles
 trainer = Trainer(Config(sparsity="dense"), replace(bench.noise(int(sys.argv[2])), validation=None))

@@ -24,8 +24,8 @@ from published import PUBLISHED, Published
 from minidiff.data.datasets import DATASETS, load_dataset
 from minidiff.figures import plots
 from minidiff.io.files import write_whole
+from minidiff.training.config import RECIPES, Config
 from minidiff.training.sweep import read_results, sweep
-from minidiff.training.trainer import RECIPES, Config
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,7 +35,11 @@ new_figure, styled = plots.new_figure, plots.styled
 
 SEEDS = (0, 1, 2, 3, 4)
 QUICK_SEEDS = (0, 1)
-QUICK = {"epochs": 3, "gate_start": 0.1, "gate_stop": 0.6}  # minutes in place of hours
+QUICK: dict[str, Any] = {
+    "epochs": 3,
+    "gate_start": 0.1,
+    "gate_stop": 0.6,
+}  # minutes in place of hours
 
 Settings = Mapping[str, Any]  # what a row changes of the recipe
 Line = Mapping[str, Any]  # of runs.jsonl: "config", "history", "result"
@@ -142,9 +146,10 @@ AIMS = (
 
 def configs_of(settings: Settings, dataset: str, *, quick: bool = False) -> list[Config]:
     """Return the configurations of a row, one for each seed."""
-    changed = {**settings, **QUICK} if quick else settings
-    seeds = QUICK_SEEDS if quick else SEEDS
-    return [Config.recipe(dataset, **{**changed, "seed": seed}) for seed in seeds]
+    config = Config.recipe(dataset, **settings)
+    if quick:
+        return [replace(config, seed=seed, **QUICK) for seed in QUICK_SEEDS]
+    return [replace(config, seed=seed) for seed in SEEDS]
 
 
 # -- what they have measured ----------------------------------------------------------------------

@@ -26,8 +26,9 @@ from minidiff.engine.tensor import Tensor, apply
 from minidiff.io.extras import extra
 from minidiff.predict.predictor import Predictor
 from minidiff.pruning.compact import compact
+from minidiff.training.config import Config
 from minidiff.training.runs import versions
-from minidiff.training.trainer import Config, Trainer
+from minidiff.training.trainer import Trainer
 
 __all__ = ["in_turns", "run", "table"]
 

@@ -26,7 +26,6 @@ from minidiff.engine.kernels import (
 CONV, GATHER, POOL = range(3)
 SPARE = 2 * LANES  # numbers of room behind each buffer, as whole vectors are written
 POSITIONS = 8  # of a tile, whose sums stay in registers
-_POSITIONS_SHAPE = (POSITIONS, LANES)
 _positions, _lanes, _tile, _zero, _one = U(POSITIONS), U(LANES), U(TILE), U(0), U(1)
 
 # A step: where its input and output begin, the sizes of both and of the window that moves, by how
@@ -74,75 +73,57 @@ _pool_lanes, _pool_samples = _window_of(LANES), _window_of(TILE)
 # -- channels last: a few images -----------------------------------------------------------------
 
 
-@inner
-def _conv_positions(
-    work, source, next_row, next_position, weights, first, lanes, tall, length, biases, bias,
-    target, outputs, relu,
-):  # fmt: skip
-    """Compute a vector of outputs at 8 positions, next to each other in a row.
+def _conv_of(count):
+    """Return the loop that computes a vector of outputs at so many positions, next to each other."""
+    shape, positions = (count, LANES), U(count)
 
-    A row of the window is ``length`` contiguous numbers; there are ``tall``.
-    """
-    sums = tile(registers(work), _POSITIONS_SHAPE)
-    for s in range(_lanes):
-        for p in range(_positions):
-            sums[p, s] = biases[bias + s]
-    for i in range(tall):
-        x, k = source + i * next_row, first + i * length * lanes
-        for c in range(length):
-            for s in range(_lanes):
-                for p in range(_positions):
-                    sums[p, s] += work[x + c + p * next_position] * weights[k + c * lanes + s]
-    for p in range(_positions):
+    @inner
+    def conv(step, work, source, weights, first, lanes, biases, bias, target):
+        """Sum up windows, each ``tall`` rows of contiguous numbers."""
+        next_row, next_position = step.width * step.channels, step.right * step.channels
+        length, outputs, relu = step.wide * step.channels, step.outputs, step.relu != 0
+        sums = tile(registers(work), shape)
         for s in range(_lanes):
-            v = sums[p, s]
-            work[target + p * outputs + s] = 0 if relu and v < 0 else v
-
-
-@inner
-def _conv_position(
-    work, source, next_row, weights, first, lanes, tall, length, biases, bias, target, relu
-):
-    """Compute a vector of outputs at one position."""
-    sums = tile(registers(work), LANES)
-    for s in range(_lanes):
-        sums[s] = biases[bias + s]
-    for i in range(tall):
-        x, k = source + i * next_row, first + i * length * lanes
-        for c in range(length):
+            for p in range(positions):
+                sums[p, s] = biases[bias + s]
+        for i in range(step.tall):
+            x, k = source + i * next_row, first + i * length * lanes
+            for c in range(length):
+                for s in range(_lanes):
+                    for p in range(positions):
+                        sums[p, s] += work[x + c + p * next_position] * weights[k + c * lanes + s]
+        for p in range(positions):
             for s in range(_lanes):
-                sums[s] += work[x + c] * weights[k + c * lanes + s]
-    for s in range(_lanes):
-        v = sums[s]
-        work[target + s] = 0 if relu and v < 0 else v
+                v = sums[p, s]
+                work[target + p * outputs + s] = 0 if relu and v < 0 else v
+
+    return conv
+
+
+_conv_positions, _conv_position = _conv_of(POSITIONS), _conv_of(1)
 
 
 @inner
 def _conv(step, weights, biases, work):
     """Compute a CONV, the last vector of channels first: its excess lanes are overwritten after."""
-    columns, outputs, tall, relu = step.columns, step.outputs, step.tall, step.relu != 0
+    columns, outputs = step.columns, step.outputs
     lanes = (outputs + _lanes - _one) // _lanes * _lanes
-    next_row, next_position = step.width * step.channels, step.right * step.channels
-    length = step.wide * step.channels
     for number in range(_lanes, lanes + _one, _lanes):
         block = lanes - number
         first, bias = step.first + block, step.bias + block
         for y in range(step.rows):
-            row = step.source + y * step.down * next_row
+            row = step.source + y * step.down * step.width * step.channels
             target = step.target + y * columns * outputs + block
             if columns < _positions:
                 for x in range(columns):
-                    _conv_position(
-                        work, row + x * next_position, next_row, weights, first, lanes, tall,
-                        length, biases, bias, target + x * outputs, relu,
-                    )  # fmt: skip
+                    source = row + x * step.right * step.channels
+                    at = target + x * outputs
+                    _conv_position(step, work, source, weights, first, lanes, biases, bias, at)
                 continue
             for start in range(_zero, columns, _positions):
                 x = min(start, columns - _positions)  # the last tile overlaps the one before
-                _conv_positions(
-                    work, row + x * next_position, next_row, next_position, weights, first, lanes,
-                    tall, length, biases, bias, target + x * outputs, outputs, relu,
-                )  # fmt: skip
+                source, at = row + x * step.right * step.channels, target + x * outputs
+                _conv_positions(step, work, source, weights, first, lanes, biases, bias, at)
 
 
 @inner

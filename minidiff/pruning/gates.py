@@ -367,14 +367,15 @@ class Scale(Op):
         grad = filled(grad, self.live)
         if not self.needs[1]:
             return grad * self.z, None
-        alike = tuple(i for i, size in enumerate(self.z.shape) if size == 1)
-        grad_z = (grad * self.x).sum(axis=alike, keepdims=True, dtype=np.float64)
-        return grad * self.z, self._by_group(grad_z)
+        return grad * self.z, self._by_group(grad * self.x)
 
     def _by_group(self, grad: Array) -> Array:
+        """Sum the gradient of each row or element over the groups, in float64."""
         if self.labels is None:
             return grad.ravel()
-        sums: Any = np.bincount(self.labels.ravel(), grad.ravel(), self.count)
+        alike = tuple(i for i, size in enumerate(self.labels.shape) if size == 1 != grad.shape[i])
+        totals = grad.sum(axis=alike, keepdims=True, dtype=np.float64)
+        sums: Any = np.bincount(self.labels.ravel(), totals.ravel(), self.count)
         return np.asarray(sums)
 
 
