@@ -82,10 +82,10 @@ def check(name: str, answer: Any) -> bool | None:
     try:
         exercise.test(answer)
     except Exception as error:  # an answer may raise anything
-        wrong = str(error).splitlines()[0] if str(error) else type(error).__name__
+        wrong = (str(error).splitlines() or ["no message."])[0]
         if not isinstance(error, AssertionError):
-            wrong = f"It raised {type(error).__name__}: {wrong}"
-        print(f"{name}: not yet. {wrong}\nHint: {exercise.hint}")
+            wrong = f"it raised {type(error).__name__}: {wrong}"
+        print(f"{name}: not yet. {wrong[0].upper()}{wrong[1:]}\nHint: {exercise.hint}")
         return None
     print(f"{name}: right.")
     return True
