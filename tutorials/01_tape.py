@@ -504,7 +504,8 @@ start = [rng.standard_normal((hidden, 784)) / 28, np.zeros((hidden, 1)),
 # First we check the gradient on a few images, by central differences. We need not vary every
 # parameter: the derivative along a *random direction* $d$ must be the gradient times $d$. In exact
 # arithmetic, a gradient that is wrong anywhere fails this check with probability one. With a
-# tolerance, the check finds nearly every error much larger than the tolerance, and no smaller one.
+# tolerance, the check finds nearly every error that is much larger than the tolerance, and misses
+# errors below it.
 
 # %%
 few, answers = images[:, :8], targets[:, :8]

@@ -297,9 +297,9 @@ plt.show()
 # heart. Only images that it was not trained on show what it knows of digits.
 #
 # Momentum fits the training images best, as asserted. A large learning rate without momentum mostly
-# comes second. So part of the gain comes from longer steps and the schedule, not from momentum
-# itself; these runs do not separate the two. The next section is about what the order on validation
-# images means.
+# comes second. So part of the gain comes from longer steps together with the schedule, and not from
+# momentum itself. (These runs do not separate longer steps from the schedule.) The next section is
+# about what the order on validation images means.
 #
 # ## Validation and test images
 #

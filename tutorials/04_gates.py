@@ -92,9 +92,8 @@ plt.show()
 
 # %% [markdown]
 # This is the first fact: $g_w$ is **exactly 0** for $x \le -w/2$ and **exactly 1** for $x \ge w/2$.
-# It never falls, and its derivative is continuous and at most $3/(2w)$. A sigmoid never reaches 0
-# or
-# 1. A clipped straight line does, but its slope jumps.
+# It never falls, and its derivative is continuous and at most $3/(2w)$. A sigmoid reaches neither 0
+# nor 1. A clipped straight line reaches both, but its slope jumps.
 #
 # ## Approximately binary, for any random vector
 #
@@ -211,8 +210,7 @@ assert (missed["almost copies"][-1] < 0.3 * bounds["almost copies"][-1]).all()
 # The bound is about the whole vector, so $g_w(X)$ approximates the *joint* law of $B$ and not only
 # its marginals. A pair of normal variables with correlation $\rho = 0.8$ shows this. The
 # probability that both are positive is known, $\frac14 + \frac{1}{2\pi}\arcsin\rho$. So is the
-# correlation of the two signs, $\frac2\pi \arcsin\rho$, which is smaller than $\rho$ but far from
-# 0.
+# correlation of the two signs, $\frac2\pi \arcsin\rho$: smaller than $\rho$, but far from 0.
 
 # %%
 rho = 0.8
@@ -318,8 +316,8 @@ for _ in range(5):
 # \frac{\partial L}{\partial \varphi} &= g_w'(\varphi)\, \frac{\partial L}{\partial y}\, (v^\top x + b).
 # \end{aligned}$$
 #
-# The gradient $\partial L / \partial x$ goes to the layers before. Where the gate is closed, $z =
-# 0$ and $g_w' = 0$ too. This is the third fact. So neither $v^\top x$ nor anything that depends on
+# The gradient $\partial L / \partial x$ goes to the layers before. Where the gate is closed, both
+# $z = 0$ and $g_w' = 0$. This is the third fact. So neither $v^\top x$ nor anything that depends on
 # it is needed, forward or backward: skipping it is **not an approximation**. This gives conditional
 # computation during training, which according to the paper's abstract the method enables in theory.
 #

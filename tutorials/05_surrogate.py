@@ -476,8 +476,8 @@ plt.show()
 #
 # *Hard concrete* gates (Louizos, Welling & Kingma 2018,
 # [arXiv:1712.01312](https://arxiv.org/abs/1712.01312)) have a well-known surrogate of L0. With
-# logistic noise $\varepsilon$, a temperature $\beta$ and a stretch from $\gamma < 0$ to $\zeta >
-# 1$,
+# logistic noise $\varepsilon$, a temperature $\beta$ and a stretch from $\gamma < 0$ to
+# $\zeta > 1$,
 #
 # $$\begin{aligned}
 # t &= \operatorname{sigmoid}\bigl((\varphi + \varepsilon)/\beta\bigr), \\
