@@ -5,12 +5,11 @@
 # network. This tutorial builds the machine that computes them all in a single pass, first for
 # numbers and then for arrays, trains a network with it, and finds the same machine in minidiff.
 #
-# - **You will do**: write an engine of less than sixty lines, break it in three ways, hold it
-#   against finite differences, train a two-layer network on digits with it, and again with
-#   minidiff.
-# - **You will learn**: why gradients are computed backwards, why the order of the steps decides
-#   between right and wrong, how small a finite difference should be, and how broadcasting is
-#   undone.
+# - **You will do**: write an engine of less than sixty lines, break it in three ways, check it
+#   against finite differences, train a two-layer network on digits with it, and train it again
+#   with minidiff.
+# - **You will learn**: why gradients are computed backwards, why a wrong order of steps gives wrong
+#   gradients, how small a finite difference should be, and how broadcasting is undone.
 # - **You need**: Python, NumPy with its broadcasting, and the chain rule.
 
 # %%
@@ -34,14 +33,14 @@ BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#666666"
 # ## Backwards
 #
 # A program that computes $y$ from $w$ is a sequence of small steps, and the derivative of each step
-# is known. The chain rule multiplies them. Where steps take and give vectors the derivatives are
-# matrices, the *Jacobians*, and the last one is a row if the result is a single number:
+# is known. The chain rule multiplies these derivatives. Where a step takes and returns vectors, its
+# derivative is a matrix, the *Jacobian*. The last Jacobian is a row if the result is one number:
 #
 # $$ y = f_3(f_2(f_1(w))), \qquad \frac{dy}{dw} = J_3 \, J_2 \, J_1 . $$
 #
-# A product of matrices can be computed from either end. From the right, in the order in which the
-# program runs, it is called *forward mode*, and a matrix is multiplied by a matrix each time. From
-# the left, *reverse mode*, it is a row that is multiplied by a matrix, and stays a row.
+# A product of matrices can be computed from either end. *Forward mode* starts from the right, in
+# the order in which the program runs, and multiplies a matrix by a matrix each time. *Reverse mode*
+# starts from the left: it multiplies a row by a matrix, and the result is a row again.
 
 # %%
 n = 200
@@ -54,14 +53,14 @@ print(f"{n} parameters: {forward:,} multiplications forwards, {reverse:,} in rev
 assert forward / reverse > n / 3
 
 # %% [markdown]
-# In general forward mode needs a pass for each input, reverse mode one for each output. A loss is
-# one output of many inputs, so reverse mode gives all its derivatives for the price of a few
-# evaluations, whatever the number of parameters (Baur and Strassen 1983). The price is memory: the
-# last step comes first, so all that the steps need must be kept until then.
+# In general, forward mode needs a pass for each input, and reverse mode a pass for each output. A
+# loss is one output of many inputs. So reverse mode computes all its derivatives at the cost of a
+# few evaluations, whatever the number of parameters (Baur and Strassen 1983). It needs more memory:
+# the last step comes first, so the values that the derivatives need must be stored until then.
 #
 # ## A number that remembers
 #
-# So each number keeps what it was computed from, and the derivative of that one step. Here
+# Each number stores which numbers it was computed from, and the derivative of that one step. Here
 # `parents` is a list of pairs: a number, and the slope with respect to it.
 
 
@@ -86,9 +85,9 @@ def exp(a):
 
 
 # %% [markdown]
-# To go back, start at the result with gradient 1. Each number gives to each parent its own gradient
-# times the slope, and parents add up what they are given: a number that is used twice has two ways
-# to influence the result. A first attempt visits each number once, in the order in which it is
+# To go back, start at the result with gradient 1. Each number passes its own gradient times the
+# slope to each parent. Parents add up what they receive, as a number that is used twice influences
+# the result along two paths. A first attempt visits each number once, in the order in which it is
 # found.
 
 
@@ -118,9 +117,10 @@ assert x.grad == 4
 assert w.grad == 2  # and it should be 8
 
 # %% [markdown]
-# Nothing fails, and the gradient is wrong. The two ways from $x$ to $y$, one direct and one through
-# $a$, form a diamond with sides of unequal length. $x$ is found early, by the short way, and passes
-# on what it has by then. What it gets from $a$ later reaches $w$ no more.
+# No error is raised, and the gradient is wrong. There are two paths from $x$ to $y$, one direct and
+# one through $a$. They form a diamond with sides of unequal length. $x$ is found early, along the
+# short path, and passes on the gradient it has by then. The gradient that $x$ gets from $a$ later
+# never reaches $w$.
 
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Two drawings of the graph w to x, x to a, x to y, a to y. Above, x is visited before a: it has gradient 1 when it passes on, and w gets 2. Below, a is visited before x: x has gradient 4, and w gets 8.", "width": "400px"}, "figure": {"caption": "The gradient that each number has when it is visited, and in brackets its turn; beside the arrows, slopes. Above, x passes on 1 before a has given it 3 more."}}
@@ -150,15 +150,15 @@ plt.show()
 # %% [markdown]
 # ## The right order
 #
-# One remedy is to visit a number anew whenever it is given something, and to pass on just that. It
-# is right, and hopeless: it follows each *way* through the graph, and a row of diamonds doubles
-# their number each time.
+# One remedy is to visit a number again whenever it receives a gradient, and to pass on just that
+# gradient. The result is right, but the work is hopeless: this follows each *path* through the
+# graph, and each diamond in a row of diamonds doubles the number of paths.
 
 
 # %%
-def along_each_way(node, grad):
+def along_each_path(node, grad):
     node.grad += grad
-    visits = [along_each_way(parent, slope * grad) for parent, slope in node.parents]
+    visits = [along_each_path(parent, slope * grad) for parent, slope in node.parents]
     return 1 + sum(visits)
 
 
@@ -171,15 +171,15 @@ def ladder(steps):
 
 for steps in (4, 8, 12):
     bottom, top = ladder(steps)
-    print(f"{steps + 1} numbers, {along_each_way(top, 1.0)} visits")
+    print(f"{steps + 1} numbers, {along_each_path(top, 1.0)} visits")
     assert bottom.grad == 2**steps
 
 # %% [markdown]
-# The other remedy is to wait: *a number passes on its gradient once everything that used it has
-# done so*. That is a topological order of the graph, reversed. It can be found by depth-first
-# search. But it is there already: a number is made after all that it is made from, so the latest
-# goes first. A record of steps in the order of their making is a *tape*, or Wengert list (Wengert
-# 1964). What remains is to find the numbers that the result depends on.
+# The other remedy is to wait: *a number passes on its gradient once all numbers that used it have
+# done so*. That is a topological order of the graph, reversed. Depth-first search can find it, but
+# we have one already: a number is made after all its parents, so the number made last goes first. A
+# record of steps in the order in which they were made is a *tape*, or Wengert list (Wengert 1964).
+# It remains to find the numbers that the result depends on.
 
 
 # %%
@@ -206,12 +206,12 @@ w, x, a, y = diamond()
 backward(y)
 assert w.grad == 8
 bottom, top = ladder(1000)
-backward(top)  # 2 ** 1000 ways, 1001 visits
+backward(top)  # 2 ** 1000 paths, 1001 visits
 assert bottom.grad == 2.0**1000
 
 # %% [markdown]
 # Why a stack, where recursion would be shorter? A loop that adds up a thousand terms makes a chain
-# of a thousand sums, and a recurrent network or a solver makes longer ones. Python gives up on
+# of a thousand sums, and a recurrent network or a solver makes longer chains. Python gives up on
 # recursion that deep. A list on the heap has no such limit.
 
 
@@ -221,7 +221,7 @@ def depth_first(node, seen, found):
     for parent, _ in node.parents:
         if parent not in seen:
             depth_first(parent, seen, found)
-    found.append(node)  # behind all that it depends on
+    found.append(node)  # after all that it depends on
 
 
 long = 2 * sys.getrecursionlimit()
@@ -237,17 +237,17 @@ assert len(latest_first(top)) == long + 1  # the stack does not mind
 # ## Is it right?
 #
 # A derivative is the limit of a difference quotient, so take one with a small step $h$. The
-# *central* difference looks to both sides; by Taylor's formula its error falls with $h^2$, that of
-# the one-sided *forward* difference only with $h$:
+# *central* difference looks to both sides, and by Taylor's formula its error falls with $h^2$. The
+# error of the one-sided *forward* difference falls only with $h$:
 #
 # $$ \frac{f(x + h) - f(x)}{h} \approx f' + \frac{h}{2} f'' $$
 #
 # $$ \frac{f(x + h) - f(x - h)}{2h} \approx f' + \frac{h^2}{6} f''' $$
 #
-# What is left out is the *truncation* error, and it asks for a small step. But the two values of
+# The omitted terms are the *truncation* error, which asks for a small step. But the two values of
 # $f$ are rounded, each to a relative $\varepsilon$ (about $10^{-16}$ in float64 and $10^{-7}$ in
-# float32), and the quotient divides what the *rounding* leaves by $h$: an error of about
-# $\varepsilon / h$, which asks for a large one. We try all steps at once, at many points.
+# float32), and the quotient divides this *rounding* error by $h$. That leaves an error of about
+# $\varepsilon / h$, which asks for a large step. We try all steps at once, at many points.
 
 
 # %%
@@ -294,12 +294,13 @@ axes.set(xlabel="step h", ylabel="relative error of the derivative", ylim=(1e-12
 plt.show()
 
 # %% [markdown]
-# The lowest point is where both errors are alike: $h \approx \sqrt{\varepsilon}$ for forward
-# differences and $h \approx \sqrt[3]{\varepsilon}$ for central ones, which are over a hundred times
-# better there. In float32 even the best step is less accurate than both. With a step a hundred
-# times smaller than the best, rounding alone gives an error of some hundredths of a percent, which
-# would hide a wrong gradient of that size; `md.gradcheck` allows a thousandth of a percent. So
-# gradients are checked **in float64, with central differences**, even if training is in float32.
+# The lowest point is where both errors are alike: at $h \approx \sqrt{\varepsilon}$ for forward
+# differences, and at $h \approx \sqrt[3]{\varepsilon}$ for central ones, which are over a hundred
+# times better there. In float32 even the best step is less accurate than both. With a step a
+# hundred times smaller than the best, rounding alone gives an error of some hundredths of a
+# percent. A wrong gradient could hide in an error of that size; `md.gradcheck` allows a thousandth
+# of a percent. So gradients are checked **in float64, with central differences**, even if training
+# is in float32.
 
 
 # %%
@@ -320,18 +321,18 @@ assert 1 / 30 < steps[forward.argmin()] / eps ** (1 / 2) < 30
 assert 1 / 30 < steps[central.argmin()] / eps ** (1 / 3) < 30
 
 # %% [markdown]
-# **Exercise 01.step.** A second derivative can be computed as $(f(x+h) - 2 f(x) + f(x-h)) / h^2$. Its
-# truncation error falls with $h^2$ too, but rounding is divided by $h^2$. Which step is about the
-# best in float64? Think first, then measure if you like.
+# **Exercise 01.step.** A second derivative can be computed as $(f(x+h) - 2 f(x) + f(x-h)) / h^2$.
+# Its truncation error falls with $h^2$ too, but rounding is divided by $h^2$. Which step is about
+# the best in float64? Think first, then measure if you like.
 
 # %%
 second_step = None  # your answer, a number
 check("01.step", second_step)
 
 # %% [markdown]
-# **Exercise 01.dual.** Forward mode needs no tape: let each number carry its derivative with
-# respect to the one input along. Write a class of such numbers that can be added and multiplied
-# with each other and with plain numbers, and a `slope(f, x)` that uses it.
+# **Exercise 01.dual.** Forward mode needs no tape: each number carries along its derivative with
+# respect to the one input. Write a class of such numbers that can be added and multiplied with
+# each other and with plain numbers, and a `slope(f, x)` that uses it.
 
 
 # %%
@@ -345,11 +346,11 @@ check("01.dual", slope)
 # ## From numbers to arrays
 #
 # A network of scalars is correct and slow: each multiplication is an object. So let each object be
-# an array. A slope would be a Jacobian, and for 784 pixels times 50 images a huge one, mostly of
-# zeros. But backward never needs the Jacobian. It needs the product of the gradient, a row, with
-# it, and a function can compute that without ever forming it. So the second of each pair becomes a
-# function, from the gradient of the result to that of the parent. If $G$ is the gradient of $C=AB$,
-# both functions can be read from how the loss changes:
+# an array. A slope would then be a Jacobian, for 784 pixels times 50 images a huge one, mostly of
+# zeros. But backward never needs the Jacobian itself. It needs the gradient, a row, times the
+# Jacobian, and a function can compute this product without forming the Jacobian. So the second
+# entry of each pair becomes a function, from the gradient of the result to the gradient of the
+# parent. If $G$ is the gradient of $C=AB$, both functions follow from how the loss changes:
 #
 # $$
 # \begin{aligned}
@@ -358,9 +359,10 @@ check("01.dual", slope)
 # \end{aligned}
 # $$
 #
-# One thing is new. NumPy *broadcasts*: to add a bias of shape (3, 1) to an array of shape (3, 4) it
-# uses each number of the bias four times. And what is used several times adds up what it is given.
-# So the gradient must be summed over the axes that were stretched, or its shape would not even fit.
+# One thing is new. NumPy *broadcasts*: to add a bias of shape (3, 1) to an array of shape (3, 4),
+# it uses each number of the bias four times. A number that is used several times adds up the
+# gradients it receives. So the gradient must be summed over the axes that were stretched; without
+# the sum not even its shape would fit.
 
 
 # %%
@@ -375,8 +377,9 @@ assert (unbroadcast(np.ones((5, 3, 4)), (4,)) == 15).all()
 
 
 # %% [markdown]
-# The engine itself is short. Gradients of what lies between are kept in a dictionary of this one
-# call, and only *leaves*, which were computed from nothing, keep theirs in `.grad`.
+# The engine itself is short. *Leaves* are tensors that were not computed from others, and only
+# leaves store their gradient, in `.grad`. The gradients of all others live in a dictionary during
+# this one call.
 
 
 # %%
@@ -394,12 +397,13 @@ class Var:
             if not node.parents:
                 node.grad = grad if node.grad is None else node.grad + grad
             for parent, back in node.parents:
-                part = unbroadcast(back(grad), parent.data.shape)
-                grads[parent] = grads[parent] + part if parent in grads else part
+                given = unbroadcast(back(grad), parent.data.shape)
+                grads[parent] = grads[parent] + given if parent in grads else given
 
 
 # %% [markdown]
-# And the operations: what comes out, and what goes back to each parent.
+# And the operations: each computes a result, and has a function that passes the gradient back to
+# each parent.
 
 
 # %%
@@ -464,10 +468,10 @@ assert lines < 60
 # %% [markdown]
 # ## Train with it
 #
-# A network with one hidden layer, on images of digits. The samples of a batch are the columns: a
-# layer is `w @ x + b`, and the bias is a column that is broadcast over the samples. The loss is the
-# mean cross-entropy; that the largest logit is taken off first keeps the exponential from
-# overflowing and changes nothing else ([tutorial 3](03_lenet5.py) has the details).
+# We train a network with one hidden layer on images of digits. The samples of a batch are the
+# columns: a layer is `w @ x + b`, and the bias is a column that is broadcast over the samples. The
+# loss is the mean cross-entropy. Subtracting the largest logit first keeps the exponential from
+# overflowing, and changes nothing else ([tutorial 3](03_lenet5.py) has the details).
 
 
 # %%
@@ -485,7 +489,7 @@ def mean_loss(parameters, x, targets):
 
 dataset = data(train=1000 if SMALL else 5000)
 epochs = 4 if SMALL else 10
-hidden, batch, rate = 32, 50, 0.2
+hidden, batch, learning_rate = 32, 50, 0.2
 
 
 def columns(images):
@@ -497,10 +501,11 @@ start = [rng.standard_normal((hidden, 784)) / 28, np.zeros((hidden, 1)),
          rng.standard_normal((10, hidden)) / hidden**0.5, np.zeros((10, 1))]  # fmt: skip
 
 # %% [markdown]
-# First the check, on a few images, in the way of the section before. To vary every one of the
-# parameters is not needed. The derivative along a *random direction* $d$ must be the gradient times
-# $d$. In exact arithmetic a gradient that is wrong anywhere fails this with probability one; with a
-# tolerance, one that is wrong by much more than that is hardly ever missed, and less is not seen.
+# First we check the gradient on a few images, by central differences. We need not vary every
+# parameter: the derivative along a *random direction* $d$ must be the gradient times $d$. In exact
+# arithmetic, a gradient that is wrong anywhere fails this check with probability one. With a
+# tolerance, the check finds nearly every error that is much larger than the tolerance, and misses
+# errors below it.
 
 # %%
 few, answers = images[:, :8], targets[:, :8]
@@ -519,8 +524,8 @@ print(f"{analytic:.9f} by the tape, {numeric:.9f} by central differences")
 assert abs(numeric - analytic) < 1e-6 * (1 + abs(numeric))
 
 # %% [markdown]
-# Then the loop: a batch, its loss, the gradients, and a step against them. `kind` is the class of
-# the parameters, so that the same loop will serve for minidiff.
+# Then the loop: take a batch, compute its loss and the gradients, and step against them. `kind` is
+# the class of the parameters, so that the same loop will serve for minidiff.
 
 
 # %%
@@ -534,7 +539,7 @@ def train(kind):
                 p.grad = None
             loss.backward()
             for p in parameters:
-                p.data -= rate * p.grad
+                p.data -= learning_rate * p.grad
             losses.append(loss.data.item())
     return parameters, np.array(losses)
 
@@ -552,11 +557,11 @@ assert error < 0.25
 assert losses[-20:].mean() < losses[0] / 2
 
 # %% [markdown]
-# ## The same numbers from minidiff
+# ## The same network in minidiff
 #
 # A {py:class}`minidiff.Tensor` is such an object: it has `.data`, `.grad`, `backward()` and the
-# operators. {py:class}`minidiff.nn.Parameter` is one that asks for a gradient. So `mean_loss` and
-# `train` above take it as they are.
+# operators. A {py:class}`minidiff.nn.Parameter` is a tensor that requires a gradient. So
+# `mean_loss` and `train` above work with it, unchanged.
 
 # %%
 parameters = [md.nn.Parameter(values) for values in start]
@@ -575,29 +580,30 @@ print(f"the losses of all steps differ by at most {apart:.1e}")
 assert apart < 1e-8
 
 # %% [markdown]
-# Where we have a list of pairs, minidiff has an {py:class}`Op <minidiff.engine.tensor.Op>`: a class
-# with `forward` beside `backward`. What backward will need, forward leaves on `self`. Backward
-# returns a gradient for each input, and an op's author need not think of broadcasting, as the tape
-# undoes it. {py:func}`minidiff.gradcheck` is the check from above: float64, central differences,
-# random directions, and single elements where they are few. Here is the activation $x\,\sigma(x)$
-# ($\sigma$ the logistic sigmoid) with a mistake in it, and without.
+# Where we have a list of pairs, minidiff has an {py:class}`minidiff.Op`: a class with `forward`
+# beside `backward`. `forward` stores on `self` what `backward` will need. `backward` returns the
+# gradient of each input, or just the one array if there is one input. It need not think of
+# broadcasting, which the tape undoes. {py:func}`minidiff.apply` applies an op to tensors and
+# records it on the tape; each application takes a new object.
+#
+# {py:func}`minidiff.gradcheck` is the check from above: float64, central differences, random
+# directions, and single elements where they are few. Here is the activation $x\,\sigma(x)$
+# ($\sigma$ the logistic sigmoid), once right and once with a mistake.
+
 
 # %%
-from minidiff.engine.tensor import Op
-
-
-class Swish(Op):
+class Swish(md.Op):
     def forward(self, x):
         self.x, self.s = x, 1 / (1 + np.exp(-x))
         return x * self.s
 
     def backward(self, grad):
-        return (grad * (self.s + self.x * self.s * (1 - self.s)),)
+        return grad * (self.s + self.x * self.s * (1 - self.s))
 
 
 class Careless(Swish):
     def backward(self, grad):
-        return (grad * self.s,)  # as if s were a constant
+        return grad * self.s  # as if s were a constant
 
 
 def refused(call):
@@ -610,21 +616,21 @@ def refused(call):
 
 
 x = md.Tensor(rng.standard_normal((3, 4)), requires_grad=True)
-refused(lambda: md.gradcheck(lambda x: Careless()(x), [x]))
-assert md.gradcheck(lambda x: Swish()(x), [x])
+refused(lambda: md.gradcheck(lambda x: md.apply(Careless(), x), [x]))
+assert md.gradcheck(lambda x: md.apply(Swish(), x), [x])
 
 # %% [markdown]
-# **Exercise 01.softplus.** Write the op $\log(1 + e^x)$. It is about $x$ for a large $x$ and must
-# not overflow there, not even by way of a warning.
+# **Exercise 01.softplus.** Write the op $\log(1 + e^x)$. For a large $x$ it is about $x$. It must
+# not overflow there, and must not make NumPy warn.
 
 
 # %%
-class Softplus(Op):
+class Softplus(md.Op):
     def forward(self, x):
         return x
 
     def backward(self, grad):
-        return (grad,)
+        return grad
 
 
 check("01.softplus", Softplus)
@@ -632,11 +638,12 @@ check("01.softplus", Softplus)
 # %% [markdown]
 # ## What minidiff adds, and why
 #
-# Each item below is a wrong result that cannot happen unnoticed, or a cost that is not paid.
+# Each item below prevents a wrong result, or saves time or memory.
 #
-# **A second backward is right.** `Scalar` keeps gradients on every number. If backward runs once
-# more, for instance because two losses share a part, those between still hold the old ones and pass
-# them on again. In `Var` and in minidiff they live no longer than the call.
+# **A second backward is right.** `Scalar` stores a gradient on every number. Suppose backward runs
+# once more, for instance because two losses share some numbers. Then the numbers in between still
+# hold their old gradients, and pass them on again. In `Var` and in minidiff, the gradients of these
+# numbers exist only during the call.
 
 # %%
 w, x, a, y = diamond()
@@ -651,10 +658,10 @@ assert w.grad != 16
 assert leaf.grad == 16
 
 # %% [markdown]
-# **Results are read-only, and leaves count their versions.** A product keeps its factors for later.
-# If one is changed in place between forward and backward, `Var` computes with what it finds.
-# minidiff refuses: what is on the tape cannot be written to, and a leaf that was changed in place
-# (as an optimiser does) is noticed.
+# **Results are read-only, and leaves count their versions.** A product stores its factors for
+# backward. If a factor is changed in place between forward and backward, `Var` computes a wrong
+# gradient. minidiff refuses: results on the tape are read-only, and backward notices a leaf that
+# was changed in place, as an optimiser does.
 
 # %%
 ours, leaf = Var([1.0, 2.0]), md.Tensor(np.array([1.0, 2.0]), requires_grad=True)
@@ -674,10 +681,11 @@ def write():
 refused(write)
 
 # %% [markdown]
-# **Depth costs nothing, and what needs no gradient leaves nothing.** The order is the one above, so
-# a chain may be as long as memory allows. The tape holds only what a gradient is asked for: under
-# {py:func}`minidiff.no_grad` nothing is recorded, so that evaluation does not keep every layer's
-# output alive.
+# **Depth costs nothing.** The order is the one above, so a chain may be as long as memory allows.
+#
+# **Only gradients need a tape.** An op is recorded only if an input requires a gradient. Under
+# {py:func}`minidiff.no_grad` nothing is recorded, so evaluation does not keep the output of every
+# layer in memory.
 
 # %%
 leaf = md.Tensor(np.array(1.0), requires_grad=True)
@@ -689,8 +697,8 @@ assert leaf.grad == 50_001
 
 with md.no_grad():
     loss = mean_loss(retrained, few, answers)
-assert loss.creator is None
-assert mean_loss(retrained, few, answers).creator is not None
+assert loss.node is None  # nothing on the tape
+assert mean_loss(retrained, few, answers).node is not None
 
 # %% [markdown]
 # **float32 stays float32.** Integers and plain numbers take the type of the tensor they meet. In
@@ -704,9 +712,10 @@ assert np.result_type(np.ones(3, np.float32), np.arange(3)) == np.float64
 # %% [markdown]
 # ## What next
 #
-# All of it is in `minidiff/engine/tensor.py`, which has one more idea: a tensor may say which of
-# its slices are constant zeros, and then they are not computed. Later tutorials live on that. But
-# first, what takes the time: [tutorial 2](02_convolution.py) makes a convolution fast.
+# The tape is in `minidiff/engine/tensor.py`, and the ops behind the operators are in
+# `minidiff/engine/op.py`. They have one more idea: a tensor may list its *live rows*. All its other
+# rows are constant zeros, and are not computed. Pruning builds on this. But first,
+# [tutorial 2](02_convolution.py) makes a convolution fast, which takes most of the time.
 #
 # ### Solutions
 
@@ -735,14 +744,14 @@ class Dual:
 assert check("01.dual", lambda f, x: (Dual(0.0) + f(Dual(x, 1.0))).slope)
 
 
-class StableSoftplus(Op):
+class StableSoftplus(md.Op):
     def forward(self, x):
         self.small = np.exp(-abs(x))  # at most 1
         self.positive = x > 0
         return np.maximum(x, 0) + np.log1p(self.small)
 
     def backward(self, grad):
-        return (grad * np.where(self.positive, 1, self.small) / (1 + self.small),)
+        return grad * np.where(self.positive, 1, self.small) / (1 + self.small)
 
 
 assert check("01.softplus", StableSoftplus)

@@ -2,15 +2,15 @@
 # # 2. Convolution, fast
 #
 # Nearly all arithmetic of a convolutional network is in layers that multiply and add. This tutorial
-# takes one convolution of LeNet5 from seven loops in Python to the way in which minidiff computes
-# it, and holds each step against what a core of this machine can do at most.
+# takes one convolution of LeNet5 from seven loops in Python to the kernel of minidiff. It compares
+# each version with the most that a core of this machine can do.
 #
-# - **You will do**: write a convolution six times, check each against the first, time it, draw
-#   which addresses its inner loop touches, and keep a tile of sums in registers.
+# - **You will do**: write a convolution six times, check each version against the first, time it,
+#   draw which addresses its inner loop touches, and keep a tile of sums in registers.
 # - **You will learn**: what limits a loop (the interpreter, memory, or arithmetic), why the batch
 #   is the last axis in minidiff, and how any stride and padding become two lists of numbers.
-# - **You need**: NumPy, and a rough idea of caches and vector instructions. No data: the time does
-#   not depend on what images show.
+# - **You need**: NumPy, and a rough idea of caches and vector instructions. No data, as the time
+#   does not depend on the images.
 
 # %%
 import itertools
@@ -28,7 +28,8 @@ from support import SMALL, check
 from threadpoolctl import threadpool_limits
 
 import minidiff as md
-from minidiff.engine import kernels, memory
+from minidiff.cli.bench import kernel_calls
+from minidiff.engine import arrays, kernels
 from minidiff.engine.compiled import FASTMATH
 
 rng = np.random.default_rng(0)
@@ -45,13 +46,13 @@ one_thread = threadpool_limits(1, "blas")
 # $$ y_{n,o,i,j} = \sum_{c} \sum_{k} \sum_{l} w_{o,c,k,l} \; x_{n,c,i+k,j+l} . $$
 #
 # Here $n$ runs over samples and $c$ over *channels*. Each of the 50 *filters* $o$ makes one channel
-# of the output, of 8x8 places (P, Q below). As the kernel is not mirrored, mathematicians call it a
-# correlation; hence the name `correlate` later.
+# of the output, with 8x8 positions (P, Q below). As the kernel is not mirrored, mathematicians call
+# this a correlation; hence the name `correlate` later.
 #
-# Each term is a multiplication and an addition, so the work is twice the number of terms. Divided
-# by the time it gives a *rate*, in GFLOP/s, that can be compared across sizes and with the machine.
-# Other work on the machine must not count, so the clock is that of the process: it stands still
-# while others have the core.
+# Each term is a multiplication and an addition, so the work is twice the number of terms. The work
+# divided by the time is a *rate* in GFLOP/s, which can be compared across sizes and with the
+# machine. Other work on the machine must not count, so we use the clock of this process. It stands
+# still while others have the core.
 
 # %%
 samples = 32 if SMALL else 128
@@ -62,7 +63,7 @@ work = 2 * weight[0].size * out.size
 print(f"{samples} samples: {work / 1e9:.3f} GFLOP, {x.nbytes / 1e6:.2f} MB of input")
 
 
-# What the core did for us; Windows counts that in steps too large for this.
+# The clock of the process; on Windows its ticks are too long.
 clock = time.perf_counter if sys.platform == "win32" else time.process_time
 
 
@@ -85,37 +86,24 @@ def seconds(call, pick=statistics.median, clock=clock):
 # %% [markdown]
 # What can the core do? One measure is NumPy's matrix multiplication, which many people have made
 # fast. Another is a loop of multiply-adds on numbers that never leave the registers. That is the
-# peak: nothing useful can be faster. As it is to be a limit, its fastest call counts.
+# *peak*: no useful loop can be faster. As it is a limit, its fastest call counts. `minidiff bench`
+# has both loops.
 
 # %%
-size = 512 if SMALL else 1024
-a, b, c = (rng.standard_normal((size, size), dtype=np.float32) for _ in range(3))
-tile, rounds = np.zeros((16, kernels.TILE), np.float32), 2000
-
-
-def matmul():
-    np.matmul(a, b, out=c)
-
-
-def peak():
-    kernels.multiply_add(rounds, tile)
-
-
-limits = {
-    "matmul": (matmul, 2 * size**3),
-    "peak": (peak, 2 * kernels.ROWS * rounds * tile.size),
-}
-print(f"matmul: {limits['matmul'][1] / seconds(matmul) / 1e9:.0f} GFLOP/s on one core")
-print(f"peak: {limits['peak'][1] / seconds(peak, pick=min) / 1e9:.0f} GFLOP/s on one core")
+calls = kernel_calls()
+limits = {name: (calls[name][1], calls[name][0]) for name in ("matmul", "peak")}  # call, work
+for name, pick in (("matmul", statistics.median), ("peak", min)):
+    call, operations = limits[name]
+    print(f"{name}: {operations / seconds(call, pick) / 1e9:.0f} GFLOP/s on one core")
 
 # %% [markdown]
-# The times below are medians of calls that follow a first one, whose time is told apart: it fills
-# the caches and, with Numba, compiles. Every version must give the numbers of the first one, for
-# this layer and for a small one of odd sizes.
+# The times below are medians. The first call is timed separately: it fills the caches and, with
+# Numba, compiles. Every version must give the same result as the first, for this layer and for a
+# small one of odd sizes.
 #
 # ## Seven loops
 #
-# The definition, written out. In float64 it is also the measure of what is right.
+# This is the definition, written out. In float64 it is also our reference.
 
 
 # %%
@@ -134,7 +122,7 @@ def seven_loops(x, weight, out):
 
 small = rng.standard_normal((16, 3, 7, 6), dtype=np.float32)
 small_weight = rng.standard_normal((7, 3, 3, 2), dtype=np.float32)
-cases = []  # inputs, and what is right for the first samples
+cases = []  # inputs, and the right output for the first samples
 for images, filters, count in ((small, small_weight, 16), (x, weight, 1)):
     tall, wide = np.subtract(images.shape[2:], filters.shape[2:]) + 1
     right = np.empty((count, len(filters), tall, wide))
@@ -143,22 +131,19 @@ for images, filters, count in ((small, small_weight, 16), (x, weight, 1)):
 
 # %% [markdown]
 # `verify` runs a version on both, and `measure` times it. Versions that have the batch last take
-# (C, H, W, N) and give (O, P, Q, N), and to transpose is not part of their time: in a network it is
-# done once, at the door.
+# (C, H, W, N) and return (O, P, Q, N). Transposing is not part of their time: a network transposes
+# its inputs once, before the first layer.
 
 
 # %%
 def batch_last(array):  # aligned to 64 bytes, so that no vector crosses a cache line
-    moved = np.moveaxis(array, 0, -1)
-    out = memory.empty(moved.shape, array.dtype)
-    out[...] = moved
-    return out
+    return arrays.aligned(np.moveaxis(array, 0, -1))
 
 
 def verify(convolve, last=False):
     for images, filters, right in cases:
         shape = (len(images), *right.shape[1:])
-        result = memory.empty((*shape[1:], shape[0]) if last else shape, np.float32)
+        result = arrays.empty((*shape[1:], shape[0]) if last else shape, np.float32)
         convolve(batch_last(images) if last else images, filters, result)
         result = np.moveaxis(result, -1, 0) if last else result
         assert np.allclose(result[: len(right)], right, rtol=0, atol=1e-3)
@@ -180,16 +165,16 @@ def measure(name, call, work=work):
 measure("seven loops, Python", lambda: seven_loops(x[:1], weight, out[:1]), work / samples)
 
 # %% [markdown]
-# One sample is all that we have patience for. Python spends its time on finding out, for each
-# multiplication anew, what types it deals with, and on making an object of each number.
+# We have no patience for more than one sample. For each multiplication Python looks up the types of
+# both numbers again, and makes an object of the result.
 #
 # ## NumPy: a product of matrices
 #
-# NumPy makes the decisions once for a whole array. What array operation is a convolution? Give each
-# output place its own window of the input, and it is a sum of products over c, k and l. The windows
-# need no memory of their own. An array is an address, a shape, and *strides*: how far to go for the
-# next element of each axis. To step down within a window is the same move as to step to the window
-# below, so the strides of the image are used twice.
+# NumPy looks up types once for a whole array. Which array operation is a convolution? Each output
+# position has its own window of the input, and is a sum of products over c, k and l. The windows
+# need no memory of their own. An array is an address, a shape, and *strides*: how far it is to the
+# next element along each axis. One step down within a window is as far as the step to the window
+# below, so the windows use the strides of the image twice.
 
 # %%
 strided = np.lib.stride_tricks.as_strided(
@@ -223,24 +208,24 @@ measure("NumPy, im2col and matmul", lambda: by_matmul(x, weight, out))
 
 # %% [markdown]
 # `einsum` walks the windows with a loop in C. The second version copies them into a matrix
-# (*im2col*, Chellapilla et al. 2006), and leaves the rest to matrix multiplication. Its price is
-# the copy, which does no arithmetic and writes many times the input:
+# (*im2col*, Chellapilla et al. 2006), and leaves the rest to matrix multiplication. The copy is its
+# cost: it does no arithmetic, and writes many times the size of the input.
 
 # %%
 columns = windows.transpose(0, 1, 4, 5, 2, 3)
 copying = seconds(lambda: np.ascontiguousarray(columns))
 whole = seconds(lambda: by_matmul(x, weight, out))
-print(f"copying takes {copying / whole:.0%} of it, and {columns.nbytes / 1e6:.1f} MB")
+print(f"copying takes {copying / whole:.0%} of the time, and {columns.nbytes / 1e6:.1f} MB")
 assert columns.nbytes > 10 * x.nbytes
 
 # %% [markdown]
 # ## Numba: the same loops
 #
 # Numba compiles a function when it is first called, for the types it is called with. We give it
-# `seven_loops` as it stands, and permissions that C compilers ask for as well. Two of them matter
-# here. Sums may be reordered (`reassoc`), for without that a vector of partial sums is forbidden;
-# and a multiplication and an addition may become one instruction (`contract`). NaN and infinity
-# keep their meaning.
+# `seven_loops` unchanged, and permissions that C compilers ask for as well. Two of them matter
+# here. Sums may be reordered (`reassoc`); without this the compiler may not use a vector of partial
+# sums. And a multiplication and an addition may become one instruction (`contract`). NaN and
+# infinity keep their meaning.
 
 # %%
 fast = njit(fastmath=FASTMATH, error_model="numpy")
@@ -250,11 +235,11 @@ measure("seven loops, Numba", lambda: compiled_loops(x, weight, out))
 verify(compiled_loops)
 
 # %% [markdown]
-# The time of the interpreter is gone, and the limit is still far. The innermost loop has five
-# steps, then the address jumps; a run of five numbers is an awkward one for vectors of 4, 8 or 16,
-# and all of them go into a single sum. To see where the numbers lie, ask the strides. Here are the
-# first 64 multiply-adds of the loops as they are, and with the batch last, where the innermost loop
-# runs over samples.
+# The interpreter's time is gone, but the limit is still far away. The innermost loop has five
+# steps, then the address jumps. Five numbers do not fill vectors of 4, 8 or 16 evenly, and all of
+# them go into a single sum. The strides tell where the numbers lie. Here are the first 64
+# multiply-adds of these loops, and of loops with the batch last, where the innermost loop runs over
+# samples.
 
 
 # %%
@@ -264,12 +249,12 @@ def addresses(strides, sizes, count=64):
     return np.array(strides) // x.itemsize @ index
 
 
-x_last, out_last = batch_last(x), memory.empty((50, 8, 8, samples), np.float32)
+x_last, out_last = batch_last(x), arrays.empty((50, 8, 8, samples), np.float32)
 touched = {
     "channels first": addresses(x.strides[1:], (20, 5, 5)),  # c, k, l
     "batch last": addresses(x_last.strides, (20, 5, 5, samples)),  # c, k, l, n
 }
-line, runs = 64 // x.itemsize, {}  # numbers in a cache line; the runs of neighbours
+line, runs = 64 // x.itemsize, {}  # numbers in a cache line; lengths of contiguous runs
 for name, where in touched.items():
     lines = len(set(where // line))
     runs[name] = np.diff(np.flatnonzero(np.diff(where, prepend=-2, append=-2) != 1))
@@ -278,7 +263,7 @@ assert (runs["channels first"] <= 5).all()
 assert (runs["batch last"] >= 32).all()
 
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Two grids of memory, 16 numbers in a row, a row for each cache line. Channels first: short pieces of five cells, scattered over the rows. Batch last: full rows, touched from left to right.", "width": "520px"}, "figure": {"caption": "Memory of x, a cache line of 64 bytes in each row. Coloured: what the first 64 multiply-adds read, dark first and bright last."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Two grids of memory, 16 numbers in a row, a row for each cache line. Channels first: short pieces of five cells, scattered over the rows. Batch last: full rows, touched from left to right.", "width": "520px"}, "figure": {"caption": "Memory of x, a cache line of 64 bytes in each row. Coloured: the numbers that the first 64 multiply-adds read, dark first and bright last."}}
 rows = max(where.max() for where in touched.values()) // line + 1
 figure, panels = plt.subplots(1, 2, figsize=(5.2, 4.2), sharey=True, layout="constrained")
 for axes, (name, where) in zip(panels, touched.items(), strict=True):
@@ -293,10 +278,10 @@ plt.show()
 # %% [markdown]
 # ## The batch last
 #
-# With the batch as the last axis, one channel at one place is a run of neighbours, one number for
-# each sample. The loop over samples goes inside. It is as long as the batch, whatever the number of
-# channels and the size of the kernel, it needs no sum across a vector, and weights do not depend on
-# it.
+# With the batch as the last axis, one channel at one position is a contiguous run of numbers, one
+# for each sample. The loop over samples becomes the innermost one. It is as long as the batch,
+# whatever the number of channels and the size of the kernel. It needs no sum across a vector, and
+# uses the same weight at each step.
 
 
 # %%
@@ -318,15 +303,16 @@ measure("batch last, Numba", lambda: compiled_last(x_last, weight, out_last))
 verify(compiled_last, last=True)
 
 # %% [markdown]
-# Now vectors are full, and something else is in the way. For each multiply-add of a vector the core
-# loads the numbers of x, loads the sums, and stores the sums. Arithmetic units wait for that.
+# Now vectors are full, and memory is the limit. For each multiply-add of a vector the core loads
+# the numbers of x, loads the sums, and stores the sums. The arithmetic units wait for these loads
+# and stores.
 #
 # ## Sums in registers
 #
 # Fast matrix multiplication has the remedy (Goto and van de Geijn 2008): keep a *tile* of sums in
-# registers while the loop goes over all terms of these sums, and use each number that is loaded
-# several times. Take 5 filters, and as many samples and places in a row as fill a few vectors. Each
-# number of x then serves 5 filters, each weight a whole row of vectors, and a sum is stored once,
+# registers while the loop goes over all terms of these sums, and use each loaded number several
+# times. Take 5 filters, and as many samples and positions in a row as fill a few vectors. Then each
+# number of x serves 5 filters, each weight serves a whole row of vectors, and a sum is stored once,
 # when it is complete.
 
 # %%
@@ -339,11 +325,12 @@ print("batch last: 2 loads and a store for each of them")
 assert loads / (ROWS * vectors) < 1
 
 # %% [markdown]
-# How does one tell a compiler to use registers? A NumPy array lies in memory that others might see,
-# so what is written there must be written. Take instead a small array on the *stack*, which nobody
-# else can see. Once its short loops are unrolled, every index into it is a constant, and the
-# compiler treats its elements as separate variables and keeps them in registers. Numba has no word
-# for this; an *intrinsic*, a function that emits the compiler's own instructions, supplies it.
+# How do we tell a compiler to use registers? A NumPy array lies in memory that other code might
+# read, so the compiler must store every value there. Take instead a small array on the *stack*,
+# which no other code can reach. Once the short loops over it are unrolled, every index is a
+# constant. Then the compiler treats the elements as separate variables and keeps them in registers.
+# Numba has no function for this, so we write an *intrinsic*: a function that emits the compiler's
+# own instructions.
 
 
 # %%
@@ -359,10 +346,10 @@ def registers(typingctx, like):
 
 
 # %% [markdown]
-# The rest is plain Numba. Arrays are flat; `at[p]` says where the p-th term of a sum finds its x.
-# Two things can be switched off, to see what they are good for: the registers, and unsigned
-# indices. A signed index may be negative, and then counts from the end; Numba provides for that
-# with a comparison and a choice each time, in the innermost loop too.
+# The rest is plain Numba. Arrays are flat; `at[p]` is the address in x of the p-th term of a sum.
+# Two things can be switched off, to see their effect: the registers, and unsigned indices. A signed
+# index may be negative, and then counts from the end. So Numba compares each signed index with 0,
+# in the innermost loop too.
 
 
 # %%
@@ -391,10 +378,10 @@ def tile_kernel(in_registers, index):
 
 
 # %% [markdown]
-# Around it run the loops over tiles. With the batch last, a whole row of output places is one run
-# of memory, in x as well as in the output, and is cut into tiles without regard to where a place
-# ends. The last tile of a run, and the last block of filters, overlap the ones before, so that none
-# is narrower than the others.
+# Around it run the loops over tiles. With the batch last, a whole row of output positions is
+# contiguous in memory, in x as well as in the output. It is cut into tiles, which may begin or end
+# in the middle of a position. The last tile of a row, and the last block of filters, overlap the
+# ones before, so that all have the same size.
 
 
 # %%
@@ -404,8 +391,8 @@ def tiled(in_registers=True, index=np.uint64):
     @fast
     def convolve(x, weight, out):
         (filters, channels, tall, wide), samples = weight.shape, x.shape[3]
-        line, run = x.shape[2] * samples, out.shape[2] * samples
-        terms, plane = channels * tall * wide, out.shape[1] * run
+        line, row = x.shape[2] * samples, out.shape[2] * samples
+        terms, plane = channels * tall * wide, out.shape[1] * row
         at, p = np.empty(terms, index), 0
         for c in range(channels):
             for k in range(tall):
@@ -416,9 +403,9 @@ def tiled(in_registers=True, index=np.uint64):
         for block in range(0, filters, ROWS):
             o = min(block, filters - ROWS)
             for i in range(out.shape[1]):
-                for begin in range(0, run, TILE):
-                    s = min(begin, run - TILE)
-                    to = o * plane + i * run + s
+                for begin in range(0, row, TILE):
+                    s = min(begin, row - TILE)
+                    to = o * plane + i * row + s
                     compute_tile(
                         flat_x, flat_weight, flat_out, index(i * line + s), at,
                         index(o * terms), index(terms), index(to), index(plane),
@@ -437,49 +424,48 @@ for name, convolve in variants.items():
     verify(convolve, last=True)
 
 # %% [markdown]
-# ## Any stride, any padding: runs and parts
+# ## Any stride, any padding: taps and spans
 #
-# The tile never asks what a convolution is. It wants a list of where the terms of its sums are. So
-# minidiff makes the list data. A *part* says: through this place of the kernel I see that place of
-# the input. Neighbouring output places that see alike form a *run*. Where the kernel hangs over the
-# edge, what padding hides is absent from the list. Here is an image of one row of five places, a
-# kernel of three, and padding of one:
+# The tile does not depend on what a convolution is. It needs a list of the addresses of the terms
+# of its sums. So minidiff stores this list as data. A *tap* pairs a kernel position with the input
+# position that an output position reads through it. Neighbouring output positions with the same
+# taps form a *span*. Where the kernel hangs over the edge, taps that would read padding are absent.
+# Here is an image of one row of five positions, a kernel of three, and padding of one:
 
 
 # %%
-def explain(geometry, verb):
-    runs = geometry.runs.tolist()
-    for (first, count, part), (_, _, end) in itertools.pairwise(runs):
-        pairs = [f"{place} through {kernel}" for place, kernel in geometry.parts[part:end]]
-        print(f"  {first}..{first + count - 1}: {first} {verb} {', '.join(pairs)}")
+def explain(position_map, verb):
+    for (first, count, tap), (_, _, end) in itertools.pairwise(position_map.spans.tolist()):
+        taps = [f"{at} through {kernel}" for at, kernel in position_map.taps[tap:end]]
+        print(f"  {first}..{first + count - 1}: {first} {verb} {', '.join(taps)}")
 
 
-seen, seeing = kernels.geometry((1, 5), (1, 3), (1, 1), (0, 1))
-print("outputs, and the inputs that the first of a run sees:")
-explain(seen, "sees")
-print("inputs, and the outputs that see the first of a run:")
-explain(seeing, "is seen by")
-assert seen.runs[:-1, 1].tolist() == [1, 3, 1]
+forward_map, backward_map = kernels.position_maps((1, 5), (1, 3), (1, 1), (0, 1))
+print("forward map: spans of outputs, and the inputs that the first output reads")
+explain(forward_map, "reads")
+print("backward map: spans of inputs, and the outputs that read the first input")
+explain(backward_map, "is read by")
+assert forward_map.spans[:-1, 1].tolist() == [1, 3, 1]
 
 # %% [markdown]
-# One function makes both lists, from both sides. The second describes the *gradient of the input*:
-# each input place collects from the outputs that saw it, summed over *filters*, so there the weight
-# is read with its first two axes swapped (the third argument). A dense layer has a single output
-# place, which sees each feature as an input place of its own. So one kernel, `correlate` in
-# `minidiff/engine/kernels.py`, computes all of these. It is the tile from above, with loops over
-# channels and parts, and blocks of 3 or 4 filters where 5 do not divide them. (Its first call may
-# be short: once compiled it is kept on disk.)
+# One function makes both maps. The *backward map* describes the *gradient of the input*: each input
+# position collects from the outputs that read it, summed over *filters*. There the weight is read
+# with its first two axes swapped (the third argument). A dense layer has a single output position,
+# with one tap for each feature. So one kernel, `correlate` in `minidiff/engine/kernels.py`,
+# computes all three. It is the tile from above, with loops over channels and taps, and with blocks
+# of 3 or 4 filters where the number of filters is no multiple of 5. (Its first call may be short,
+# as its compiled code is cached on disk.)
 
 
 # %%
 def correlate(x, weight, out, stride=(1, 1), padding=(0, 0), channels=None):
-    seen, _ = kernels.geometry(x.shape[1:3], weight.shape[2:], stride, padding)
+    forward_map, _ = kernels.position_maps(x.shape[1:3], weight.shape[2:], stride, padding)
     kernels.correlate(
-        memory.rows(x), weight.reshape(*weight.shape[:2], -1), False,  # not swapped
+        arrays.matrix(x), weight.reshape(*weight.shape[:2], -1), False,  # not swapped
         np.zeros(len(weight), np.float32),  # the bias
-        np.arange(len(x)) if channels is None else channels,  # which to sum over
-        np.arange(len(weight)),  # which to compute
-        seen.runs, seen.parts, x.shape[3], memory.rows(out),
+        np.arange(len(x)) if channels is None else channels,  # which channels to sum over
+        np.arange(len(weight)),  # which filters to compute
+        forward_map.spans, forward_map.taps, x.shape[3], arrays.matrix(out),
     )  # fmt: skip
 
 
@@ -494,9 +480,10 @@ correlate(batch_last(small), small_weight, result, stride=(2, 2), padding=(1, 1)
 assert np.allclose(np.moveaxis(result, -1, 0), right[:, :, ::2, ::2], rtol=0, atol=1e-3)
 
 # %% [markdown]
-# The list of channels is data as well. To leave out every other channel is to give a shorter list:
-# the result is what zeros would have given, and half of the terms are not computed. Pruning will
-# use such lists for inputs and for outputs, forward and backward ([tutorial 7](07_compaction.py)).
+# The list of channels is data as well. A shorter list leaves channels out. Here we leave out every
+# other channel: the result is the same as with zeros in these channels, and half of the terms are
+# not computed. Pruning uses such lists for inputs and for outputs, forward and backward
+# ([tutorial 7](07_compaction.py)).
 
 # %%
 half, zeroed = np.arange(0, 20, 2), x_last.copy()
@@ -512,8 +499,8 @@ print(f"half of the channels take {share:.0%} of the time")
 # %% [markdown]
 # ## All of it, side by side
 #
-# A machine that does other things as well, or grows hot, is faster at one moment than at the next.
-# What is to be compared must run in turns, and medians are compared. So we do it once more.
+# A busy or hot machine is faster at one moment than at the next. So a fair comparison runs all
+# versions in turns, and compares medians. We time all versions once more.
 
 
 # %%
@@ -547,14 +534,14 @@ axes.spines[["top", "right"]].set_visible(False)
 plt.show()
 
 # %% [markdown]
-# In each bar are the same multiplications and additions. What differs is who decides (the
-# interpreter or the compiler), in which order memory is read, and where the sums are kept.
+# All bars do the same multiplications and additions. They differ in who looks up the types (the
+# interpreter or the compiler), in the order in which memory is read, and in where the sums are
+# stored.
 #
 # ## Threads
 #
-# All this was one core. Outputs can be shared out among several, and that is the only thing which
-# minidiff's threads share out, never the terms of a sum. So each sum is computed by one thread in
-# one order, and results have the same bits at any number of threads.
+# All this was one core. minidiff's threads share out outputs, never the terms of a sum. So each sum
+# is computed by one thread in one order, and results are bit-identical at any number of threads.
 
 # %%
 correlate(x_last, weight, out_last)
@@ -562,19 +549,20 @@ alone = out_last.copy()
 numba.set_num_threads(threads)
 correlate(x_last, weight, out_last)
 assert np.array_equal(alone, out_last)
-# The clock on the wall: that of the process adds up the time of all threads.
+# Wall-clock time, as the clock of the process adds up the time of all threads.
 taken = seconds(lambda: correlate(x_last, weight, out_last), clock=time.perf_counter)
 print(f"threads: {threads}; {1000 * taken:.3f} ms, {work / taken / 1e9:.0f} GFLOP/s")
-print("and the same bits as with one")
+print("bit-identical to the result of one thread")
 
 # %% [markdown]
-# In a network all of this is {py:func}`minidiff.ops.conv2d`, forward and backward. Since a
-# convolution is linear in x, its gradient can be checked without any small step: for any arrays g
-# and x, the product of g with the output must be that of the gradient with x.
+# In a network all of this is {py:func}`minidiff.functional.conv2d`, forward and backward. Since a
+# convolution is linear in x, its gradient can be checked without finite differences. Let $g$ be any
+# gradient of the output $y$, and $g_x$ the gradient of x that it leads to. Then the inner product
+# of $g$ and $y$ must equal the inner product of $g_x$ and $x$.
 
 # %%
 leaf = md.Tensor(x_last.astype(np.float64), requires_grad=True)
-y = md.ops.conv2d(leaf, weight.astype(np.float64))
+y = md.functional.conv2d(leaf, weight.astype(np.float64))
 g = rng.standard_normal(y.shape)
 y.backward(g)
 assert np.allclose(y.data, alone, rtol=0, atol=1e-3)
@@ -584,8 +572,8 @@ assert np.isclose(np.vdot(g, y.data), np.vdot(leaf.grad, x_last), rtol=1e-9)
 # ## Exercises
 #
 # **Exercise 02.windows.** Write a view of all 2-d windows of `x` (N, C, H, W) that are `stride`
-# apart, of shape (N, C, P, Q, size, size), by `as_strided`: no copy, and nothing beyond the end of
-# `x`.
+# apart, of shape (N, C, P, Q, size, size). Use `as_strided`, copy nothing, and do not reach beyond
+# the end of `x`.
 
 
 # %%
@@ -597,7 +585,7 @@ check("02.windows", strided_windows)
 
 # %% [markdown]
 # **Exercise 02.tile.** A tile of $r$ filters by $v$ vectors needs $rv$ registers for sums, $v$ for
-# the numbers of x and one for the weight. It does $rv$ multiply-adds for $r + v$ loads. Which $(r,
+# the numbers of x, and one for the weight. It does $rv$ multiply-adds for $r + v$ loads. Which $(r,
 # v)$ has the fewest loads for each multiply-add, given the number of registers (32 with AVX-512, 16
 # with AVX2)?
 
@@ -624,9 +612,9 @@ check("02.grad_weight", grad_weight)
 # %% [markdown]
 # ## What next
 #
-# `minidiff/engine/kernels.py` has the kernels themselves, among them that of the weight's gradient,
-# and [design](../design.md) tells what else was tried. `minidiff bench` measures
-# the kernels of the whole network. [Tutorial 3](03_lenet5.py) trains it.
+# `minidiff/engine/kernels.py` has the kernels themselves, with the one for the gradient of the
+# weight. [Design](../design.md) says what else was tried. `minidiff bench` measures the kernels of
+# the whole network. [Tutorial 3](03_lenet5.py) trains it.
 #
 # ### Solutions
 
@@ -662,5 +650,5 @@ for count in (32, 16):
     print(f"{count} registers: a tile of {best_tile_solution(count)}")
 
 # %% [markdown]
-# With AVX-512 `kernels.py` takes 4 vectors where 5 would fit: 4 vectors of 16 are 64 samples, and
-# a batch of 128 is two such tiles with nothing left over.
+# With AVX-512, `kernels.py` uses 4 vectors although 5 would fit: 4 vectors of 16 are 64 samples,
+# and a batch of 128 is exactly two such tiles.

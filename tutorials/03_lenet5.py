@@ -1,14 +1,14 @@
 # %% [markdown]
 # # 3. Training LeNet5 with SGD
 #
-# A network is trained by a loop of five lines, and how well depends on what they are given: the
-# loss, the step, and the size of the step. This tutorial writes the loop out, trains LeNet5 on
-# handwritten digits, and looks at what has been learnt and what has not.
+# A loop of five lines trains a network. How well it trains depends on the loss, the step, and the
+# learning rate. This tutorial writes the loop out, trains LeNet5 on handwritten digits, and looks
+# at what the network has learnt and what it has not.
 #
 # - **You will do**: compute the cross-entropy without overflow, race three kinds of SGD down a
-#   narrow valley, train three networks, and look at filters and at digits that are got wrong.
-# - **You will learn**: why momentum and a schedule pay, what held-out and test images are for,
-#   and what it takes to get the same bits twice.
+#   narrow valley, train three networks, and look at filters and at misclassified digits.
+# - **You will learn**: why momentum and a schedule help, what validation and test images are for,
+#   and what makes training bit-identical when it is repeated.
 # - **You need**: [tutorial 1](01_tape.py) and [tutorial 2](02_convolution.py).
 
 # %%
@@ -19,6 +19,7 @@ from matplotlib.ticker import LogLocator
 from support import SMALL, check, data
 
 import minidiff as md
+from minidiff import functional as F
 from minidiff.data.batches import batches
 from minidiff.data.datasets import Split
 from minidiff.engine.optim import SGD, ParameterGroup, cosine
@@ -28,32 +29,33 @@ scale = {"mean": dataset.mean, "std": dataset.std}
 few = len(dataset.train) < 5_000
 BATCH = 64 if few else 128
 EPOCHS = 6 if SMALL else 20 if few else 8
-part = slice(1_000 if SMALL else None)
-validation = Split(dataset.validation.images[part], dataset.validation.labels[part])
-print(len(dataset.train), "images to train on,", len(validation), "held out")
+first = slice(1_000 if SMALL else None)
+validation = Split(dataset.validation.images[first], dataset.validation.labels[first])
+print(len(dataset.train), "training images,", len(validation), "validation images")
 
 # %% [markdown]
 # ## The loss
 #
-# For an image the network gives ten numbers, the *logits* $z$. The softmax makes probabilities of
-# them,
+# For each image the network computes ten numbers, the *logits* $z$. The softmax turns them into
+# probabilities,
 #
-# $$p_i = \frac{e^{z_i}}{\sum_j e^{z_j}},$$
+# $$p_i = \frac{e^{z_i}}{\sum_j e^{z_j}}.$$
 #
-# and the loss is minus the logarithm of that of the right class $y$, the *cross-entropy*:
+# The loss is the *cross-entropy*, minus the logarithm of the probability of the right class $y$:
 #
 # $$L = -\log p_y = \log \sum_j e^{z_j} - z_y .$$
 #
-# Step by step, first $p$ and then its logarithm, this breaks down in float32. For a logit of 100
-# the exponential is infinite, and infinite divided by infinite is not a number. And where the
-# right class is far behind, its probability is rounded to 0, whose logarithm is infinite.
+# In float32 this breaks down if we compute first $p$ and then its logarithm. For a logit of 100 the
+# exponential is infinite, and infinity divided by infinity is not a number. And where the logit of
+# the right class is far below the others, its probability is rounded to 0, whose logarithm is
+# infinite.
 
 # %%
 for logits in (np.float32([100, 10, 0]), np.float32([0, 10, 120])):
     with np.errstate(all="ignore"):
         powers = np.exp(logits)
         naive = -np.log(powers / powers.sum())[0]
-    stable = md.ops.cross_entropy(logits[:, None], np.array([0])).item()
+    stable = F.cross_entropy(logits[:, None], np.array([0])).item()
     print(f"logits {logits}, first is right: {naive} step by step, {stable} in minidiff")
     assert not np.isfinite(naive)
     assert stable == max(logits) - logits[0]
@@ -63,31 +65,31 @@ for logits in (np.float32([100, 10, 0]), np.float32([0, 10, 120])):
 #
 # $$\log \sum_j e^{z_j} = m + \log \sum_j e^{z_j - m} .$$
 #
-# Now no exponent is above 0, so nothing overflows; one of them is 0, so the sum is between 1 and
-# the number of classes, and its logarithm is harmless. {py:func}`minidiff.ops.cross_entropy` does
-# this, and so it takes logits, not probabilities.
+# Now no exponent is above 0, so nothing overflows. One exponent is 0, so the sum lies between 1 and
+# the number of classes, and its logarithm is harmless. {py:func}`minidiff.functional.cross_entropy`
+# computes the loss this way, so it takes logits, not probabilities.
 #
-# The gradient is as simple as it can be: $\partial L / \partial z_i = p_i - 1$ for the right
-# class and $p_i$ for the others. No entry is larger than 1, and where the network is sure of a
-# wrong class, two of them are nearly that, however small $p_y$ is.
+# The gradient is simple: $\partial L / \partial z_i = p_i - 1$ for the right class and $p_i$ for
+# the others. No entry is larger than 1 in size. Where the network is sure of a wrong class, two
+# entries are nearly 1 in size, however small $p_y$ is.
 
 # %%
 rng = np.random.default_rng(0)
 z = md.Tensor(rng.standard_normal((10, 4)), requires_grad=True)
 labels = np.array([3, 1, 4, 1])
-loss = md.ops.cross_entropy(z, labels)
+loss = F.cross_entropy(z, labels)
 loss.backward()
-expected = md.ops.softmax(z).data.copy()
+expected = F.softmax(z).data.copy()
 expected[labels, np.arange(4)] -= 1
 assert np.allclose(z.grad, expected / 4)  # the loss is the mean over four images
-print("a guess among ten classes costs log 10 =", round(np.log(10), 3))
+print("a guess among ten classes has a loss of log 10 =", round(np.log(10), 3))
 
 # %% [markdown]
 # ## The loop
 #
-# One generator draws everything that is random, here the initial weights and the order of the
-# images. `batches` runs once over the images, in that order, and gives normalised images of shape
-# (1, 28, 28, N), the batch last.
+# One generator draws everything that is random: here, the initial weights and the order of the
+# images. `batches` runs once over the images, in this order, and yields normalised images of shape
+# (1, 28, 28, N), with the batch last.
 
 
 # %%
@@ -98,7 +100,7 @@ def evaluate(model, split):
         for images, _ in batches(split, 500, **scale):
             logits.append(model(images).data)
     logits = np.concatenate(logits, axis=1)  # (10, N)
-    return md.ops.cross_entropy(logits, split.labels).item(), logits
+    return F.cross_entropy(logits, split.labels).item(), logits
 
 
 def error(logits, labels):
@@ -110,29 +112,29 @@ model = md.LeNet5(rng=rng, sparsity="dense")  # dense: without gates, which tuto
 optimizer = SGD(model.parameters(), lr=0.05)
 print(f"before: loss {evaluate(model, validation)[0]:.2f}")
 for images, labels in batches(dataset.train, BATCH, **scale, rng=rng):
-    loss = md.ops.cross_entropy(model(images), labels)
+    loss = F.cross_entropy(model(images), labels)
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
 loss, logits = evaluate(model, validation)
-first = error(logits, validation.labels)
-print(f"after one epoch: loss {loss:.2f}, validation error {first:.2f} %")
+print(
+    f"after one epoch: loss {loss:.2f}, validation error {error(logits, validation.labels):.2f} %"
+)
 assert loss < np.log(10)
 
 # %% [markdown]
-# `zero_grad` is needed as `backward` *adds* to gradients. A batch gives an estimate of the
-# gradient of the mean loss over all images, right on average, and as a batch takes a small share
-# of the time that all images take, it is far better to take many rough steps than a few exact
-# ones. (Before the first step the loss may be above log 10: random weights make confident
-# guesses.)
+# `zero_grad` is needed because `backward` *adds* to gradients. The gradient of a batch estimates
+# the gradient of the mean loss over all images, and is right on average. A batch takes a small
+# share of the time that all images take, so many rough steps are far better than a few exact ones.
+# (Before the first step the loss may be above log 10, as random weights make confident guesses.)
 #
 # ## Momentum
 #
-# SGD moves each weight by minus the step size times the slope. The largest step size that does
-# not diverge is set by the *steepest* direction, and then progress along the flattest one is
-# slow. The ratio of the two curvatures is the *condition number* $\kappa$. On the quadratic
-# $\tfrac12 (x^2 + \kappa y^2)$ the step size $\eta$ has to stay below $2 / \kappa$, and each step
-# shrinks $x$ by the factor $1 - \eta$ only.
+# SGD moves each weight by minus the learning rate times the gradient. The *steepest* direction
+# limits the learning rate, as above a limit the weights diverge. With that learning rate, progress
+# along the flattest direction is slow. The ratio of the two curvatures is the *condition number*
+# $\kappa$. On the quadratic $\tfrac12 (x^2 + \kappa y^2)$ the learning rate $\eta$ must stay below
+# $2 / \kappa$, and each step shrinks $x$ only by the factor $1 - \eta$.
 
 
 # %%
@@ -157,7 +159,7 @@ assert np.hypot(*paths["momentum"][-1]) < 0.1 * np.hypot(*paths["SGD"][-1])
 assert np.hypot(*paths["Nesterov"][-1]) < 0.1 * np.hypot(*paths["SGD"][-1])
 assert paths["Nesterov"][:, 0].max() < paths["momentum"][:, 0].max()  # it overshoots less
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Three panels with the contours of a long narrow valley, and the first steps in each. SGD drops to the floor of the valley and creeps along it, half of the way. Momentum swings wide and overshoots the minimum before it returns. Nesterov's variant swings less and comes straight in.", "width": "100%"}, "figure": {"caption": "The first 25 steps in a valley of condition number 40, all with the same step size. The cross is the minimum."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Three panels with the contours of a long narrow valley, and the first steps in each. SGD drops to the floor of the valley and creeps along it, half of the way. Momentum swings wide and overshoots the minimum before it returns. Nesterov's variant swings less and comes straight in.", "width": "100%"}, "figure": {"caption": "The first 25 steps in a valley of condition number 40, all with the same learning rate. The cross is the minimum."}}
 figure, panels = plt.subplots(3, 1, figsize=(6.2, 4.8), layout="constrained", sharex=True)
 x, y = np.meshgrid(np.linspace(-11, 5, 200), np.linspace(-1.6, 1.6, 100))
 for axes, (name, path) in zip(panels, paths.items(), strict=True):
@@ -171,14 +173,14 @@ panels[-1].set_xlabel("x")
 plt.show()
 
 # %% [markdown]
-# *Momentum* keeps a velocity, a sum of past slopes that fades (Polyak 1964):
-# $v \leftarrow \beta v + g$, $w \leftarrow w - \eta v$. Along the valley slopes agree and add up,
-# to a step up to $1 / (1 - \beta)$ times as long; across it they alternate and cancel. *Nesterov's*
-# variant looks ahead (Sutskever et al. 2013): it updates $v$ as above, and then moves by
-# $\eta\,(g + \beta v)$ with the **new** $v$, as if one more gradient like this one had come
-# already. It overshoots less. How much *momentum* gains is known for quadratics: with the best
-# settings, plain descent needs a number of steps in proportion to $\kappa$, momentum to
-# $\sqrt\kappa$.
+# *Momentum* stores a velocity, a fading sum of past gradients (Polyak 1964):
+# $v \leftarrow \beta v + g$, $w \leftarrow w - \eta v$. Along the valley gradients agree and add
+# up, and steps become up to $1 / (1 - \beta)$ times as long. Across the valley gradients alternate
+# and cancel. *Nesterov's* variant looks ahead (Sutskever et al. 2013): it updates $v$ as above, and
+# then moves by $\eta\,(g + \beta v)$ with the **new** $v$, as if one more gradient equal to this
+# one had already arrived. It overshoots less. For quadratics the gain by *momentum* is known: with
+# the best settings, plain descent needs a number of steps in proportion to $\kappa$, and momentum
+# in proportion to $\sqrt\kappa$.
 
 # %%
 needed = {}
@@ -196,20 +198,20 @@ assert needed["SGD", 1_000] / needed["SGD", 100] > 9
 assert needed["momentum", 1_000] / needed["momentum", 100] < 4
 
 # %% [markdown]
-# ## The size of the step
+# ## The learning rate
 #
 # With a factor of 0.9, momentum makes steps ten times as long, once velocity has built up. At the
-# start that is too much: gradients of random weights are large, soon outdated, and velocity
-# carries them on. So the step size is *warmed up*: it rises from near 0 over the first fifth of
-# the steps. In the end long steps do harm again: every batch's gradient is wrong in its own way,
-# and steps turn that into noise of the weights. So the step size falls to 0, here along a
+# start that is too much: gradients of random weights are large and soon outdated, but velocity
+# carries them on. So the learning rate is *warmed up*: it rises from near 0 over the first fifth of
+# the steps. At the end long steps do harm again: the gradient of each batch has its own error, and
+# steps turn these errors into noise of the weights. So the learning rate falls to 0, here along a
 # *cosine* (Loshchilov and Hutter 2017, arXiv:1608.03983).
 #
 # *Weight decay* adds $d\,w$ to the gradient: a weight that no image needs shrinks by a factor
-# $1 - \eta d$ a step (without momentum; with 0.9, about ten times faster). Biases are left alone.
-# It is a mild restraint here; [tutorial 5](05_surrogate.py) shows why gates could not do without.
+# $1 - \eta d$ a step (without momentum; with 0.9, about ten times faster). Biases are not decayed.
+# Here weight decay has a mild effect; [tutorial 5](05_surrogate.py) shows why gates need it.
 #
-# With all of that the loop has the same five lines, in one function.
+# With warm-up, cosine and decay the loop has the same five lines, in one function.
 
 
 # %%
@@ -226,7 +228,7 @@ def train(seed, *, lr=0.05, momentum=0.9, schedule=True, decay=5e-4, most=None):
         for images, labels in batches(dataset.train, BATCH, **scale, rng=rng):
             if schedule:
                 weights.lr = biases.lr = lr * cosine(len(losses), steps, warmup=steps // 5)
-            loss = md.ops.cross_entropy(model(images), labels)
+            loss = F.cross_entropy(model(images), labels)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -240,43 +242,43 @@ def train(seed, *, lr=0.05, momentum=0.9, schedule=True, decay=5e-4, most=None):
 
 _, sudden, _ = train(0, schedule=False, most=10)
 _, gentle, _ = train(0, most=10)
-print("first losses, at full step size", *np.round(sudden, 1))
-print("warmed up                      ", *np.round(gentle, 1))
+print("first losses, at full learning rate", *np.round(sudden, 1))
+print("warmed up                          ", *np.round(gentle, 1))
 assert max(sudden) > 2 * max(gentle)
 
 # %% [markdown]
-# Now three networks from the same weights and the same order of images: plain SGD at a constant
-# step; momentum with warm-up and cosine; and, to be fair to plain SGD, once more without
-# momentum, but with the schedule and a step five times as long.
+# Now we train three networks from the same weights, with the same order of images. The first has
+# plain SGD at a constant learning rate. The second has momentum with warm-up and cosine. To be fair
+# to plain SGD, the third has no momentum, but the schedule and a learning rate five times as large.
 
 # %%
 runs = {
     "plain": train(0, momentum=0.0, schedule=False),
     "momentum": train(0),
-    "long steps": train(0, lr=0.25, momentum=0.0),
+    "large rate": train(0, lr=0.25, momentum=0.0),
 }
 epoch = -(-len(dataset.train) // BATCH)  # steps
 fitted = {name: np.mean(losses[-epoch:]) for name, (_, losses, _) in runs.items()}
 for name, (_, _, scores) in runs.items():
     loss, rate = scores[-1]
-    print(f"{name:10} loss {fitted[name]:.4f}, held out {loss:.4f} and {rate:.2f} % wrong")
-assert fitted["momentum"] < min(fitted["long steps"], fitted["plain"])
+    print(f"{name:10} training loss {fitted[name]:.4f}, validation {loss:.4f}, error {rate:.2f} %")
+assert fitted["momentum"] < min(fitted["large rate"], fitted["plain"])
 assert fitted["momentum"] < 0.5 * runs["momentum"][2][-1][0]
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Left: loss over epochs on a log axis for the network with momentum. The training loss falls throughout; the held-out loss falls at first and then stays well above it. Right: validation error over epochs of three networks. That of plain SGD is the highest throughout or nearly so; those with momentum and with long steps end close to each other.", "width": "100%"}, "figure": {"caption": "Learning curves. Left: the network with momentum. Right: all three, on validation images."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Left: loss over epochs on a log axis for the network with momentum. The training loss falls throughout; the validation loss falls at first and then stays well above it. Right: validation error over epochs of three networks. That of plain SGD is the highest throughout or nearly so; those with momentum and with a large learning rate end close to each other.", "width": "100%"}, "figure": {"caption": "Learning curves. Left: the network with momentum. Right: all three, on validation images."}}
 figure, (left, right) = plt.subplots(1, 2, figsize=(7, 3.2), layout="constrained")
-colours = {"plain": "#777777", "momentum": "#0072b2", "long steps": "#d55e00"}
+colours = {"plain": "#777777", "momentum": "#0072b2", "large rate": "#d55e00"}
 epochs = np.arange(1, EPOCHS + 1)
 _, losses, scores = runs["momentum"]
 curves = {
-    "training": [np.mean(part) for part in np.split(np.array(losses), EPOCHS)],
-    "held out": [loss for loss, _ in scores],
+    "training": [np.mean(some) for some in np.split(np.array(losses), EPOCHS)],
+    "validation": [loss for loss, _ in scores],
 }
 for (name, curve), style in zip(curves.items(), ("--", "-"), strict=True):
     left.plot(epochs, curve, style, color=colours["momentum"])
     left.text(epochs[-1] * 1.04, curve[-1], name, va="center")
 left.set_ylabel("loss, nats")
-left.set_xlim(1, EPOCHS * 1.4)
+left.set_xlim(1, EPOCHS * 1.45)
 for name, (_, _, scores) in runs.items():
     right.plot(epochs, [score for _, score in scores], color=colours[name], label=name)
 right.set_ylabel("validation error, %")
@@ -291,23 +293,23 @@ right.yaxis.set_minor_formatter("")
 plt.show()
 
 # %% [markdown]
-# The training loss ends far below the held-out loss: the network learns its training images by
-# heart. Only images it has never seen tell what it knows of digits.
+# The training loss ends far below the validation loss: the network learns its training images by
+# heart. Only images that it was not trained on show what it knows of digits.
 #
-# Momentum fits the training images best, as asserted. Long steps without momentum mostly come
-# second: a part of what momentum is praised for is the length of its steps together with the
-# schedule, which these runs do not tell apart.
-# What the order on validation images says is the question of the next section.
+# Momentum fits the training images best, as asserted. A large learning rate without momentum mostly
+# comes second. So part of the gain comes from longer steps together with the schedule, and not from
+# momentum itself. (These runs do not separate longer steps from the schedule.) The next section is
+# about what the order on validation images means.
 #
-# ## Held out, and test
+# ## Validation and test images
 #
-# Whatever is chosen by looking at some images, a step size, an epoch to stop at, one of three
-# networks, suits these images better than others, and their error is too good from then on. So
-# there are three splits: weights are fitted to *training* images, choices are made on *held-out*
-# ones, and the *test* images are looked at once, when nothing is left to choose.
+# We may choose a learning rate, an epoch to stop at, or one of three networks by their error on
+# some images. The choice then suits these images better than others, and their error becomes too
+# low. So there are three splits. Weights are fitted to *training* images. Choices are made on
+# *validation* images. The *test* images are used once, when nothing is left to choose.
 
 # %%
-chosen = min(runs, key=lambda name: runs[name][2][-1][0])  # by held-out loss
+chosen = min(runs, key=lambda name: runs[name][2][-1][0])  # by validation loss
 model = runs[chosen][0]
 _, logits = evaluate(model, dataset.test)
 rate = error(logits, dataset.test.labels)
@@ -316,22 +318,23 @@ print(f"chosen: {chosen}; test error {rate:.2f} %, give or take {deviation:.2f}"
 assert rate < 12
 
 # %% [markdown]
-# The second number is the standard deviation by the choice of test images alone: $n$ of them with a
-# true error of $p$ scatter by $\sqrt{p (1 - p) / n}$. That is for one network. The difference of
-# two networks on *different* images scatters by $\sqrt2$ times as much; on the same images mostly
-# by less, as only those count on which they disagree. [Tutorial 8](08_mnist.py) returns to it.
+# The second number is a standard deviation that comes from the choice of test images alone: with
+# $n$ images and a true error of $p$, the measured error scatters by $\sqrt{p (1 - p) / n}$. That is
+# for one network. The difference of two networks on *different* images scatters by $\sqrt2$ times
+# as much. On the same images it mostly scatters by less, as only images count on which the two
+# disagree. [Tutorial 8](08_mnist.py) returns to this.
 #
-# ## What filters see
+# ## What filters respond to
 #
 # The first convolution has 20 filters of 5x5. The *feature map* of a filter shows where in the
-# image it finds what it responds to.
+# image the filter responds.
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Twenty small squares, the filters, that look like noise, and below each its feature map of a digit 5. Each map shows other parts of the five: horizontal strokes, the left side, the diagonal in the middle.", "width": "100%"}, "figure": {"caption": "The 20 filters (blue below 0, red above), and below each what it makes of a 5, after the ReLU."}}
-weight = model.layers[0].weight.data[:, 0]  # (20, 5, 5)
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Twenty small squares, the filters, that look like noise, and below each its feature map of a digit 5. Each map shows other parts of the five: horizontal strokes, the left side, the diagonal in the middle.", "width": "100%"}, "figure": {"caption": "The 20 filters (blue below 0, red above), and below each its feature map of a 5, after the ReLU."}}
+weight = model["conv1"].weight.data[:, 0]  # (20, 5, 5)
 five = int(np.flatnonzero(validation.labels == 5)[0])
 one = Split(validation.images[five : five + 1], validation.labels[five : five + 1])
 ((images, _),) = batches(one, 1, **scale)
-maps = md.ops.relu(model.layers[0](images)).data[..., 0]  # (20, 24, 24)
+maps = F.relu(model["conv1"](images)).data[..., 0]  # (20, 24, 24)
 reach = np.abs(weight).max()
 figure, panels = plt.subplots(4, 10, figsize=(7.5, 3.3), layout="constrained")
 for n in range(20):
@@ -345,27 +348,27 @@ plt.show()
 
 # %% [markdown]
 # Every map picks out other strokes, of one direction or on one side. Yet the filters look like
-# noise, and nearly are: they have hardly left the random weights they started from, and the
-# layers above have learnt to use them as they are. As the seed is known, this can be measured.
+# noise, and nearly are noise: they have hardly moved from their random initial weights, and later
+# layers have learnt to use them. As the seed is known, this can be measured.
 
 # %%
 new = md.LeNet5(rng=np.random.default_rng(0), sparsity="dense")
-before, after = new.layers[0].weight.data.reshape(20, 25), weight.reshape(20, 25)
+before, after = new["conv1"].weight.data.reshape(20, 25), weight.reshape(20, 25)
 lengths = np.linalg.norm(before, axis=1) * np.linalg.norm(after, axis=1)
 alike = (before * after).sum(axis=1) / lengths  # cosine of the angle
 print(f"cosine with its start: median {np.median(alike):.2f}, least {alike.min():.2f}")
 assert np.median(alike) > 0.7
 
 # %% [markdown]
-# What is a filter worth? Take it away, and see what that costs.
+# What is a filter worth? Remove it, and measure how much the loss rises.
 
 
 # %%
 def without(filters):
-    """Return by how much the loss rises without some filters of the first layer."""
+    """Return the rise of the loss, in thousandths, without some filters of the first layer."""
     saved = model.state_dict()
-    model.layers[0].weight.data[filters] = 0
-    model.layers[0].bias.data[filters] = 0
+    model["conv1"].weight.data[filters] = 0
+    model["conv1"].bias.data[filters] = 0
     loss, _ = evaluate(model, some)
     model.load_state_dict(saved)
     return 1_000 * (loss - whole)
@@ -386,31 +389,32 @@ assert worth.max() > 2 * np.median(worth)
 assert together > alone
 
 # %% [markdown]
-# The price of a filter is very uneven, and some cost nothing. But prices do not add up: filters
-# that can stand in for each other are each worth little, and together a lot. Which ones can *all*
-# go, and what the rest should do then, is a question for training, and [tutorial 4](04_gates.py)
-# begins with an answer.
+# Filters differ very much in worth, and some are worth nothing. But their worths do not add up:
+# filters that can replace each other are worth little one by one, and a lot together. So which
+# filters can *all* be removed, and what should the others do then? Training has to find out, and
+# [tutorial 4](04_gates.py) makes this possible.
 #
-# ## Which digits are got wrong
+# ## Misclassified digits
 #
-# We look at validation images here, not at those for testing: what one sees leads to ideas.
+# We look at validation images here, not at test images, because what we find may guide our next
+# choices.
 
 # %%
 _, logits = evaluate(model, validation)
-probabilities = md.ops.softmax(logits).data
+probabilities = F.softmax(logits).data
 guess, sure = probabilities.argmax(axis=0), probabilities.max(axis=0)
 wrong = guess != validation.labels
 pairs = list(zip(validation.labels[wrong], guess[wrong], strict=True))
 often = sorted(set(pairs), key=lambda pair: -pairs.count(pair))[:4]
-print(f"{wrong.sum()} of {len(wrong)} wrong; most often:")
-for truth, told in often:
-    print(f"  a {truth} taken for a {told}, {pairs.count((truth, told))}x")
+print(f"{wrong.sum()} of {len(wrong)} misclassified; most often:")
+for truth, answer in often:
+    print(f"  a {truth} taken for a {answer}, {pairs.count((truth, answer))}x")
 unsure = sure < np.quantile(sure, 0.1)
 caught = np.sum(unsure & wrong)
-print(f"{caught} of the errors are in the tenth it is least sure of")
+print(f"{caught} of the errors are in the tenth of the images it is least sure of")
 assert caught >= 0.5 * wrong.sum()
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Up to sixteen digits that were got wrong, in four rows, each with the right class, an arrow, the class that the network gives and how sure it is. Many have open loops, broken or slanted strokes.", "width": "75%"}, "figure": {"caption": "Held-out digits got wrong, the most confident errors first: right class, answer, and its probability."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Up to sixteen misclassified digits, in four rows, each with the right class, an arrow, the class that the network gives and how sure it is. Many have open loops, broken or slanted strokes.", "width": "75%"}, "figure": {"caption": "Misclassified validation digits, the most confident errors first: right class, answer, and the probability of the answer."}}
 worst = np.flatnonzero(wrong)[np.argsort(-sure[wrong])][:16]
 figure, panels = plt.subplots(4, 4, figsize=(6, 6.6), layout="constrained")
 figure.get_layout_engine().set(h_pad=0.12)
@@ -422,18 +426,19 @@ for axes, n in zip(panels.flat, worst, strict=False):
 plt.show()
 
 # %% [markdown]
-# Some could be either digit, to people as well, or their label is doubtful. Others are clear to
-# us, but rarely written like that in the training images, or have a stray mark: more images would
-# help, or small turns and shifts of those there are. That it is so sure of a wrong answer is a
-# habit of the loss: once all training images are right, it can only fall further by making logits
-# larger. Still, most errors are made where the network hesitates: by handing the tenth it is
-# least sure of to a person, half of them or more are avoided, as asserted above.
+# Some of these digits could be either class, to people as well, or have a doubtful label. Others
+# are clear to us, but have a stray mark, or a shape that is rare among the training images. More
+# training images would help, or small turns and shifts of the existing ones. The loss makes the
+# network so sure of wrong answers: once all training images are right, the loss can only fall
+# further if logits grow. Still, most errors are made where the network hesitates. If a person
+# looked at the tenth of the images it is least sure of, half of the errors or more would be
+# avoided, as asserted above.
 #
-# ## The same bits
+# ## Bit-identical training
 #
-# Training that cannot be repeated cannot be debugged, and a difference of a tenth of a percent
-# cannot be believed. Here all chance comes from one generator, and sums have one order, at any
-# number of threads. So the same seed gives the same weights, to the last bit.
+# Training that cannot be repeated cannot be debugged, and then no difference of a tenth of a
+# percent can be trusted. Here one generator draws all random numbers, and each sum has one order,
+# at any number of threads. So two runs with the same seed are bit-identical.
 
 # %%
 threads = numba.get_num_threads()
@@ -445,12 +450,12 @@ numba.set_num_threads(threads)
 first, again, other = states
 assert all(np.array_equal(first[name], again[name]) for name in first)
 assert not np.array_equal(first["conv1.weight"], other["conv1.weight"])
-print(f"seed 0, {threads} threads or 1: the same bits; seed 1: others")
+print(f"seed 0, {threads} threads or 1: bit-identical; seed 1: different")
 
 # %% [markdown]
-# On another kind of processor sums may be rounded in another order, and the bits differ. Then
-# results agree as those of different seeds do: within their scatter. That is why results are
-# given over several seeds.
+# Another kind of processor may add up in another order, which changes rounding and so the bits.
+# Then results agree as well as results of different seeds do. That is why results are given over
+# several seeds.
 #
 # ## Exercises
 #
@@ -478,8 +483,8 @@ def nesterov(w, v, gradient, lr, momentum):
 check("03.nesterov", nesterov)
 
 # %% [markdown]
-# **3.** Write `confusion(labels, answers)`: a (10, 10) array of integers that says how often
-# class i was taken for class j. Which class is missed most often, in the network above?
+# **3.** Write `confusion(labels, answers)`: a (10, 10) array of integers, whose element (i, j) is
+# how often class i was taken for class j. Which class is missed most often, in the network above?
 
 
 # %%
@@ -492,8 +497,8 @@ check("03.confusion", confusion)
 # %% [markdown]
 # ## What next
 #
-# The network is trained, and not every filter pays for itself. [Tutorial 4](04_gates.py) puts a
-# gate on each, which learns with the weights whether to be open.
+# The network is trained, and some of its filters are worth nothing. [Tutorial 4](04_gates.py) puts
+# a gate on each filter. The gate learns, together with the weights, whether to be open.
 #
 # Solutions:
 

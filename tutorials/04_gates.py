@@ -1,16 +1,16 @@
 # %% [markdown]
 # # 4. Gates
 #
-# To prune is to choose: each group of a network's numbers is multiplied by 0 or by 1. This tutorial
-# builds the *approximate binary gate*, a choice with a slope, so that gradient descent can make it;
-# and a choice that is exactly 0 where it is "no", so that what is not chosen need not be computed.
+# Pruning is a choice: each group of a network's numbers is multiplied by 0 or by 1. This tutorial
+# builds the *approximate binary gate*. A gate has a slope, so gradient descent can learn the
+# choice. And it reaches 0 exactly, so a closed group need not be computed.
 #
 # - **You will do**: draw the gate transform, measure how often it is not binary for five random
 #   vectors, reach a joint law that no independent gates could have, put NaN into everything that is
-#   closed, and find out what a narrow gate costs.
+#   closed, and measure the drawback of a narrow gate.
 # - **You will learn**: three facts that hold for any random vector, why exact zeros make
 #   conditional computation exact, and what deterministic and stochastic gates have in common.
-# - **You need**: [tutorial 1](01_tape.py), and what a random vector and a correlation are. No data.
+# - **You need**: [tutorial 1](01_tape.py), random vectors and correlations. No data.
 
 # %%
 import itertools
@@ -28,25 +28,26 @@ samples = 20_000 if SMALL else 200_000
 BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#666666"
 
 # %% [markdown]
-# ## What is wanted, and whose idea it is
+# ## The problem, and whose idea solves it
 #
-# Which groups of a network stay is a vector $B \in \{0, 1\}^d$. If the choice is random, $B$ is a
-# *multivariate Bernoulli variable*: a probability for each of $2^d$ states, with any dependence
-# between the elements. Such a $B$ comes from real numbers by a hard step, $B_i = 1$ if $X_i > 0$
-# and else 0, but the derivative of the step is 0 wherever it exists. Nothing could be learnt
-# through it.
+# A vector $B \in \{0, 1\}^d$ says which groups of a network stay. If the choice is random, $B$ is a
+# *multivariate Bernoulli variable*: it has a probability for each of $2^d$ states, with any
+# dependence between the elements. A hard step makes such a $B$ of real numbers: $B_i = 1$ if
+# $X_i > 0$, else 0. But the derivative of the step is 0 wherever it exists, so no gradient could
+# pass through it.
 #
 # The paper (Shulman 2020, [arXiv:2012.03653](https://arxiv.org/abs/2012.03653)) claims in its
 # abstract that a multivariate Bernoulli variable can be *approximated by a deterministic and
-# differentiable transformation of any real-valued random vector*, and that gates made so may be
-# computed deterministically or stochastically and take on exact zeros. That claim is the paper's.
-# The formula that follows, the bound and every construction on this page are ours: they are one way
-# to keep the promise, and not the paper's text.
+# differentiable transformation of any real-valued random vector*. It also claims that such gates
+# may be computed deterministically or stochastically, and take on exact zeros. These claims are the
+# paper's. The formula, the bound and every construction on this page are ours: one way to fulfil
+# the claims, and not the paper's text.
 #
 # ## A step with a slope
 #
 # Take a polynomial that rises from 0 to 1 and is flat at both ends. The lowest degree that can do
-# it is three. Stretch it to a *transition width* $w > 0$, put its middle at 0, and hold the ends:
+# this is three. Stretch the polynomial to a *transition width* $w > 0$, put its middle at 0, and
+# continue it by constants:
 #
 # $$g_w(x) = S\!\left(\frac{x}{w} + \frac12\right)$$
 #
@@ -90,24 +91,25 @@ for axes in (left, right):
 plt.show()
 
 # %% [markdown]
-# This is the first fact: $g_w$ is **exactly 0** for $x \le -w/2$, **exactly 1** for $x \ge w/2$,
-# never falls, has a continuous derivative, and that is at most $3/(2w)$. A sigmoid has none of the
-# exactness; a clipped straight line has it, but its slope jumps.
+# This is the first fact: $g_w$ is **exactly 0** for $x \le -w/2$ and **exactly 1** for $x \ge w/2$.
+# It never falls, and its derivative is continuous and at most $3/(2w)$. A sigmoid reaches neither 0
+# nor 1. A clipped straight line reaches both, but its slope jumps.
 #
 # ## Approximately binary, for any random vector
 #
 # What does "approximately" mean? Apply $g_w$ to each element of *any* random vector $X$, whatever
-# the distributions of its elements and however they depend on each other, and compare with the
-# signs $B$. Both are 1 if $X_i \ge w/2$, and both 0 if $X_i \le -w/2$. Between, they differ by one
-# half at most. So they differ at all only if some $X_i$ falls into the transition, and a union
-# bound over the elements says
+# the distributions of its elements and however they depend on each other, and compare the result
+# with the signs $B$. Both are 1 if $X_i \ge w/2$, and both are 0 if $X_i \le -w/2$. In between,
+# they differ by one half at most. So they differ only if some $X_i$ falls into the transition, and
+# a union bound over the elements gives
 #
 # $$P\bigl(g_w(X) \ne B\bigr) \;\le\; \sum_{i=1}^d P\bigl(|X_i| < w/2\bigr).$$
 #
-# This is the second fact. As $w \to 0$ the sum tends to $\sum_i P(X_i = 0)$. So the bound asks for
-# one thing about $X$: that its elements do not sit on 0. It says nothing of their dependence, as a
-# union bound never does. We take five vectors of four elements, among them Cauchy variables, which
-# have no mean, elements which are nearly copies of each other, and some that do sit on 0.
+# This is the second fact. As $w \to 0$ the sum tends to $\sum_i P(X_i = 0)$. So the bound makes one
+# demand on $X$: its elements must not equal 0 with positive probability. It makes no demand on
+# their dependence. We try five vectors of four elements. Among them are Cauchy variables, which
+# have no mean, elements that are nearly copies of each other, and elements that do equal 0 at
+# times.
 
 
 # %%
@@ -138,8 +140,8 @@ def copies(n):  # one number four times, two of them negated
 
 
 # %% [markdown]
-# Beside each we need $P(|X_i| < h)$ with $h = w/2$ from its distribution function, so that the
-# bound is computed, not estimated.
+# For each vector we need $P(|X_i| < h)$ with $h = w/2$ from the distribution function, so that the
+# bound is computed and not estimated.
 
 # %%
 vectors = {
@@ -170,7 +172,7 @@ for name, (draw, inside) in vectors.items():
     assert (missed[name] <= bounds[name] + 5 * error + 5 / samples).all()
     assert (np.diff(missed[name]) >= 0).all()
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Five panels, one for each random vector: the share of draws in which the gates are not the binary vector, measured, and the bound, over the width on log axes. Measured points are on or below the bound everywhere. They fall in proportion to the width, but for the mixture with zeros, which flattens.", "width": "100%"}, "figure": {"caption": "Measured (dots) beside the bound (line). No dot lies above its line by more than the error of measuring."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Five panels, one for each random vector: the share of draws in which the gates are not the binary vector, measured, and the bound, over the width on log axes. Measured points are on or below the bound everywhere. They fall in proportion to the width, but for the mixture with zeros, which flattens.", "width": "100%"}, "figure": {"caption": "Measured (dots) and the bound (line). No dot lies above its line by more than the sampling error."}}
 figure, grid = plt.subplots(2, 3, figsize=(8, 5), sharex=True, sharey=True, layout="constrained")
 for axes, (name, bound) in zip(grid.ravel(), bounds.items(), strict=False):
     axes.loglog(widths, bound, color=GREY)
@@ -188,9 +190,10 @@ for axes in grid[:, 0]:
 plt.show()
 
 # %% [markdown]
-# For independent elements and a small width the bound is almost what is measured. For copies it is
-# up to four times too large, since all four enter the transition together and the sum counts each.
-# And where elements sit on 0 the mismatch cannot vanish: it tends to the probability of just that.
+# For independent elements and a small width, the bound is close to the measurement. For copies the
+# bound is up to four times too large: all four elements enter the transition together, and the sum
+# counts each. Where elements equal 0, the mismatch cannot vanish: it tends to the probability that
+# some element is 0.
 
 # %%
 tiny = md.binary_gate(mixture(samples), 1e-9)
@@ -205,9 +208,9 @@ assert (missed["almost copies"][-1] < 0.3 * bounds["almost copies"][-1]).all()
 # ## The joint law comes along
 #
 # The bound is about the whole vector, so $g_w(X)$ approximates the *joint* law of $B$ and not only
-# its marginals. We see it on a pair of normal variables with correlation 0.8. The probability that
-# both are positive is known, $\frac14 + \frac{1}{2\pi}\arcsin\rho$, and so is the correlation of
-# the two signs, $\frac2\pi \arcsin\rho$: smaller than $\rho$, but nowhere near 0.
+# its marginals. A pair of normal variables with correlation $\rho = 0.8$ shows this. The
+# probability that both are positive is known, $\frac14 + \frac{1}{2\pi}\arcsin\rho$. So is the
+# correlation of the two signs, $\frac2\pi \arcsin\rho$: smaller than $\rho$, but far from 0.
 
 # %%
 rho = 0.8
@@ -226,7 +229,7 @@ expected = 2 / math.pi * math.asin(rho)
 print("correlation of B and of the gates:", np.round([expected, *correlations], 3))
 assert abs(correlations[0] - expected) < 0.02 + 5 / math.sqrt(samples)
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Two scatter plots of the same draws. Left: an elongated cloud of a correlated normal pair. Right: after the transform nearly all points are at the four corners of the unit square, most at (0,0) and (1,1), with some on the edges and a few inside.", "width": "100%"}, "figure": {"caption": "The same 1,500 draws before and after a transform of width 0.3. Points in the corners are spread a little, so that they can be seen; the shares are of all draws that are exactly there."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Two scatter plots of the same draws. Left: an elongated cloud of a correlated normal pair. Right: after the transform nearly all points are at the four corners of the unit square, most at (0,0) and (1,1), with some on the edges and a few inside.", "width": "100%"}, "figure": {"caption": "The same 1,500 draws before and after a transform of width 0.3. Points in the corners are spread a little to make them visible; the shares are of all draws that are exactly there."}}
 figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.8), layout="constrained")
 few, z = pair[:1500], md.binary_gate(pair[:1500], 0.3)
 corner = ((z == 0) | (z == 1)).all(axis=1)
@@ -249,9 +252,9 @@ plt.show()
 # %% [markdown]
 # ## Any law can be reached
 #
-# Conversely, no law is out of reach. Given the probability of each state, draw a state and go out
-# from 0 on the side that it says, by $w/2$ and a bit more. That is a real-valued random vector, and
-# $g_w$ of it is exactly the state: here the approximation has no error at all.
+# Conversely, no law is out of reach. Given the probability of each state, draw a state. Step away
+# from 0 on the side given by the state, by $w/2$ and a bit more. The result is a real-valued random
+# vector, and $g_w$ of it is exactly the state: here the approximation has no error at all.
 
 
 # %%
@@ -264,10 +267,10 @@ def real_vector(pmf, n, width):
 
 
 # %% [markdown]
-# We try it on a law that is hard for others. Of three gates an even number is open, and the four
-# states of that kind are equally likely. Any two gates are independent, so pairs say nothing; but
-# two of them decide the third. Neither independent gates nor signs of correlated normal variables
-# have this law.
+# We try this with a law that is hard for other constructions. An even number of three gates is
+# open, and the four states of that kind are equally likely. Any two gates are independent, so pairs
+# carry no information, but two gates decide the third. Neither independent gates nor signs of
+# correlated normal variables have this law.
 
 # %%
 parity = np.zeros((2, 2, 2))
@@ -279,13 +282,13 @@ for state in itertools.product((0, 1), repeat=3):
     share = (z == state).all(axis=1).mean()
     print(state, f"wanted {parity[state]:.3f}  found {share:.3f}")
     error = math.sqrt(parity[state] / samples)
-    assert abs(share - parity[state]) <= 5 * error  # so 0 where it shall be 0
+    assert abs(share - parity[state]) <= 5 * error  # so exactly 0 where 0 is wanted
 pairs = np.corrcoef(z.T) - np.eye(3)
 print("largest correlation of two gates:", round(abs(pairs).max(), 4))
 assert abs(pairs).max() < 5 / math.sqrt(samples)
 
 # %% [markdown]
-# And with any other law, drawn at random, over four gates:
+# The same works for laws of four gates that are drawn at random:
 
 # %%
 for _ in range(5):
@@ -296,16 +299,15 @@ for _ in range(5):
     assert (abs(found - p) < 6 * np.sqrt(p / samples) + 10 / samples).all()
 
 # %% [markdown]
-# This is a statement of existence: the transform does not limit which laws there are. It does not
-# say how to learn one. In this package {py:class}`minidiff.Gate` learns the simplest $X$ there is,
-# one number $\varphi_i$ for each group, with or without independent noise; but
-# {py:func}`minidiff.binary_gate` takes any tensor.
+# So the transform does not limit which laws are possible. This does not say how to learn a law. In
+# this package {py:class}`minidiff.Gate` learns the simplest $X$: one number $\varphi_i$ for each
+# group, with or without independent noise. {py:func}`minidiff.binary_gate` takes any tensor.
 #
-# ## Exact zeros, and no slope where they are
+# ## Exact zeros, where the slope is 0 too
 #
 # Let a gate multiply a unit of a dense layer, its weights and its bias: $y = z\,(v^\top x + b)$
-# with $z = g_w(\varphi)$. The tape needs four derivatives. Three have the factor $z$, and that of
-# $\varphi$ has $g_w'$:
+# with $z = g_w(\varphi)$. The tape needs four derivatives. Three have the factor $z$, and the
+# derivative by $\varphi$ has the factor $g_w'$:
 #
 # $$\begin{aligned}
 # \frac{\partial L}{\partial v} &= z\, \frac{\partial L}{\partial y}\, x, \qquad
@@ -314,16 +316,18 @@ for _ in range(5):
 # \frac{\partial L}{\partial \varphi} &= g_w'(\varphi)\, \frac{\partial L}{\partial y}\, (v^\top x + b).
 # \end{aligned}$$
 #
-# $\partial L / \partial x$ is what the layers before are given. Where the gate is closed $z = 0$,
-# and then $g_w' = 0$ too. This is the third fact. So neither $v^\top x$ nor anything that depends
-# on it is needed, forward or backward: to leave it out is **not an approximation**. Conditional
-# computation during training, which the paper's abstract says the method enables in theory, follows
-# from it. Here is a layer of four units, two of them closed, computed once by ordinary products and
-# once by a layer that leaves out what is closed. `md.gate_units` wraps a layer: `layer.layer` is
-# the Linear, and `layer.outputs` the gate, with a $\varphi$ for each unit.
+# The gradient $\partial L / \partial x$ goes to the layers before. Where the gate is closed, both
+# $z = 0$ and $g_w' = 0$. This is the third fact. So neither $v^\top x$ nor anything that depends on
+# it is needed, forward or backward: skipping it is **not an approximation**. This gives conditional
+# computation during training, which according to the paper's abstract the method enables in theory.
+#
+# Here is a layer of four units, two of them closed. We compute it once by ordinary products and
+# once by a layer that skips closed units. {py:func}`minidiff.gate` puts a gate on the outputs of a
+# layer: `layer.layer` is the Linear, and `layer.outputs` is the gate, with a $\varphi$ for each
+# unit.
 
 # %%
-layer = md.gate_units(nn.Linear(6, 4, rng=rng, dtype=np.float64), dtype=np.float64)
+layer = md.gate(nn.Linear(6, 4, rng=rng, dtype=np.float64), "outputs", dtype=np.float64)
 layer.outputs.phi.data[:] = [1.5, -0.7, 0.2, -0.5]
 inputs = rng.standard_normal((6, 8))
 print("gates:", layer.outputs().data)
@@ -331,7 +335,7 @@ print("gates:", layer.outputs().data)
 
 def by_hand(x):
     z = md.binary_gate(layer.outputs.phi, 1.0)
-    return md.ops.linear(x, layer.layer.weight * z.reshape(4, 1), layer.layer.bias * z)
+    return md.functional.linear(x, layer.layer.weight * z.reshape(4, 1), layer.layer.bias * z)
 
 
 def gradients(compute):
@@ -350,35 +354,36 @@ for one, other in zip(hand[1], skipped[1], strict=True):
 print("loss:", round(hand[0], 6), round(skipped[0], 6))
 
 # %% [markdown]
-# Equal numbers could also mean that the zeros were multiplied after all. So we put NaN, which no
-# multiplication by 0 removes, into all weights of the closed units:
+# Equal numbers could also mean that the layer has multiplied by the zeros after all. So we put NaN,
+# which no multiplication by 0 removes, into all weights of the closed units:
 
 # %%
 layer.layer.weight.data[[1, 3]] = np.nan
 layer.layer.bias.data[[1, 3]] = np.nan
 poisoned = gradients(layer)
-print("by hand:", gradients(by_hand)[0], " left out:", round(poisoned[0], 6))
+print("by hand:", gradients(by_hand)[0], " skipped:", round(poisoned[0], 6))
 assert math.isnan(gradients(by_hand)[0])
 assert poisoned[0] == skipped[0]
 assert all((a == b).all() for a, b in zip(poisoned[1], skipped[1], strict=True))
 
 # %% [markdown]
-# Both halves of the fact are needed. A sigmoid is never 0, so nothing may be left out. A
+# Both halves of the fact are needed. A sigmoid is never 0, so nothing may be skipped. A
 # *straight-through* gate (Bengio, Léonard & Courville 2013,
-# [arXiv:1308.3432](https://arxiv.org/abs/1308.3432)) is a hard step forward and pretends a slope of
-# 1 backward: its value is 0, but its gradient needs what the closed unit would have answered.
+# [arXiv:1308.3432](https://arxiv.org/abs/1308.3432)) is a hard step in the forward pass, and
+# pretends a slope of 1 in the backward pass. Its value is 0, but its gradient needs the output that
+# the closed unit would have had.
 #
-# There is a price. Where the slope is 0 the data cannot open the gate again. A deterministic gate
-# that has closed is closed for good, and that is what makes it worth skipping.
-# [Tutorial 7](07_compaction.py) measures the time that is saved.
+# There is a drawback: where the slope is 0, the data cannot open the gate again. A deterministic
+# gate that has closed stays closed for good. In return, its group can be skipped from then on;
+# [tutorial 7](07_compaction.py) measures the time that this saves.
 #
 # ## Deterministic or stochastic
 #
 # A deterministic gate is $z = g_w(\varphi)$: a random vector without randomness, to which all three
-# facts apply. A stochastic one is $z = g_w(\varphi + \sigma\varepsilon)$ with new noise in every
-# training step, and deterministic in evaluation. It is exactly 0 with probability
-# $F\bigl((-w/2 - \varphi)/\sigma\bigr)$, with $F$ the distribution function of the noise, and
-# exactly 1 with $1 - F\bigl((w/2 - \varphi)/\sigma\bigr)$; in between is the rest.
+# facts apply. A stochastic gate is $z = g_w(\varphi + \sigma\varepsilon)$ with new noise in every
+# training step, and is deterministic in evaluation. Let $F$ be the distribution function of the
+# noise. A stochastic gate is exactly 0 with probability $F\bigl((-w/2 - \varphi)/\sigma\bigr)$,
+# exactly 1 with probability $1 - F\bigl((w/2 - \varphi)/\sigma\bigr)$, and otherwise in between.
 
 # %%
 print("  phi   closed          in between      open           evaluation")
@@ -393,19 +398,19 @@ for phi in (-1.5, -0.5, 0.0, 0.5, 1.5):
     assert (abs(found - exact) < 5 * np.sqrt(exact * (1 - exact) / samples)).all()
 
 # %% [markdown]
-# (Measured, and in brackets by the formula.) Noise may be normal, logistic or uniform; there is one
-# draw for a batch, or with `per_sample=True` one for each sample, for gates on activations. The
-# noise lets a closed gate open again, since at some steps it is in the transition and has a slope.
-# In return nothing is closed for good before evaluation, and training sees other networks than the
-# one which is kept. [Tutorial 5](05_surrogate.py) trains with both.
+# The table has measured shares, and in brackets the probabilities by the formula. Noise may be
+# normal, logistic or uniform. It is drawn once for a batch, or, for gates on activations with
+# `per_sample=True`, once for each sample. Noise lets a closed gate open again, since at some steps
+# the gate is in the transition and has a slope. On the other hand, no gate is closed for good
+# before evaluation, and the networks in training differ from the network that is evaluated.
+# [Tutorial 5](05_surrogate.py) trains with both kinds.
 #
-# ## The price of a small width
+# ## The drawback of a small width
 #
-# The bound asks for a small $w$. What does it cost? A gate has a slope only while its $X_i$ is in
-# the transition, which is the event whose probability the bound makes small. With noise, the *mean*
-# slope hardly depends on $w$: it tends to the density of $X_i$ at 0. But it comes as a rare large
-# number, a slope of order $1/w$ with a probability of order $w$, so its standard deviation grows as
-# $1/\sqrt w$.
+# The bound asks for a small $w$. What is the drawback? A gate has a slope only while its $X_i$ is
+# in the transition, and a small $w$ makes this event rare. With noise, the *mean* slope hardly
+# depends on $w$: it tends to the density of $X_i$ at 0. But the slope is then a rare large number,
+# of order $1/w$ with a probability of order $w$. So its standard deviation grows as $1/\sqrt w$.
 
 # %%
 narrow = np.logspace(-3, 0.5, 15)  # among them 0.01, 0.1 and 1
@@ -425,10 +430,10 @@ assert (abs(means - density) < 5 * error + 0.03 * narrow**2).all()
 assert deviations[0] > 5 * deviations[10]
 
 # %% [markdown]
-# For a deterministic gate there is no mean to rescue it: outside of its transition it learns
-# nothing at all. To see both, we give 200 gates, with $\varphi$ spread evenly over $-1 \dots 1$,
-# the simplest task there is. Each is told what it should be, open or closed, by the loss
-# $\sum_i (z_i - t_i)^2$, so a failure can only be the gate's own.
+# A deterministic gate has no noise to average over: outside of its transition it learns nothing at
+# all. To see both effects, we give 200 gates the simplest task possible. Their $\varphi$ is spread
+# evenly over $-1 \dots 1$. The loss $\sum_i (z_i - t_i)^2$ tells each gate directly whether to be
+# open or closed, so any failure is due to the gate itself.
 
 
 # %%
@@ -439,9 +444,9 @@ def learn(width, noise=None, steps=150 if SMALL else 400, count=200):
     target = np.tile([0, 1], count // 2).astype(np.float32)
     optimizer = md.optim.Adam([gates.phi], lr=4 / steps)
     for _ in range(steps):
-        away = gates() - target
+        difference = gates() - target
         optimizer.zero_grad()
-        (away * away).sum().backward()
+        (difference * difference).sum().backward()
         optimizer.step()
     return ((gates.evaluated() > 0.5) == target).mean()
 
@@ -456,7 +461,7 @@ assert right_share[None][-1] > 0.95
 assert right_share["normal"][-2] > 0.95
 assert all(a <= b for a, b in itertools.pairwise(right_share[None]))
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Two panels over the width on a log axis. Left: the mean of the slope is flat at about 0.38 while its standard deviation falls from above 20 at width 0.001 to about 0.4 at width 3. Right: the share of gates that are right after training. Deterministic: one half up to width 0.03, then rising to all at width 2. Stochastic: more at every small width.", "width": "100%"}, "figure": {"caption": "Left: through noise the slope is right on average at every width, but its spread grows. Right: 200 gates, each told what it should be. Deterministic ones that begin outside of their transition never hear it."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Two panels over the width on a log axis. Left: the mean of the slope is flat at about 0.38 while its standard deviation falls from above 20 at width 0.001 to about 0.4 at width 3. Right: the share of gates that are right after training. Deterministic: one half up to width 0.03, then rising to all at width 2. Stochastic: more at every small width.", "width": "100%"}, "figure": {"caption": "Left: with noise the mean slope is right at every width, but its spread grows as the width shrinks. Right: 200 gates that the loss tells whether to be open or closed. Deterministic gates that begin outside of their transition get no gradient."}}
 figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.4), layout="constrained")
 left.loglog(narrow, deviations, color=ORANGE)
 left.loglog(narrow, means, color=BLUE)
@@ -471,16 +476,16 @@ right.set(xlabel="width w", ylabel="gates that are right, %")
 plt.show()
 
 # %% [markdown]
-# So the width is a compromise between being binary and being able to learn, and it is measured
-# against the distance over which $\varphi$ has to move. The package's default is $w = 1$, with
-# $\varphi$ at 1.5 to begin with: open, and out of the transition. The data alone would leave it
-# there for ever. What sets it in motion is the surrogate of L0, and that is the next tutorial.
+# So the width is a compromise between being binary and being able to learn. It should suit the
+# distance over which $\varphi$ has to move. The defaults of the package are $w = 1$ and an initial
+# $\varphi$ of 1.5: open, and outside of the transition. The data alone would never move $\varphi$
+# from there. The surrogate of L0 moves it, and the next tutorial builds this surrogate.
 #
 # ## Exercises
 #
-# **1.** Write `quintic(x, width)`: a transform as $g_w$, but with a second derivative that is
-# continuous, too. The polynomial of degree five that does it is $6t^5 - 15t^4 + 10t^3$. It needs
-# the same exact zeros and ones.
+# **1.** Write `quintic(x, width)`: a transform like $g_w$, but with a continuous second derivative.
+# The polynomial of degree five that has one is $6t^5 - 15t^4 + 10t^3$. The transform needs the same
+# exact zeros and ones.
 
 
 # %%
@@ -491,9 +496,10 @@ def quintic(x, width):
 check("04.quintic", quintic)
 
 # %% [markdown]
-# **2.** Write `widest(d, share)`: the largest width for which the bound promises that $d$ gates, of
-# standard normal variables that may depend on each other in any way, miss the binary vector in at
-# most that share of draws. (`statistics.NormalDist().inv_cdf` is of use.)
+# **2.** Take $d$ gates of standard normal variables, which may depend on each other in any way.
+# Write `widest(d, share)`: the largest width for which the bound promises that the gates differ
+# from the binary vector in at most this share of draws. (`statistics.NormalDist().inv_cdf` is
+# useful.)
 
 
 # %%
@@ -504,10 +510,11 @@ def widest(d, share):
 check("04.widest", widest)
 
 # %% [markdown]
-# **3.** A router sends each sample to exactly one of $k$ experts. Write `one_hot(p, n, rng)`, an
-# array of shape `(n, k)` of real numbers whose signs open exactly one gate in each row, gate $i$
-# with probability `p[i]`. Only signs count here; one way is to add Gumbel noise to $\log p$, so
-# that the largest wins, and to make of that a score that is above 0 for the winner alone.
+# **3.** A router sends each sample to exactly one of $k$ experts. Write `one_hot(p, n, rng)`, which
+# returns an array of shape `(n, k)` of real numbers. Their signs open exactly one gate in each row,
+# gate $i$ with probability `p[i]`. Only signs count here. One way is to add Gumbel noise to
+# $\log p$, so that the largest wins, and to turn the sums into scores that are above 0 for the
+# winner alone.
 
 
 # %%
@@ -520,8 +527,8 @@ check("04.one_hot", one_hot)
 # %% [markdown]
 # ## What next
 #
-# [Tutorial 5](05_surrogate.py): what makes a gate close. [Tutorial 6](06_groups.py) is about what a
-# gate may multiply, and [tutorial 7](07_compaction.py) about leaving it out.
+# [Tutorial 5](05_surrogate.py) makes gates close. [Tutorial 6](06_groups.py) is about what a gate
+# may multiply, and [tutorial 7](07_compaction.py) is about skipping closed groups.
 #
 # Solutions:
 

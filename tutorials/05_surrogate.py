@@ -1,13 +1,13 @@
 # %% [markdown]
 # # 5. From counting to a surrogate of L0
 #
-# A gate that may close needs a reason to. The reason is a price for everything that is open, the
-# number of weights that are left, and this tutorial turns that count, which has no gradient, into
-# one that gradient descent can follow.
+# A gate closes only if the loss gains by it. So we add a penalty for everything that is open: the
+# number of weights that are left. This count has no gradient. This tutorial turns it into a
+# surrogate that gradient descent can follow.
 #
 # - **You will do**: compute an expected count by going through every state of a small network's
-#   gates, prune a network by three prices, watch a gate and a weight play a trick on the price, and
-#   close a network altogether by asking too early.
+#   gates, prune a network by three costs, watch a gate and a weight evade the penalty, and close a
+#   whole network by a penalty that comes too early.
 # - **You will learn**: what the surrogate computes exactly and where it is a stand-in, why a weight
 #   has two ends, what weight decay and a ramp are for, and what noise changes.
 # - **You need**: [tutorial 3](03_lenet5.py) and [tutorial 4](04_gates.py).
@@ -15,6 +15,7 @@
 # %%
 import itertools
 import math
+from functools import partial
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -34,9 +35,10 @@ BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#666666"
 # abstract that sparsity is encouraged by a surrogate of the L0 loss, and gives no formula there.
 # What follows is our construction.
 #
-# L0 counts what is not zero. Of gates that is $\sum_i [z_i \ne 0]$, a step function of every
-# $\varphi_i$: its slope is 0 or does not exist. The sum of the gates' values, $\sum_i z_i$, is no
-# way out. It has a slope, but only in the transition, and gates begin fully open, outside of it:
+# L0 counts the numbers that are not zero. For gates the count is $\sum_i [z_i \ne 0]$, a step
+# function of every $\varphi_i$: its slope is 0 or does not exist. The sum of the gates' values,
+# $\sum_i z_i$, does not help. It has a slope only in the transition, and gates begin fully open,
+# outside of it:
 
 # %%
 gates = md.Gate(5, dtype=np.float64)
@@ -50,16 +52,16 @@ assert not gates.phi.grad[[0, 3, 4]].any()
 # %% [markdown]
 # ## Expected counts
 #
-# Add noise, and ask how often a gate is open. With $z = g_w(\varphi + \sigma\varepsilon)$ and $F$
-# the distribution function of the (symmetric) noise,
+# Add noise, and ask how often a gate is open. Let $z = g_w(\varphi + \sigma\varepsilon)$, and let
+# $F$ be the distribution function of the noise, which is symmetric. Then
 #
 # $$\begin{aligned}
 # \pi &= P(z \ne 0) = P(\varphi + \sigma\varepsilon > -w/2) \\
 # &= F\!\left(\frac{\varphi + w/2}{\sigma}\right).
 # \end{aligned}$$
 #
-# That is smooth in $\varphi$, and it has a slope at an open gate. Its sum is an *expected* count.
-# For a stochastic gate it is exact: we draw, and compare.
+# This probability is smooth in $\varphi$, and has a slope where the gate is open. Its sum over
+# gates is an *expected* count. For stochastic gates $\pi$ is exact: we draw, and compare.
 
 # %%
 draws = 20_000
@@ -75,15 +77,15 @@ for noise in ("normal", "logistic", "uniform"):
     assert (abs(measured[noise] - pi) <= 5 * np.sqrt(pi * (1 - pi) / draws) + 1e-9).all()
 
 # %% [markdown]
-# For each noise the share of draws in which the gate is open, and below it $\pi$. A
-# **deterministic** gate is not open with a probability: it is open or not. We charge it as if it
-# had normal noise (of $\sigma = 1$, a setting) as long as it is open, and nothing once it has
+# For each noise the first line has the share of draws in which the gate is open, and the second
+# line has $\pi$. A **deterministic** gate has no such probability: it is open or closed. We count
+# it as if it had normal noise (of $\sigma = 1$, a setting) while it is open, and as 0 once it has
 # closed. So for deterministic gates $\pi$ is a *stand-in*, between 1/2 and 1 while the gate is
-# open. A weight that is left, with $k$ gates on its way, is charged between $2^{-k}$ and 1, one that
-# is gone nothing; so the sum lies between $2^{-k}$ and 1 times the true count
-# ([the method](../method.md), Proposition 5), and its slope does not die where $g_w$ is flat.
+# open. A weight that is left, with $k$ gates on its path, counts between $2^{-k}$ and 1. A weight
+# that is closed counts 0. So the sum lies between $2^{-k}$ and 1 times the true count ([the
+# method](../method.md), Proposition 5). Its slope does not vanish where $g_w$ is flat.
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Over phi from -2.5 to 2.5: a grey step from 0 to 1 at -0.5, whether the gate is open; a green smooth step between -0.5 and 0.5, the gate's value; an orange S-shaped curve, the open probability, with measured dots on it; and in blue the stand-in for deterministic gates, equal to the orange curve above -0.5, where it jumps from 0.5 to 0.", "width": "90%"}, "figure": {"caption": "The count (grey) and the gate (green) are flat at an open gate. The open probability (orange; dots are measured) is not. What a deterministic gate is charged (blue, dashed) is the same, until it closes."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Over phi from -2.5 to 2.5: a grey step from 0 to 1 at -0.5, whether the gate is open; a green smooth step between -0.5 and 0.5, the gate's value; an orange S-shaped curve, the open probability, with measured dots on it; and in blue the stand-in for deterministic gates, equal to the orange curve above -0.5, where it jumps from 0.5 to 0.", "width": "90%"}, "figure": {"caption": "The count (grey) and the gate (green) are flat where the gate is open. The open probability (orange; dots are measured) is not. The stand-in for a deterministic gate (blue, dashed) equals it until the gate closes."}}
 line = np.linspace(-2.5, 2.5, 1001)
 deterministic = md.Gate(len(line), dtype=np.float64)
 smooth = md.Gate(len(line), noise="normal", rng=rng, dtype=np.float64)
@@ -107,10 +109,10 @@ assert (deterministic.open_probability().data <= deterministic.is_open()).all()
 # %% [markdown]
 # ## A weight has two ends
 #
-# Gates of filters and units do not gate weights one by one. A weight leads from a channel to a
-# channel, and it is left only if *both* are: if the gates are independent, with probability
-# $\pi^\text{in}_i\,\pi^\text{out}_o$. Summed over a layer with $K$ places in its kernel (25 for
-# 5x5, 1 for a dense layer) that is
+# Gates of filters and units do not gate weights one by one. A weight leads from an input channel to
+# an output channel, and is left only if the gates of *both* are open. If the gates are independent,
+# this has the probability $\pi^\text{in}_i\,\pi^\text{out}_o$. Let $K$ be the number of kernel
+# positions of a layer: 25 for 5x5, 1 for a dense layer. The sum over the layer is
 #
 # $$\begin{aligned}
 # &K \sum_{i,o} \pi^\text{in}_i\,\pi^\text{out}_o \\
@@ -118,53 +120,56 @@ assert (deterministic.open_probability().data <= deterministic.is_open()).all()
 # \end{aligned}$$
 #
 # two sums and a product. We call it the *coupled* count. {py:func}`minidiff.expected_cost` walks
-# through a network and adds it up. To see that it is right, take a network so small that all states
-# of its gates can be gone through, $2^7$ of them, and count in each.
+# through a network and adds up the coupled counts of its layers. To check it, we take a tiny
+# network whose gates have only $2^7$ states, and count the weights left in every state.
 
 
 # %%
-def gated(layer, count):
-    gate = md.Gate(count, noise="normal", sigma=0.8, rng=rng, dtype=np.float64)
-    gate.phi.data[:] = rng.uniform(-1, 1, count)
-    return md.Gated(layer, outputs=gate)
+def gated(layer):
+    """Put stochastic gates with random phi on the outputs of a layer."""
+    layer = md.gate(layer, "outputs", noise="normal", sigma=0.8, rng=rng, dtype=np.float64)
+    layer.outputs.phi.data[:] = rng.uniform(-1, 1, layer.outputs.count)
+    return layer
 
 
 tiny = nn.Sequential(
-    conv1=gated(nn.Conv2d(1, 3, 3, rng=rng), 3),  # (1, 6, 6) -> (3, 4, 4): 16 places
-    conv2=gated(nn.Conv2d(3, 2, 2, rng=rng), 2),  # -> (2, 3, 3): 9 places
+    conv1=gated(nn.Conv2d(1, 3, 3, rng=rng)),  # (1, 6, 6) -> (3, 4, 4): 16 positions
+    conv2=gated(nn.Conv2d(3, 2, 2, rng=rng)),  # -> (2, 3, 3): 9 positions
     flatten=nn.Flatten(),
-    dense=gated(nn.Linear(18, 2, rng=rng), 2),
+    dense=gated(nn.Linear(18, 2, rng=rng)),
 )
-tiny_gates = [layer.outputs for _, layer in tiny.children() if isinstance(layer, md.Gated)]
+tiny_gates = list(md.gates_of(tiny).values())
 p = np.concatenate([gate.open_probability().data for gate in tiny_gates])
 
 # %% [markdown]
-# If $a$ filters of the first convolution, $b$ of the second and $c$ units are open, $9a$, $4ab$ and
-# $9bc$ weights are left, and each is used at 16, 9 or 1 places. Their price may be 1, or their
-# multiply-adds, or the cube root of these.
+# Suppose that $a$ filters of the first convolution, $b$ filters of the second, and $c$ units are
+# open. Then $9a$, $4ab$ and $9bc$ weights are left, and each weight is used at 16, 9 or 1
+# positions. The cost of a weight may be 1, or its multiply-adds, or the cube root of its
+# multiply-adds.
 
 
 # %%
-def weights_left(a, b, c):  # of each layer, if so many are open
+def weights_left(a, b, c):
+    """Return the weights left in each layer, if so many filters and units are open."""
     return np.array([9 * a, 4 * a * b, 9 * b * c])
 
 
-price = {"weights": [1, 1, 1], "macs": [16, 9, 1], "balanced": np.cbrt([16, 9, 1])}
-expected, law = dict.fromkeys(price, 0.0), {}
+costs = {"weights": [1, 1, 1], "macs": [16, 9, 1], "balanced": np.cbrt([16, 9, 1])}  # of a weight
+expected, law = dict.fromkeys(costs, 0.0), {}
 for state in itertools.product((0, 1), repeat=7):
     chance = np.prod(np.where(state, p, 1 - p))
     left = weights_left(sum(state[:3]), sum(state[3:5]), sum(state[5:]))
     law[left.sum()] = law.get(left.sum(), 0) + chance
-    for cost in price:
-        expected[cost] += chance * (left @ price[cost])
+    for cost in costs:
+        expected[cost] += chance * (left @ costs[cost])
 for cost, value in expected.items():
     ours = md.expected_cost(tiny, (1, 6, 6), cost=cost).item()
     print(f"{cost:9} all states: {value:.4f}   expected_cost: {ours:.4f}")
     assert math.isclose(ours, value, rel_tol=1e-6)
 
 # %% [markdown]
-# The surrogate is the mean of a whole distribution of counts, which training with stochastic gates
-# draws from. Below are the exact one, from the enumeration, and 20,000 draws.
+# The surrogate is the mean of a distribution of counts, and training with stochastic gates draws
+# from this distribution. Below are the exact distribution, from the enumeration, and 20,000 draws.
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Bars over the number of weights left, from 0 to 87: the probability of each count from all 128 states, with dots from 20,000 draws on the tops of the bars, and a vertical line at the expected count.", "width": "90%"}, "figure": {"caption": "How many weights of the small network are left: exact (bars), drawn (dots). The surrogate is the mean, at the line."}}
 opened = [(gate.values(samples=draws).data > 0).sum(axis=0) for gate in tiny_gates]
@@ -185,10 +190,10 @@ assert (abs(shares - exact) < 5 * np.sqrt(exact / draws) + 1e-4).all()
 assert abs(drawn.mean() - expected["weights"]) < 5 * drawn.std() / math.sqrt(draws)
 
 # %% [markdown]
-# Does the coupling matter? The obvious alternative lets each group pay for its own weights,
-# whatever its neighbours do: $\sum_g n_g\,\pi_g$. We compare the two on a real network: two
-# convolutions with 12 and 24 filters and a dense layer of 64 units, with gates on filters, on the
-# dense layer's 384 inputs and on its units.
+# Does the coupling matter? The obvious alternative is the *uncoupled* sum: each group counts its
+# own weights, whatever the gates of other layers do, $\sum_g n_g\,\pi_g$. We compare the two on a
+# real network. It has two convolutions with 12 and 24 filters and a dense layer of 64 units, with
+# gates on the filters, and on the 384 inputs and the units of the dense layer.
 
 # %%
 dataset = data(train=5000)
@@ -198,34 +203,30 @@ pixels = np.ascontiguousarray(pixels.transpose(1, 2, 3, 0), np.float32)  # batch
 labels = dataset.train.labels
 
 
-def build(gate=md.Gate, **settings):
+def build(**settings):
     draw = np.random.default_rng(0)
-    settings = {"gate": gate, "rng": draw, **settings}
-    dense = md.gate_units(nn.Linear(384, 64, rng=draw), **settings)
+    gate = partial(md.gate, rng=draw, **settings)
+    dense = gate(nn.Linear(384, 64, rng=draw), "inputs", "outputs")
     return nn.Sequential(
-        conv1=md.gate_filters(nn.Conv2d(1, 12, 5, rng=draw), **settings),
+        conv1=gate(nn.Conv2d(1, 12, 5, rng=draw), "outputs"),
         pool1=nn.MaxPool2d(2, relu=True),
-        conv2=md.gate_filters(nn.Conv2d(12, 24, 5, rng=draw), **settings),
+        conv2=gate(nn.Conv2d(12, 24, 5, rng=draw), "outputs"),
         pool2=nn.MaxPool2d(2, relu=True),
         flatten=nn.Flatten(),
-        dense1=md.gate_inputs(dense, **settings),
+        dense1=dense,
         relu=nn.ReLU(),
         dense2=nn.Linear(64, 10, rng=draw),
     )
 
 
-def layers_of(model):
-    return dict(model.children())
-
-
 # %% [markdown]
-# What goes with a group? We close one of each kind and count what has gone, at first and again when
-# most of the network is closed.
+# How many weights does a closed group remove? We close one group of each kind and count, first in
+# the full network, and again when most of the network is closed.
 
 
 # %%
 def lost(model, gate):
-    """The weights that go when the first open group of a gate is closed."""
+    """Return how many weights closing the first open group of a gate removes."""
 
     def left():
         return sum(layer.weights[0] for layer in md.count(model, shape))
@@ -238,12 +239,11 @@ def lost(model, gate):
 
 
 model = build()
-layers = layers_of(model)
 kinds = {
-    "filter of conv1": (layers["conv1"].outputs, 25),
-    "filter of conv2": (layers["conv2"].outputs, 12 * 25),
-    "input of dense1": (layers["dense1"].inputs, 64),
-    "unit of dense1": (layers["dense1"].outputs, 384),
+    "filter of conv1": (model["conv1"].outputs, 25),
+    "filter of conv2": (model["conv2"].outputs, 12 * 25),
+    "input of dense1": (model["dense1"].inputs, 64),
+    "unit of dense1": (model["dense1"].outputs, 384),
 }
 at_first = {name: lost(model, gate) for name, (gate, _) in kinds.items()}
 for name, (gate, _) in kinds.items():
@@ -255,24 +255,25 @@ for name, (gate, own) in kinds.items():
 assert at_first["filter of conv1"] == 25 + 24 * 25
 
 # %% [markdown]
-# A filter of the first convolution has 25 weights of its own, but the next layer has 25 for it in
-# each of its 24 filters. And while the network shrinks, everything becomes cheaper, since the other
-# ends are gone. The coupled count knows both, by its derivative; the uncoupled one knows neither.
+# A filter of the first convolution has 25 weights of its own, and each of the 24 filters of the
+# next layer has 25 weights that read it. While the network shrinks, a group removes fewer weights,
+# since their other ends are closed already. The derivative of the coupled count knows both facts.
+# The uncoupled sum knows neither.
 #
-# Here is the training: SGD for the weights, Adam for $\varphi$, and the loss
+# Now we train: SGD moves the weights, Adam moves $\varphi$, and the loss is
 #
-# $$\text{cross-entropy} \;+\; \lambda\,\frac{R(\varphi)}{R(\varphi_0)},$$
+# $$\text{cross-entropy} \;+\; \lambda\,\frac{R(\varphi)}{R(\varphi_0)}.$$
 #
-# with $R$ the expected cost, $\varphi_0$ where gates begin, and $\lambda$ rising from 0 over a
-# *ramp*. Gates learn between `start` and `stop` (shares of all steps), then they are *frozen*:
-# $\varphi$ is not moved any more, and a stochastic gate has no noise. Adam (Kingma and Ba 2015)
-# divides each slope by its usual size, so every $\varphi$ moves by about the step size, however
-# small its slope. {py:class}`minidiff.Surrogate` is `expected_cost` as an object, to be called in
-# each step.
+# Here $R$ is the expected cost and $\varphi_0$ the initial $\varphi$. The second term is the
+# *penalty*, and $\lambda$ rises from 0 over a *ramp*. Gates learn between `start` and `stop`
+# (shares of all steps). Then they are *frozen*: $\varphi$ no longer moves, and stochastic gates
+# have no noise. Adam (Kingma and Ba 2015) divides each gradient by its usual size, so every
+# $\varphi$ moves by about the learning rate, however small its gradient.
+# {py:class}`minidiff.Surrogate` is `expected_cost` as an object, to be called in each step.
 #
-# This $\lambda$ is the price of the whole network. [Tutorial 6](06_groups.py) keeps it; from
-# [tutorial 7](07_compaction.py) on, and in `minidiff train`, $\lambda$ is the price of *one* weight
-# in the loss summed over the $N$ training images: cross-entropy $+\, (\lambda/N)\, R$.
+# This $\lambda$ is the penalty of the whole network, here and in [tutorial 6](06_groups.py). From
+# [tutorial 7](07_compaction.py) on, and in `minidiff train`, $\lambda$ is the penalty of *one*
+# weight in the loss summed over the $N$ training images: cross-entropy $+\, (\lambda/N)\, R$.
 
 # %%
 steps = 200 if SMALL else 1000
@@ -280,7 +281,7 @@ steps = 200 if SMALL else 1000
 
 def train(model, cost, strength, *, start=0.1, ramp=0.3, stop=0.8):
     draw = np.random.default_rng(1)
-    gates = [module for module in model.modules() if isinstance(module, md.Gate)]
+    gates = list(md.gates_of(model).values())
     weights, phis = md.split_parameters(model)
     sgd = md.optim.SGD(weights, momentum=0.9, nesterov=True, weight_decay=5e-4)
     adam = md.optim.Adam(phis, lr=20 / steps)
@@ -291,7 +292,7 @@ def train(model, cost, strength, *, start=0.1, ramp=0.3, stop=0.8):
         for gate in gates:
             gate.frozen = t >= stop
         pick = draw.integers(len(labels), size=64)
-        loss = md.ops.cross_entropy(model(pixels[..., pick]), labels[pick])
+        loss = md.functional.cross_entropy(model(pixels[..., pick]), labels[pick])
         log.append((loss.item(), cost().item() / whole, gates[1].phi.data.copy()))
         learns = start <= t < stop
         if learns:
@@ -307,9 +308,10 @@ def train(model, cost, strength, *, start=0.1, ramp=0.3, stop=0.8):
 
 
 # %% [markdown]
-# And what is left in the end: open filters of `conv1` and of `conv2`, inputs of `dense1` in use and
-# its units, as in `12-24-384-64`, with how many times fewer weights and multiply-adds (MACs) that
-# is, and the error on validation images. Below it is the uncoupled sum.
+# `describe` prints what is left in the end, such as `12-24-384-64`: the open filters of `conv1` and
+# of `conv2`, the inputs of `dense1` that are in use, and its open units. It also prints how many
+# times fewer weights and multiply-adds (MACs) are left, and the error on validation images. Below
+# it is the uncoupled sum.
 
 
 # %%
@@ -325,9 +327,8 @@ def describe(name, model):
 
 
 def uncoupled(model):
-    layers = layers_of(model)
-    own = [(layers["conv1"].outputs, 25), (layers["conv2"].outputs, 300)]
-    own += [(layers["dense1"].inputs, 64), (layers["dense1"].outputs, 384)]
+    own = [(model["conv1"].outputs, 25), (model["conv2"].outputs, 300)]
+    own += [(model["dense1"].inputs, 64), (model["dense1"].outputs, 384)]
     return lambda: sum(size * gate.open_probability().sum() for gate, size in own)
 
 
@@ -362,28 +363,29 @@ plt.show()
 
 # %% [markdown]
 # By its own 25 weights a filter of the first convolution is hardly worth closing, though nearly all
-# multiply-adds hang on these filters. So the uncoupled sum keeps them, and closes units of the
-# dense layer instead, as their price never falls. It differs in two ways, in fact: it forgets a
-# filter's weights in the next layer, and its prices never fall; this run does not tell the two
-# apart. (One seed and a short training: errors of such runs differ by chance as much as these do.
-# The shapes of the networks are another matter.)
+# multiply-adds depend on these filters. So the uncoupled sum leaves them open. It closes units of
+# the dense layer instead, because their cost never falls. The uncoupled sum differs in two ways: it
+# ignores a filter's weights in the next layer, and its costs never fall. This run does not separate
+# the two. (These are short runs of one seed, so errors differ by chance as much as these do. The
+# shapes of the networks differ far more.)
 #
-# ## What a weight costs
+# ## The cost of a weight
 #
-# A weight of a dense layer is used once for an image, one of a convolution at every place. So a
-# network stores and computes in different places, and one has to say which one wants to save.
-# `cost="macs"` prices a weight by its multiply-adds, and `"balanced"`, a compromise of ours and the
-# default of the recipe, by their cube root.
+# A weight of a dense layer is used once for an image, and a weight of a convolution at every
+# position. So most weights are in one layer and most multiply-adds in another, and you have to say
+# which you want to save. With `cost="macs"` the cost of a weight is the number of its
+# multiply-adds. With `"balanced"`, a compromise of ours and the default of the recipe, it is the
+# cube root of this number.
 
 # %%
 counts = md.count(build(), shape)
-prices = {"weights": lambda n: 1, "macs": lambda n: n, "balanced": np.cbrt}
-for cost, price_of in prices.items():
-    parts = np.array([c.weights[1] * price_of(c.macs[1] / c.weights[1]) for c in counts])
-    shares = dict(zip((c.name for c in counts), 100 * parts / parts.sum(), strict=True))
-    print(f"{cost:9}", *(f" {name} {share:4.1f} %" for name, share in shares.items()))
+cost_of = {"weights": lambda macs: 1, "macs": lambda macs: macs, "balanced": np.cbrt}
+for cost, of_weight in cost_of.items():
+    of_layers = np.array([c.weights[1] * of_weight(c.macs[1] / c.weights[1]) for c in counts])
+    shares = 100 * of_layers / of_layers.sum()
+    print(f"{cost:9}", *(f" {c.name} {s:4.1f} %" for c, s in zip(counts, shares, strict=True)))
     whole = md.expected_cost(build(initial=20.0), shape, cost=cost).item()
-    assert math.isclose(whole, parts.sum(), rel_tol=1e-6)
+    assert math.isclose(whole, of_layers.sum(), rel_tol=1e-6)
 
 # %%
 by_cost, logs = {}, {}
@@ -398,23 +400,24 @@ assert by_cost["macs"]["fewer"][0] < by_cost["weights"]["fewer"][0]
 assert by_cost["macs"]["left"][2] > by_cost["weights"]["left"][2]
 
 # %% [markdown]
-# With all else equal, the price by MACs leaves fewer multiply-adds than the price by weights, but
-# more weights: it keeps more units of the dense layer, where they cost it next to nothing.
+# With all else equal, the cost by MACs leaves fewer multiply-adds than the cost by weights, but
+# more weights. It leaves more units of the dense layer open, because they have few multiply-adds.
 #
 # ## The scale trap
 #
-# A gate multiplies what it gates, so only the product counts, and $z\,v = (z/2)(2v)$: the data does
-# not care how the product is shared out. The price does. It sees $\varphi$ and not $v$. Take one
-# gate, one weight $v$, the data loss $\frac12 (zv - 1)^2$, the price $\lambda\,\pi(\varphi)$ and
-# weight decay $\frac d2 v^2$. For a given $z$ the best weight is $v = z / (z^2 + d)$, and what it
-# costs is
+# A gate multiplies a weight, and the data loss depends only on the product: $z\,v = (z/2)(2v)$. But
+# the penalty depends only on $\varphi$, and not on $v$. Take one gate, one weight $v$, the data
+# loss $\frac12 (zv - 1)^2$, the penalty $\lambda\,\pi(\varphi)$ and weight decay $\frac d2 v^2$.
+# For a given $z$ the best weight is $v = z / (z^2 + d)$, and the data loss and decay together are
+# then
 #
 # $$\min_v\; \tfrac12 (zv - 1)^2 + \tfrac d2 v^2 \;=\; \frac{d}{2\,(z^2 + d)}.$$
 #
-# Without decay that is 0 for *every* $z > 0$. Nothing holds the gate, so the price alone decides,
-# and it says down: the gate drifts, ever more slowly, the weight grows, the charge falls, and
-# nothing is saved. The gate then says nothing about whether its weight is needed, and one large
-# step closes it, for good. With decay a small gate needs a large weight, which costs.
+# Without decay this is 0 for *every* $z > 0$. Nothing holds the gate, so only the penalty moves it:
+# the gate drifts down, ever more slowly, the weight grows, and the penalty falls, though no weight
+# is removed. The value of the gate then does not tell whether its weight is needed, and one large
+# step closes the gate for good. With decay, a small gate needs a large weight, which the decay
+# penalises.
 
 
 # %%
@@ -425,31 +428,31 @@ def drift(decay, strength=0.05, steps=3000):
     adam = md.optim.Adam([gate.phi], lr=0.01)
     path = []
     for _ in range(steps):
-        z, charge = gate(), gate.open_probability().sum()
+        z, cost = gate(), gate.open_probability().sum()
         loss = 0.5 * ((z * weight - 1) ** 2).sum()
-        path.append((z.item(), weight.item(), z.item() * weight.item(), charge.item()))
+        path.append((z.item(), weight.item(), z.item() * weight.item(), cost.item()))
         sgd.zero_grad()
         adam.zero_grad()
-        (loss + strength * charge).backward()
+        (loss + strength * cost).backward()
         sgd.step()
         adam.step()
     return np.array(path).T
 
 
 paths = {decay: drift(decay) for decay in (0.0, 0.01)}
-for decay, (z, weight, product, charge) in paths.items():
+for decay, (z, weight, product, cost) in paths.items():
     print(
         f"decay {decay:4}: gate {z[-1]:.3f}, weight {weight[-1]:.3f}, "
-        f"product {product[-1]:.3f}, charge {charge[0]:.3f} -> {charge[-1]:.3f}"
+        f"product {product[-1]:.3f}, cost {cost[0]:.3f} -> {cost[-1]:.3f}"
     )
-z, weight, product, charge = paths[0.0]
+z, weight, product, _ = paths[0.0]
 assert (np.diff(z[::100]) <= 0).all()  # down,
 assert (np.diff(weight[::100]) >= 0).all()  # up,
-assert abs(product[500:] - 1).max() < 0.02  # and what they compute has hardly changed
+assert abs(product[500:] - 1).max() < 0.02  # and their product hardly changes
 assert abs(np.diff(paths[0.01][0][2000:])).max() < 1e-5  # with decay it comes to rest
 assert abs(paths[0.01][2][500:] - 1).max() < 0.02
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Two panels over 3,000 steps: without weight decay the gate's value falls and the weight rises without end, while their product stays at 1. With decay both come to rest, the gate near 0.88.", "width": "100%"}, "figure": {"caption": "The same gate and weight, without and with weight decay. The product, which is all that the data sees, stays close to 1 in both."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Two panels over 3,000 steps: without weight decay the gate's value falls and the weight rises without end, while their product stays at 1. With decay both come to rest, the gate near 0.88.", "width": "100%"}, "figure": {"caption": "The same gate and weight, without and with weight decay. The data loss depends only on the product, which stays close to 1 in both."}}
 figure, panels = plt.subplots(1, 2, figsize=(8, 3.2), sharey=True, layout="constrained")
 for axes, (decay, (z, weight, product, _)) in zip(panels, paths.items(), strict=True):
     axes.plot(product, color=GREY, linestyle=":")
@@ -466,15 +469,15 @@ plt.show()
 # %% [markdown]
 # So weight decay is part of the method, though it looks like a detail of the recipe. It does not
 # remove the drift altogether: deterministic gates of the network above end partly open, as we will
-# see. When the recipe of `minidiff train` freezes them, {py:func}`minidiff.binarize` multiplies
-# what is left of $z$ into the weights, so that every gate is 0 or 1, and nothing that is computed
-# changes.
+# see. When the recipe of `minidiff train` freezes them, {py:func}`minidiff.fold_gates` multiplies
+# each $z$ into the weights. Then every gate is 0 or 1, and the outputs stay the same.
 #
 # ## Hard concrete
 #
-# A well-known surrogate of L0 is that of Louizos, Welling & Kingma (2018,
-# [arXiv:1712.01312](https://arxiv.org/abs/1712.01312)): *hard concrete* gates. With logistic noise
-# $\varepsilon$, a temperature $\beta$ and a stretch from $\gamma < 0$ to $\zeta > 1$,
+# *Hard concrete* gates (Louizos, Welling & Kingma 2018,
+# [arXiv:1712.01312](https://arxiv.org/abs/1712.01312)) have a well-known surrogate of L0. With
+# logistic noise $\varepsilon$, a temperature $\beta$ and a stretch from $\gamma < 0$ to
+# $\zeta > 1$,
 #
 # $$\begin{aligned}
 # t &= \operatorname{sigmoid}\bigl((\varphi + \varepsilon)/\beta\bigr), \\
@@ -482,15 +485,15 @@ plt.show()
 # P(z \ne 0) &= \operatorname{sigmoid}\bigl(\varphi - \beta \log(-\gamma/\zeta)\bigr).
 # \end{aligned}$$
 #
-# In the language of [tutorial 4](04_gates.py) that is another transform of the random vector
-# $X = \varphi + \varepsilon$, with exact zeros and ones outside of a transition. Where does it
-# begin?
+# In the terms of [tutorial 4](04_gates.py) this is another transform of the random vector
+# $X = \varphi + \varepsilon$, with exact zeros and ones outside of a transition. How wide is this
+# transition?
 
 # %%
 wide = md.HardConcrete(1, rng=rng, dtype=np.float64)
 edge = wide.beta * math.log(wide.zeta / -wide.gamma)
 for x, expected_value in ((-edge - 1e-6, 0), (edge + 1e-6, 1)):
-    assert wide.transform().forward(np.array([x]))[0] == expected_value
+    assert wide.transform().compute(np.array([x]))[0] == expected_value
 deviation = math.pi / math.sqrt(3)  # of logistic noise
 print(f"transition: {-edge:.2f} to {edge:.2f}, noise of standard deviation {deviation:.2f}")
 edge = edge / wide.beta
@@ -508,30 +511,30 @@ for name, one in (
     assert (between > 0.6) == (name == "hard concrete")
 
 # %% [markdown]
-# So fact 2 bounds it, too, and fact 3 holds. With the settings of its paper ($\beta = 2/3$,
-# $\gamma = -0.1$, $\zeta = 1.1$; in evaluation it leaves $\beta$ out) it is less binary than our
-# gate with normal noise and $w = \sigma = 1$, as its transition is wider in units of the noise. The
-# larger difference is that it is stochastic in training by design. What does noise change?
+# So the bound of fact 2 applies to hard concrete gates, and fact 3 holds. We use the settings of
+# their paper: $\beta = 2/3$, $\gamma = -0.1$, $\zeta = 1.1$, and $\beta = 1$ in evaluation. With
+# these a hard concrete gate is less binary than our gate with normal noise and $w = \sigma = 1$, as
+# its transition is wider in units of the noise. The larger difference is that hard concrete gates
+# are always stochastic in training. What does noise change?
 #
 # ## Deterministic against stochastic
 #
-# The same network, cost and $\lambda$, with three kinds of gates. ($\lambda$ does not mean quite
-# the same for all of them, as they start at different $\varphi$ and move at different speeds; so
-# compare how they go, not how far.)
+# We train the same network, with the same cost and $\lambda$, with three kinds of gates. (They
+# start at different $\varphi$ and move at different speeds, so the same $\lambda$ prunes them to
+# different sizes. Compare how they move, not how small the networks become.)
 
 
 # %%
 def partly(model):
-    """Of the gates that are open in evaluation, the share that is not fully open."""
-    gates = [module for module in model.modules() if isinstance(module, md.Gate)]
-    z = np.concatenate([gate.evaluated() for gate in gates])
+    """Return which share of the gates that are open in evaluation is not fully open."""
+    z = np.concatenate([gate.evaluated() for gate in md.gates_of(model).values()])
     return (z[z > 0] < 1).mean()
 
 
 kept = {"deterministic": (deterministic, logs["balanced"])}
 for name, settings in (
     ("stochastic", {"noise": "normal", "sigma": 0.5}),
-    ("hard concrete", {"gate": md.HardConcrete}),
+    ("hard concrete", {"kind": md.HardConcrete}),
 ):
     model = build(**settings)
     kept[name] = model, train(model, md.Surrogate(model, shape, cost="balanced"), 10)
@@ -540,7 +543,7 @@ for name, (model, _) in kept.items():
     print(f"{'':20} partly open: {100 * partly(model):.0f} % of the open gates")
 assert partly(deterministic) > partly(kept["stochastic"][0]) + 0.3
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Three panels: phi of the 24 filters of the second convolution over training steps. Deterministic: all fall together to the transition, where some go through and close and the others stay inside it. Stochastic and hard concrete: some rise and the others fall far below the transition.", "width": "100%"}, "figure": {"caption": "The 24 gates of the second convolution. Grey: the transition, as in evaluation. Deterministic gates ride down to it and are held by the data, or not. Noise drives gates out of it on both sides."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Three panels: phi of the 24 filters of the second convolution over training steps. Deterministic: all fall together to the transition, where some go through and close and the others stay inside it. Stochastic and hard concrete: some rise and the others fall far below the transition.", "width": "100%"}, "figure": {"caption": "The 24 gates of the second convolution. Grey: the transition, as in evaluation. Deterministic gates move down to it; there the data holds some, and the others close. Noise drives gates out of the transition on both sides."}}
 figure, panels = plt.subplots(1, 3, figsize=(8, 3.2), layout="constrained")
 for axes, (name, (_, log)) in zip(panels, kept.items(), strict=True):
     axes.plot(np.array([phi for _, _, phi in log]), linewidth=0.8, color=BLUE, alpha=0.7)
@@ -551,18 +554,20 @@ panels[0].set_ylabel(r"$\varphi$")
 plt.show()
 
 # %% [markdown]
-# **Deterministic** gates are fully open at first, so the data does not see them, and the price
-# alone moves them: Adam takes steps of one size, and all ride down together. In the transition the
-# data gets a say. What it needs, it holds there; the rest goes through, closes for good, and is
-# skipped from that step on. The network that is trained is the one that is kept, but its open gates
-# end partly open, where the price that pulls them down and the decay that holds them balance.
-# **Noise** shows each gate to the data early, since some draws leave it partly open; and a gate in
-# between varies most from draw to draw, which the loss punishes, so gates end far on either side
-# (those of hard concrete less so, with their wider transition). In return gradients are noisier,
-# each step trains another network than the one that is kept, and the surrogate is exact only for
-# the former.
+# **Deterministic** gates are fully open at first, so the data loss gives them no gradient, and only
+# the penalty moves them. Adam takes steps of one size, so all gates move down together. In the
+# transition the data loss has a gradient too. It holds the gates of groups that the network needs.
+# The other gates pass through the transition, close for good, and are skipped from then on. The
+# trained network is the final network, but its open gates end partly open, where the penalty that
+# pulls them down balances the decay that holds them.
 #
-# How far is the stand-in from the count? At the end of the deterministic run:
+# **Noise** gives each gate a gradient from the data early, since some draws leave the gate partly
+# open. A gate in the transition varies most from draw to draw. This variation raises the loss, so
+# gates end far from the transition, on either side (hard concrete gates less far, as their
+# transition is wider). On the other hand, gradients are noisier, each step trains another network
+# than the final one, and the surrogate is exact only for the networks in training.
+#
+# How far is the stand-in from the count? Here are both at the end of the deterministic run:
 
 # %%
 surrogate = md.Surrogate(deterministic, shape)().item()
@@ -572,14 +577,15 @@ dense = sum(c.weights[1] for c in counts)
 print(f"surrogate {surrogate:,.0f}, weights left {left:,}, of {dense:,}")
 
 # %% [markdown]
-# They are not the same, and only one is a result. A surrogate is for its gradient; what one reports
-# is {py:func}`minidiff.count`, which also drops what is open but of no use to any later layer.
+# They differ, and only the count is a result. The surrogate is there for its gradient. Report
+# {py:func}`minidiff.count`, which also leaves out groups that are open but that no later layer
+# uses.
 #
 # ## Why lambda rises
 #
-# The price of a group is known from the first step. What it is worth to the data is not, as the
-# network has learnt nothing yet. At full strength from the start the price finds no resistance. We
-# run both, for two values of $\lambda$.
+# The cost of a group is known from the first step. Its worth to the data is not, as the network has
+# learnt nothing yet. So a penalty at full strength from the start meets no resistance. We train
+# with a ramp and without one, for two values of $\lambda$.
 
 # %%
 ramps = {}
@@ -593,7 +599,7 @@ for strength in (10, 100):
     assert fewer["at once"] > fewer["ramp"]
 assert ramps[100, "at once"][0]["error"] > ramps[100, "ramp"][0]["error"]
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Two panels over training steps for lambda 100. Left: the surrogate, as a share of its first value, on a log axis: without a ramp it collapses within the first steps; with one it falls later and less. Right: the training loss, smoothed: with a ramp it falls and stays low; without one it rises again when the network collapses and stays high.", "width": "100%"}, "figure": {"caption": "Lambda 100. Without a ramp the price closes nearly everything within the first steps, and the loss stays high."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Two panels over training steps for lambda 100. Left: the surrogate, as a share of its first value, on a log axis: without a ramp it collapses within the first steps; with one it falls later and less. Right: the training loss, smoothed: with a ramp it falls and stays low; without one it rises again when the network collapses and stays high.", "width": "100%"}, "figure": {"caption": "Lambda 100. Without a ramp the penalty closes nearly everything within the first steps, and the loss stays high."}}
 figure, (left_axes, right_axes) = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
 for name, colour in (("ramp", BLUE), ("at once", ORANGE)):
     loss, share, _ = zip(*ramps[100, name][1], strict=True)
@@ -616,11 +622,11 @@ assert losses["at once"][-steps // 10 :].mean() > losses["ramp"][-steps // 10 :]
 assert ramps[100, "at once"][1][steps // 5][1] < 0.05  # of the surrogate's first value
 
 # %% [markdown]
-# At the larger $\lambda$ the network without a ramp is worse, or there is none left: once all
-# filters of a layer are closed, nothing can open them again. At the smaller one there is a network
-# either way; without the ramp it comes out smaller, as it would with a larger $\lambda$, and a
-# single run says no more than that. So the ramp is not what makes the method work. It is what makes
-# it safe to ask for much.
+# At the larger $\lambda$ the network without a ramp is worse, or nothing is left of it: once all
+# filters of a layer are closed, nothing can open them again. At the smaller $\lambda$ a network is
+# left either way. Without the ramp it is smaller, as it would be with a larger $\lambda$; a single
+# run shows no more than that. So the method works without a ramp, but the ramp makes a large
+# $\lambda$ safe.
 #
 # ## Exercises
 #
@@ -636,9 +642,9 @@ def cauchy_open(phi, width, sigma):
 check("05.cauchy", cauchy_open)
 
 # %% [markdown]
-# **2.** A layer of $n$ units leads to itself (a recurrent layer): its $n \times n$ weights have the
-# *same* $n$ gates at both ends. Write `expected_square(pi)`: the expected number of weights left.
-# It is not $(\sum_i \pi_i)^2$.
+# **2.** The outputs of a recurrent layer of $n$ units are its own inputs: its $n \times n$ weights
+# have the *same* $n$ gates at both ends. Write `expected_square(pi)`: the expected number of
+# weights left. It is not $(\sum_i \pi_i)^2$.
 
 
 # %%
@@ -650,9 +656,9 @@ check("05.square", expected_square)
 
 # %% [markdown]
 # **3.** Where does the gate of the scale trap come to rest? Write `rests(strength, decay)`: the
-# $\varphi$ in $-0.5 \dots 1.5$ that minimises data loss, decay and price together, for
-# $w = \sigma = 1$. (For a deterministic gate that is open; a search over a fine grid will do.)
-# Compare $g_1$ of it with $z$ of the path above.
+# $\varphi$ in $-0.5 \dots 1.5$ that minimises the sum of data loss, decay and penalty, for
+# $w = \sigma = 1$ and a deterministic gate that is open. (Search over a fine grid.) Compare its
+# $g_1(\varphi)$ with the last $z$ of the path above.
 
 
 # %%
@@ -665,8 +671,8 @@ check("05.rests", rests)
 # %% [markdown]
 # ## What next
 #
-# [Tutorial 6](06_groups.py): what else a gate may stand on, and [tutorial 7](07_compaction.py):
-# what closing it saves.
+# [Tutorial 6](06_groups.py) shows what else a gate may multiply, and
+# [tutorial 7](07_compaction.py) what closing it saves.
 #
 # Solutions:
 
@@ -678,7 +684,7 @@ def cauchy_solution(phi, width, sigma):
 
 def square_solution(pi):
     pi = np.asarray(pi)
-    return pi.sum() ** 2 - (pi**2).sum() + pi.sum()  # of a weight from i to i one gate decides
+    return pi.sum() ** 2 - (pi**2).sum() + pi.sum()  # a weight from i to i has one gate
 
 
 def rests_solution(strength, decay):

@@ -1,14 +1,14 @@
 # %% [markdown]
 # # 6. Groups: what a gate opens and closes
 #
-# A gate is one number, and what it multiplies may be a weight, a block, a filter, a unit, an input
-# or an activation. This choice decides what pruning saves: three networks below keep about the
-# same number of weights, and differ widely in the work that is left.
+# A gate is one number. It may multiply a weight, a block, a filter, a unit, an input or an
+# activation. This choice decides what pruning saves: three networks below have about the same
+# number of weights left, but differ widely in the work that is left.
 #
 # - **You will do**: lay gates out over arrays, share and combine them, prune a network under three
-#   groupings, and measure what each has saved.
-# - **You will learn**: that a partition is an array of labels, why kernels save whole slices and
-#   not single zeros, and which cost goes with which grouping.
+#   groupings, and measure what each grouping saves.
+# - **You will learn**: that a partition is an array of labels, why kernels can skip whole slices
+#   but not single zeros, and which cost goes with which grouping.
 # - **You need**: [tutorial 4](04_gates.py) and [tutorial 5](05_surrogate.py).
 
 # %%
@@ -19,7 +19,8 @@ import numpy as np
 from support import SMALL, check, data, scratch
 
 import minidiff as md
-from minidiff import nn, ops
+from minidiff import functional as F
+from minidiff import nn
 from minidiff.data.batches import batches
 from minidiff.engine.optim import SGD, Adam, ParameterGroup, cosine
 from minidiff.training.trainer import error_rate
@@ -29,8 +30,8 @@ rng = np.random.default_rng(0)
 # %% [markdown]
 # ## A partition is an array of labels
 #
-# Let $v$ be any array, and let $\ell(e)$ say to which group its element $e$ belongs. A gate $z_g$
-# for each group $g$ multiplies the elements of that group, and the chain rule sums over them:
+# Let $v$ be any array, and let $\ell(e)$ be the group of its element $e$. A gate $z_g$ for each
+# group $g$ multiplies the elements of the group, and the chain rule sums over these elements:
 #
 # $$
 # \begin{aligned}
@@ -39,8 +40,8 @@ rng = np.random.default_rng(0)
 # \end{aligned}
 # $$
 #
-# Nothing here asks what the groups are, so {py:class}`minidiff.Groups` holds the labels, 0 to
-# count - 1, and nothing else. An axis of length 1 stands for all places along it.
+# These formulas need only the labels. So {py:class}`minidiff.Groups` holds the labels, 0 to
+# count - 1, and nothing else. An axis of length 1 stands for all positions along it.
 
 # %%
 shape = (8, 12)  # of the weight of a dense layer: 8 units, 12 inputs
@@ -56,13 +57,13 @@ ring = np.maximum(*np.abs(np.indices((3, 3)) - 1))  # 0 in the middle, 1 around 
 conv_groups = {
     "filters": md.Groups.along(shape, 0),
     "kernels": md.Groups.along(shape, (0, 1)),
-    "places": md.Groups.along(shape, (2, 3)),
+    "positions": md.Groups.along(shape, (2, 3)),
     "rings": md.Groups.by(ring[None, None]),
 }
 for name, groups in (dense_groups | conv_groups).items():
     print(f"{name:15} {groups.count:3} groups, labels of shape {groups.labels.shape}")
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Eight coloured grids. A weight of 8 units by 12 inputs is divided into rows, columns, six 4 by 4 blocks, and diagonal stripes. A weight of 4 filters by 3 channels of 3 by 3 kernels is divided into filters, single kernels, the nine places of a kernel, and the middle of each kernel against its rim.", "width": "100%"}, "figure": {"caption": "Eight arrays of labels, a colour for each group. Top: a dense weight, units by inputs. Bottom: a convolution's weight, filters by channels, each cell a kernel of 3x3."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Eight coloured grids. A weight of 8 units by 12 inputs is divided into rows, columns, six 4 by 4 blocks, and diagonal stripes. A weight of 4 filters by 3 channels of 3 by 3 kernels is divided into filters, single kernels, the nine positions of a kernel, and the middle of each kernel against its rim.", "width": "100%"}, "figure": {"caption": "Eight arrays of labels, a colour for each group. Top: a dense weight, units by inputs. Bottom: a convolution's weight, filters by channels, each cell a kernel of 3x3."}}
 figure, axes = plt.subplots(2, 4, figsize=(7.2, 4.2), layout="constrained")
 for row, (named, shape) in zip(
     axes, ((dense_groups, (8, 12)), (conv_groups, (4, 3, 3, 3))), strict=True
@@ -84,8 +85,9 @@ for row, (named, shape) in zip(
 plt.show()
 
 # %% [markdown]
-# A {py:class}`minidiff.Mask` joins a gate and a partition. With NumPy alone, its product is an
-# index with the labels, and its gradient a count with weights (`np.bincount`). Both agree.
+# A {py:class}`minidiff.Mask` joins a gate and a partition, and its method `scale` multiplies a
+# weight by the gate's values. In NumPy the product is `weight * z[labels]`, and the gradient of $z$
+# is a sum over each group, `np.bincount`. Both agree with minidiff:
 
 # %%
 groups = conv_groups["rings"]
@@ -94,7 +96,7 @@ gate.phi.data[:] = [0.8, -0.1]  # the middle fully open, the rim in transition
 weight = md.Tensor(rng.standard_normal((4, 3, 3, 3)), requires_grad=True)
 target = rng.standard_normal(weight.shape)
 
-gated = md.Mask(gate, groups).apply(weight)
+gated = md.Mask(gate, groups).scale(weight, gate())
 loss = ((gated - target) * (gated - target)).sum()
 loss.backward()
 
@@ -117,33 +119,37 @@ print("z", z, " dL/dz", grad_z.round(2), " dL/dphi", gate.phi.grad.round(2))
 #
 # ## Gates on a layer
 #
-# Five functions wrap a layer in {py:class}`minidiff.Gated`. Gates on filters and units multiply a
-# whole slice of the weight *and its bias*, so a closed filter is 0 throughout. Gates on inputs
-# multiply the activations rather than the weight: as $(W\,\mathrm{diag}(z))\,x = W\,(z \odot x)$
-# both are equal, and a closed channel is then a slice of zeros in $x$, which the layer leaves out.
+# {py:func}`minidiff.gate` puts a new gate on a layer for each role that it is given, and returns a
+# {py:class}`minidiff.Gated`. A gate on "outputs" multiplies whole filters or units *with their
+# biases*, so a closed filter is 0 throughout. A gate on "inputs" multiplies the activations rather
+# than the weight. Both are equal, as $(W\,\mathrm{diag}(z))\,x = W\,(z \odot x)$, and a closed
+# input channel is then a slice of zeros in $x$, which the layer skips. A gate on "weights" has a
+# group for each weight, or the groups that it is given.
 
 # %%
 conv, dense = nn.Conv2d(3, 8, 5, rng=rng), nn.Linear(64, 32, rng=rng)
+blocks = md.Groups.blocks(dense.weight.shape, (4, 4))
 for name, layer in {
-    "md.gate_filters(conv)": md.gate_filters(conv),
-    "md.gate_inputs(conv)": md.gate_inputs(conv),
-    "md.gate_units(dense)": md.gate_units(dense),
-    "md.gate_blocks(dense, (4, 4))": md.gate_blocks(dense, (4, 4)),
-    "md.gate_weights(dense)": md.gate_weights(dense),
+    'md.gate(conv, "outputs")': md.gate(conv, "outputs"),
+    'md.gate(conv, "inputs")': md.gate(conv, "inputs"),
+    'md.gate(dense, "outputs")': md.gate(dense, "outputs"),
+    'md.gate(dense, "weights", groups=blocks)': md.gate(dense, "weights", groups=blocks),
+    'md.gate(dense, "weights")': md.gate(dense, "weights"),
 }.items():
     [(role, gate)] = layer.gates()
-    print(f"{name:30} {gate.count:5,} gates, on its {role}")
+    print(f"{name:41} {gate.count:5,} gates on its {role}")
 
 # %% [markdown]
 # ### Several gates on one tensor
 #
-# The functions can be nested, and the gates multiply: $w'_e = w_e \prod_k z^{(k)}_{\ell_k(e)}$. A
-# weight is left only if all its gates are open. With gates on filters and on what is inside them,
-# whole filters leave early, which makes training cheaper, and those that stay are thinned out.
+# A layer may have several gates, which multiply: $w'_e = w_e \prod_k z^{(k)}_{\ell_k(e)}$. A weight
+# is left only if all its gates are open. Here a convolution has gates on its filters and on the
+# kernels in them. Then whole filters close early, which makes training cheaper, and the filters
+# that stay lose some of their kernels.
 
 # %%
 kernels = md.Groups.along(conv.weight.shape, (0, 1))
-layer = md.gate_weights(md.gate_filters(conv), groups=kernels)
+layer = md.gate(conv, "outputs", "weights", groups=kernels)
 for _, gate in layer.gates():
     gate.phi.data[:] = rng.uniform(-1, 1, gate.count)
 z_filter = layer.outputs().data
@@ -151,7 +157,7 @@ z_kernel = layer.weights[0].gate().data.reshape(8, 3)  # in the order of the lab
 
 x = rng.standard_normal((3, 12, 12, 4), dtype=np.float32)
 product = conv.weight.data * (z_filter[:, None] * z_kernel)[:, :, None, None]
-by_hand = ops.conv2d(x, product, conv.bias.data * z_filter)
+by_hand = F.conv2d(x, product, conv.bias.data * z_filter)
 assert np.allclose(layer(x).data, by_hand.data, atol=1e-5)
 print("filters open:", (z_filter > 0).sum(), "of 8")
 print("kernels open:", (z_kernel > 0).sum(), "of 24")
@@ -160,11 +166,11 @@ print("kernels left:", (product != 0).any(axis=(2, 3)).sum())
 # %% [markdown]
 # ### One gate on several tensors
 #
-# The reverse works too: give one `Gate` to two layers, or put it into two masks. Below, one gate
-# on a hidden unit multiplies both what the unit computes and what the next layer reads of it. Then
-# a weight is there if *one* gate is open, not two, and the surrogate must not multiply the
-# probability with itself. It multiplies over the distinct groups on a weight's way. (That is for
-# deterministic gates. A stochastic one draws anew in each place, so let it act in one.)
+# The reverse works too: give one `Gate` to two layers, or put it into two masks. Below, one gate on
+# each hidden unit multiplies both the output of the unit and the input of the next layer. Then a
+# weight is left if *one* gate is open, not two. The surrogate must not multiply this probability
+# with itself. So it multiplies over the distinct groups on the path of each weight. (Share only
+# deterministic gates. A stochastic gate draws new noise at each use.)
 
 # %%
 first, second = nn.Linear(8, 16, rng=rng), nn.Linear(16, 4, rng=rng)
@@ -184,9 +190,9 @@ for name, model, share in (("shared", shared, p), ("apart", apart, p * p)):
 # ## Gates on activations
 #
 # As a layer of its own, `md.Gate(channels)` multiplies channels or features, and `md.Mask(gate,
-# groups)` any partition of the activations. A deterministic gate is one number for all samples. A
-# stochastic one draws its noise anew in each training step: once for the whole batch, or with
-# `per_sample=True` for each sample.
+# groups)` multiplies any partition of the activations. A deterministic gate has one value for all
+# samples. A stochastic gate draws new noise in each training step: once for the whole batch, or
+# with `per_sample=True` once for each sample.
 
 # %%
 samples = 64
@@ -203,7 +209,7 @@ for name, gate in (("per batch", per_batch), ("per sample", per_sample)):
         (gate(features).sum() * (1 / samples)).backward()
         grads.append(gate.phi.grad)
     spread[name], drawn[name] = np.std(grads), len(np.unique(factors.data[0]))
-    print(f"{name:11} {drawn[name]:3} values in {samples} samples, active {factors.active}")
+    print(f"{name:11} {drawn[name]:3} values in {samples} samples, live rows {factors.live}")
     print(f"{'':11} gradient {np.mean(grads):.3f}, standard deviation {spread[name]:.3f}")
 
 assert drawn["per batch"] == 1 < drawn["per sample"]
@@ -213,14 +219,14 @@ assert np.array_equal(per_batch(features).data, per_sample(features).data)
 
 # %% [markdown]
 # Per sample, the noise averages out within the batch, so the gradient has the same mean and a much
-# smaller spread. The price: a channel that is closed for one sample is open for another, so nothing
-# can be skipped in training (`active`, the list of channels that are computed, is None: all). Once
-# evaluated or frozen, both kinds are the same deterministic gate.
+# smaller spread. The drawback: a channel that is closed for one sample is open for another, so no
+# channel can be skipped in training. (`live` lists the channels that are computed; None stands for
+# all.) In evaluation, or once frozen, both kinds are the same deterministic gate.
 #
-# A mask over activations may have groups that spare nothing. Rows of an image are such: in front
-# of a convolution no weight and no multiply-add (MAC) is less when a row is dark. A surrogate that
-# counts either would never close them, so it refuses. `cost="groups"` charges 1 for each group,
-# whatever it gates.
+# A mask over activations may have groups whose closing saves nothing. Rows of an image are an
+# example: a closed row in front of a convolution removes no weight and no multiply-add (MAC). A
+# surrogate that counts weights or MACs would never close such gates, so it refuses them.
+# `cost="groups"` counts 1 for each group, whatever it gates.
 
 # %%
 image_rows = md.Mask(md.Gate(28), md.Groups.along((1, 28, 28), 1))
@@ -239,11 +245,11 @@ assert np.isclose(
 # %% [markdown]
 # ## The same weights, grouped in three ways
 #
-# Now to what it is all for. We train a small LeNet and close groups until a tenth of its weights
-# is left, under three groupings: *slices* (filters, inputs and units), *blocks* of 4x4, and single
-# *weights*. Lambda rises from 0 step by step. Once the count is reached, what a partly open gate
-# multiplies by goes into its weights ({py:func}`minidiff.binarize`), the gates are frozen, and what
-# is left is trained to the end.
+# What does the grouping change? We train a small LeNet and close groups until a tenth of its
+# weights is left, under three groupings: *slices* (filters, inputs and units), *blocks* of 4x4, and
+# single *weights*. Lambda rises from 0 step by step. Once a tenth is reached, we fold the values of
+# partly open gates into the weights ({py:func}`minidiff.fold_gates`), freeze the gates, and
+# fine-tune the network to the end.
 
 # %%
 SHAPE, BATCH = (1, 28, 28), 32 if SMALL else 64
@@ -254,22 +260,21 @@ settings = {"mean": dataset.mean, "std": dataset.std}
 
 def build(grouping):
     rng = np.random.default_rng(0)
-    conv1, conv2 = nn.Conv2d(1, 16, 5, rng=rng), nn.Conv2d(16, 32, 5, rng=rng)
-    dense = nn.Linear(512, 64, rng=rng)
-    if grouping == "slices":
-        conv1, conv2 = md.gate_filters(conv1), md.gate_filters(conv2)
-        dense = md.gate_inputs(md.gate_units(dense))
-    elif grouping == "blocks":  # of 4 outputs by 4 inputs
-        conv1, conv2, dense = map(md.gate_blocks, (conv1, conv2, dense))
-    elif grouping == "weights":
-        conv1, conv2, dense = map(md.gate_weights, (conv1, conv2, dense))
+
+    def gated(layer, *roles):
+        if grouping == "slices":
+            return md.gate(layer, *roles)
+        if grouping == "blocks":  # of 4 outputs by 4 inputs
+            return md.gate(layer, "weights", groups=md.Groups.blocks(layer.weight.shape, (4, 4)))
+        return md.gate(layer, "weights") if grouping == "weights" else layer
+
     return nn.Sequential(
-        conv1=conv1,  # (16, 24, 24, N)
+        conv1=gated(nn.Conv2d(1, 16, 5, rng=rng), "outputs"),  # (16, 24, 24, N)
         pool1=nn.MaxPool2d(2, relu=True),
-        conv2=conv2,  # (32, 8, 8, N)
+        conv2=gated(nn.Conv2d(16, 32, 5, rng=rng), "outputs"),  # (32, 8, 8, N)
         pool2=nn.MaxPool2d(2, relu=True),
         flatten=nn.Flatten(),
-        dense1=dense,  # (64, N)
+        dense1=gated(nn.Linear(512, 64, rng=rng), "inputs", "outputs"),  # (64, N)
         relu=nn.ReLU(),
         dense2=nn.Linear(64, 10, rng=rng),
     )
@@ -280,9 +285,10 @@ def left(model, what="weights"):
 
 
 # %% [markdown]
-# The surrogate is divided by its first value, so lambda is the price of the whole network in units
-# of the loss, and means the same under each cost. It would rise to about 30, far more than one
-# would choose: here the aim is a size, not the best trade.
+# The surrogate is divided by its first value, so lambda is the penalty of the whole network in
+# units of the loss, and means the same under each cost. It would rise to about 30, far more than
+# you would choose otherwise. Here the aim is a given size, not the best compromise of size and
+# error.
 
 # %%
 epochs = -(-STEPS * BATCH // len(dataset.train))
@@ -290,7 +296,7 @@ steps = epochs * -(-len(dataset.train) // BATCH)
 
 
 def train(model, cost="weights", what="weights", most=0):
-    """Close groups until at most so many weights, or MACs, are left; then train on."""
+    """Close groups until at most so many weights, or MACs, are left; then fine-tune."""
     rng = np.random.default_rng(1)
     gates = list(md.gates_of(model).values())
     others, phis = md.split_parameters(model)
@@ -301,7 +307,7 @@ def train(model, cost="weights", what="weights", most=0):
     for _ in range(epochs):
         for x, y in batches(dataset.train, BATCH, **settings, rng=rng):
             weights.groups[0].lr = 0.05 * cosine(step, steps, warmup=20)
-            loss = ops.cross_entropy(model(x), y)
+            loss = F.cross_entropy(model(x), y)
             learns = gates and not gates[0].frozen and step >= start
             if learns:
                 loss = loss + 30 * (step - start) / steps / whole * surrogate()
@@ -312,9 +318,8 @@ def train(model, cost="weights", what="weights", most=0):
             if learns:
                 gating.step()
                 if left(model, what) <= most:
-                    md.binarize(model)
-                    # Momentum is of weights at another scale.
-                    weights.groups[0].forget()
+                    md.fold_gates(model)
+                    weights.groups[0].reset()  # momentum belongs to weights of another scale
                     for gate in gates:
                         gate.frozen = True
             step += 1
@@ -333,15 +338,15 @@ models["slices, MACs"] = train(
 print(f"all weights: {whole:,}; a tenth: {whole // 10:,}")
 
 # %% [markdown]
-# The fourth pruned network is grouped as the first, but the surrogate counts MACs, and it stops
-# when it has no more MACs than the first. We come back to it.
+# The fourth pruned network has the groups of the first, but its surrogate counts MACs, and its
+# gates are frozen when it has no more MACs than the first. We come back to it below.
 #
-# What is left is measured on the **compact** networks, which {py:func}`minidiff.compact` cuts to
-# the smallest dense arrays that hold all weights ([tutorial 7](07_compaction.py)). Of such an
-# array every number is computed, zero or not.
+# We measure the **compact** networks. {py:func}`minidiff.compact` cuts each network to the smallest
+# dense arrays that hold all its weights ([tutorial 7](07_compaction.py)). Kernels compute with
+# every number of such an array, zero or not.
 
 # %%
-small = {name: md.compact(model) for name, model in models.items()}
+small = {name: md.compact(model, SHAPE) for name, model in models.items()}
 images = dataset.validation.images[:1000]
 predictors = {name: md.Predictor(model, SHAPE, **settings) for name, model in small.items()}
 times = {name: [] for name in small}
@@ -371,9 +376,10 @@ for name, model in small.items():
     )
 
 # %% [markdown]
-# (Weights that are not zero; weights of the compact network; its MACs for an image; bytes of a
-# compressed `.npz`; milliseconds for the images above through {py:class}`minidiff.Predictor`;
-# validation error in %, of one seed each, so its differences are no ranking.)
+# The columns are: weights that are not zero; weights of the compact network; its MACs for an image;
+# bytes of a compressed `.npz`; milliseconds for the images above through
+# {py:class}`minidiff.Predictor`; validation error in %, of one seed each, so small differences mean
+# nothing; and the sizes of the compact network.
 
 # %%
 groupings = ("slices", "blocks", "weights")
@@ -383,10 +389,10 @@ assert results["slices"]["weights"] == results["slices"]["stored"]
 for grouping in ("blocks", "weights"):
     assert results[grouping]["stored"] > 1.25 * results[grouping]["weights"]
 assert results["slices"]["macs"] < 0.75 * results["weights"]["macs"]
-for grouping in groupings:  # a compressed file has little use for zeros
+for grouping in groupings:  # compression removes zeros
     assert results[grouping]["bytes"] < 0.3 * results["dense"]["bytes"]
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Two rows of three panels. Each panel shows the frame of a dense weight matrix and inside it, at the same scale, the smaller matrix that is left. Under slices the smaller matrix is small and entirely dark. Under blocks it is larger, with white gaps. Under single weights it is the largest, with scattered dark points.", "width": "100%"}, "figure": {"caption": "What is left of two layers, drawn to the scale of the dense ones (frames). The area of a box is work, and its ink is storage: the same ink, in boxes of different size."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Two rows of three panels. Each panel shows the frame of a dense weight matrix and inside it, at the same scale, the smaller matrix that is left. Under slices the smaller matrix is small and entirely dark. Under blocks it is larger, with white gaps. Under single weights it is the largest, with scattered dark points.", "width": "100%"}, "figure": {"caption": "What is left of two layers, drawn to the scale of the dense layers (frames). The area of a box is work, and the ink in it is storage: about the same ink, in boxes of different size."}}
 figure, axes = plt.subplots(2, 3, figsize=(7.5, 4), dpi=200, layout="constrained")
 for row, name in zip(axes, ("conv2", "dense1"), strict=True):
     dense = dict(small["dense"].children())[name].weight.shape
@@ -404,19 +410,19 @@ for axis, grouping in zip(axes[0], groupings, strict=True):
 plt.show()
 
 # %% [markdown]
-# All three keep about as many weights, and all files are small, as a compressor removes zeros
-# wherever they stand. But the work differs. A compiled kernel runs over contiguous memory with
-# vectors of many numbers; it saves work if it is told to leave out a *slice*, a whole filter or
-# channel, and to ask of each single weight whether it is zero would take longer than to multiply
-# by it. Compaction can only cut rows and columns, for the same reason. So a grouping saves work to
-# the extent that its groups **are** rows and columns, or empty them: blocks do so sooner than
-# single weights, as four outputs share their fate. Whether slices or blocks end with less work
-# depends on the layers in which they have closed, as all were priced by weights; only slices store
-# no zeros.
+# About as many weights are left in all three networks, and all files are small, as compression
+# removes zeros wherever they stand. But the work differs. A compiled kernel runs over contiguous
+# memory with vectors of many numbers. It saves work by skipping a *slice*, a whole filter or
+# channel. Testing each single weight for zero would take longer than multiplying by it. For the
+# same reason compaction can only cut rows and columns. So a grouping saves work to the extent that
+# its groups **are** rows and columns, or empty them. Blocks empty rows sooner than single weights
+# do, as the four outputs of a block close together. Slices and blocks may close in different
+# layers, as all three networks were pruned by the number of weights, so either may end with less
+# work. But only slices store no zeros.
 #
-# Time follows the work, though not in proportion: pools and copies take theirs besides, and layers
-# of different shapes do not run at the same rate. Of all these numbers, only the times differ from
-# run to run.
+# Time follows the work, though not in proportion: pools and copies take time as well, and layers of
+# different shapes run at different rates. Of all these numbers, only the times differ from run to
+# run.
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Three rows of markers, for slices, blocks and single weights, on an axis of percent of the dense network. The markers for weights that are not zero are at about ten percent in all rows. Those for MACs computed and for time lie further to the right, most for single weights.", "width": "90%"}, "figure": {"caption": "What is left, in percent of the dense network: the same weights, different work."}}
 figure, axis = plt.subplots(figsize=(5.8, 2.9), layout="constrained")
@@ -448,36 +454,36 @@ plt.show()
 # %% [markdown]
 # ## The cost that goes with a grouping
 #
-# The surrogate prices what should become less:
+# The surrogate should count what you want to reduce:
 #
-# | `cost=` | a weight costs | use it where |
+# | `cost=` | cost of a weight | use it where |
 # |---|---|---|
 # | `"weights"` | 1 | size counts, and for groups that only save storage |
 # | `"macs"` | its multiply-adds for an image | time counts, and groups are slices |
-# | `"balanced"` | the cube root of these | both count; the recipe of `minidiff train` has it |
-# | `"groups"` | nothing, but each group costs 1 | groups save nothing that can be counted |
+# | `"balanced"` | the cube root of its multiply-adds | both count; the recipe of `minidiff train` uses it |
+# | `"groups"` | 0, but each group costs 1 | closing groups saves nothing that can be counted |
 #
-# A weight of `conv2` is used at 64 places and one of `dense1` at one, so under `"macs"` the first
-# costs 64 times the second. Compare the two networks of slices above: at no more MACs, the one
-# priced by them has kept more weights, since weights in the dense layer are next to free. Neither
-# is better; they answer different questions.
+# A weight of `conv2` is used at 64 positions and a weight of `dense1` at one. So under `"macs"` the
+# first costs 64 times as much as the second. Compare the two networks of slices above. The network
+# pruned by MACs has no more MACs than the other, but more weights left, as weights of the dense
+# layer cost next to nothing. Neither network is better; each is small in what its cost counts.
 
 # %%
 by_weights, by_macs = results["slices"], results["slices, MACs"]
 for name in ("slices", "slices, MACs"):
     layers = md.count(small[name], SHAPE)
-    parts = "  ".join(f"{layer.name} {layer.weights[0]:,}" for layer in layers)
-    print(f"{name:13} {results[name]['macs']:,} MACs;  weights of {parts}")
+    each = "  ".join(f"{layer.name} {layer.weights[0]:,}" for layer in layers)
+    print(f"{name:13} {results[name]['macs']:,} MACs;  weights of {each}")
 assert by_macs["macs"] <= by_weights["macs"]
 assert by_macs["weights"] > by_weights["weights"]
 
 # %% [markdown]
 # ## Exercises
 #
-# **1.** A partition of your own: mirrored places of a kernel shall be kept or dropped together, so
-# that the *pattern* of zeros is symmetric. Write `mirrored(size)`: the labels (or `md.Groups`) of
-# shape (1, 1, size, size) under which a place of a kernel and its left-right mirror image belong
-# together, and no other places do.
+# **1.** A partition of your own: a kernel position and its mirror image shall open and close
+# together, so that the *pattern* of zeros is symmetric. Write `mirrored(size)`. It returns labels
+# (or `md.Groups`) of shape (1, 1, size, size), under which a kernel position and its left-right
+# mirror image form a group.
 
 
 # %%
@@ -488,24 +494,24 @@ def mirrored(size):
 check("06.mirrored", mirrored)
 
 # %% [markdown]
-# **2.** What compaction can cut. Write `macs(kept, places)`: of a layer whose weights `kept`
-# (boolean, of shape (O, I, KH, KW)) are not zero and that has so many output places, the number of
-# MACs of the smallest layer that holds all of them and has no holes. Biases are 0, and the layers
-# before and after do not matter.
+# **2.** What compaction can cut. The boolean array `kept`, of shape (O, I, KH, KW), says which
+# weights of a convolution are not zero. Write `macs(kept, positions)`: the number of MACs of the
+# smallest dense convolution that holds all these weights, with so many output positions. Biases are
+# 0, and the layers before and after do not matter.
 
 
 # %%
-def macs(kept, places):
-    return int(kept.sum()) * places  # yours
+def macs(kept, positions):
+    return int(kept.sum()) * positions  # yours
 
 
 check("06.macs", macs)
 
 # %% [markdown]
-# **3.** Three gates on a weight. A dense layer has gates on its units, on its inputs and on
-# blocks, open with probabilities `p_out` (O,), `p_in` (I,) and `p_block` (one each, in the order
-# of `labels`, which has shape (O, I)), all independent. Write `expected(p_out, p_in, p_block,
-# labels)`, the expected number of weights left, without a loop.
+# **3.** Three gates on a weight. A dense layer has independent gates on its units, on its inputs
+# and on blocks. They are open with probabilities `p_out` (O,), `p_in` (I,) and `p_block`, one for
+# each block; `labels`, of shape (O, I), is the block of each weight. Write `expected(p_out, p_in,
+# p_block, labels)`, the expected number of weights left, without a loop.
 
 
 # %%
@@ -518,8 +524,8 @@ check("06.expected", expected)
 # %% [markdown]
 # ## What next
 #
-# [Tutorial 7](07_compaction.py): how closed slices are skipped while training goes on, why that
-# changes nothing, and how the smaller network leaves for other software. The page [What to
+# [Tutorial 7](07_compaction.py) shows how closed slices are skipped during training, why skipping
+# changes no result, and how to export the smaller network to other software. The page [What to
 # gate](../groups.md) has all groupings in one table.
 #
 # Solutions:
@@ -532,9 +538,9 @@ def mirrored_solution(size):
     return md.Groups.by((rows * size + nearest)[None, None])
 
 
-def macs_solution(kept, places):
+def macs_solution(kept, positions):
     outputs, inputs = kept.any(axis=(1, 2, 3)).sum(), kept.any(axis=(0, 2, 3)).sum()
-    return int(outputs * inputs) * kept.shape[2] * kept.shape[3] * places
+    return int(outputs * inputs) * kept.shape[2] * kept.shape[3] * positions
 
 
 def expected_solution(p_out, p_in, p_block, labels):

@@ -1,17 +1,17 @@
 # %% [markdown]
 # # 8. LeNet5 on MNIST
 #
-# We work from the abstract of the paper behind this project and from one number, which Papers with Code
-# lists: LeNet5 on MNIST, pruned, has 0.6 % test error. How small that network is we do not know. This tutorial
-# runs such an experiment, puts it beside what others have published, and shows how little such a table means if one
-# does not ask how its numbers were chosen.
+# Two facts about the paper behind this project are public: its abstract, and one number listed by
+# Papers with Code. LeNet5 on MNIST, pruned, has 0.6 % test error. The size of that network is not
+# public. This tutorial runs such an experiment and compares it with published results. It also
+# shows how such a table misleads if you do not ask how its numbers were chosen.
 #
-# - **You will do**: train and prune LeNet5 with the recipe of `minidiff train`, draw the front of error
-#   against size from all runs of [our results](../results/index.md), and measure how much too low
-#   an error is when the best epoch is reported.
-# - **You will learn**: what each phase of the recipe does to the network, what a Pareto front says, and
-#   four questions to ask of every table of pruned networks.
-# - **You need**: [tutorial 4](04_gates.py) and [tutorial 5](05_surrogate.py); the tools of this page are the package's own.
+# - **You will do**: train and prune LeNet5 with the recipe of `minidiff train`, draw the front of
+#   error against size from all runs of [our results](../results/index.md), and measure how much too
+#   low an error is when the best epoch is reported.
+# - **You will learn**: what each phase of the recipe does to the network, what a Pareto front is,
+#   and four questions to ask of every table of pruned networks.
+# - **You need**: [tutorial 4](04_gates.py) and [tutorial 5](05_surrogate.py).
 
 # %%
 import sys
@@ -27,19 +27,20 @@ from minidiff.training.sweep import read_results
 from minidiff.training.trainer import Trainer, error_rate
 
 dataset = data(train=2_000 if SMALL else 20_000)
-print(len(dataset.train), "images to train on,", len(dataset.validation), "held out")
+print(len(dataset.train), "training images,", len(dataset.validation), "validation images")
 
 # %% [markdown]
 # ## The experiment
 #
-# The network is LeNet-5 in the sizes of Caffe's example: two convolutions with 20 and 50 filters of 5x5, each with a
-# pool, then a dense layer of 500 units and the ten logits. It has 430,500 weights, of which 400,000 are in
-# the first dense layer, and needs 2,293,000 multiply-adds for an image, of which more than four fifths are in the
-# convolutions. So weights and work are in different places, and a number of the one says little about the other.
+# The network is LeNet-5 in the sizes of Caffe's example: two convolutions with 20 and 50 filters of
+# 5x5, each with a pool, then a dense layer of 500 units and the ten logits. It has 430,500 weights,
+# 400,000 of them in the first dense layer. It needs 2,293,000 multiply-adds (MACs) for an image,
+# more than four fifths of them in the convolutions. So weights and work are in different layers,
+# and the saving of one says little about the saving of the other.
 #
-# Gates stand on the filters of both convolutions, on the 800 inputs of the first dense layer and on
-# its 500 units. A `Config` holds every choice of a run, and a `Trainer` carries it out. Here is a short run;
-# the one in the results has 90 epochs on all images.
+# There are gates on the filters of both convolutions, and on the 800 inputs and the 500 units of
+# the first dense layer. A `Config` holds every choice of a run, and a `Trainer` trains. Here is a
+# short run; the pruning runs of the results have 90 epochs or more, on all images.
 
 # %%
 config = Config.recipe(
@@ -66,14 +67,17 @@ for _ in range(config.epochs):
         )
 
 # %% [markdown]
-# Three phases can be told apart in the picture below. First the gates stand still, as a network that
-# has learnt nothing yet cannot tell which of its parts it needs. Then they learn, while lambda, the weight of
-# the surrogate, rises: a group stays open only where the loss would rise by more than the group costs. At the
-# dotted line they are frozen, made binary, and what is left is trained as a new network would be: with a new warm-up
-# and cosine, and with *smoothed labels* (a tenth of the target is spread over all classes), which would have blurred
-# what a group is worth while gates learnt. The error often jumps there, because the step size does, and then falls.
+# The picture below shows three phases. First the gates stay open, as a network that has learnt
+# nothing yet cannot tell which groups it needs. Then the gates learn, while lambda, the weight of
+# the surrogate, rises: a group stays open only if closing it would raise the loss by more than its
+# penalty. At the dotted line the gates are folded into the weights and frozen.
+#
+# From there on the network is *fine-tuned* as a new network would be trained, with a new warm-up
+# and cosine, and with *smoothed labels*: a tenth of the target is spread over all classes. (While
+# gates learn, smoothed labels would blur how much a group is worth.) The error often jumps at the
+# dotted line, because the learning rate does, and then falls.
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Two panels over epochs. Left: validation error, which falls, jumps where the gates are frozen, and falls again. Right: the share of weights and of multiply-adds that is left, on a log axis, falling between two moments and constant afterwards.", "width": "100%"}, "figure": {"caption": "The network becomes small while it learns, and is trained on at its final size."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Two panels over epochs. Left: validation error, which falls, jumps where the gates are frozen, and falls again. Right: the share of weights and of multiply-adds that is left, on a log axis, falling between two moments and constant afterwards.", "width": "100%"}, "figure": {"caption": "The network becomes small while it learns, and is fine-tuned at its final size."}}
 records = trainer.records
 epochs = [record["epoch"] for record in records]
 frozen = config.gate_stop * config.epochs
@@ -96,17 +100,20 @@ assert records[-1]["frozen"]
 assert records[-1]["weights"] <= records[0]["weights"]
 
 # %% [markdown]
-# The step also becomes cheaper as filters go, during training already: what is closed is not computed
+# Training steps also become faster as filters close, because closed filters are not computed
 # ([tutorial 7](07_compaction.py)). The times are printed above.
 #
 # ## The front
 #
-# One run is one point. A stronger lambda gives a smaller network and more errors, so what a method can do is a
-# *front*. A point is *beaten* by another that is at least as good in both and better in one, and the front is what
-# nothing beats. `python docs/results/reproduce.py` trains
-# every run of [the results](../results/index.md), for up to five seeds each, and writes a line of JSON about each into
-# `docs/results/runs.jsonl`. We read that file here, with functions of that script. (Rows "of weights" price every weight alike, the others
-# the cube root of its multiply-adds, so their lambdas cannot be compared.)
+# One run is one point of error and size. A larger lambda gives a smaller network and more errors,
+# so a method is described by a *front*. A point *beats* another if it is at least as good in both
+# and better in one. The front is the set of points that no other point beats.
+#
+# `python docs/results/reproduce.py` trains every run of [the results](../results/index.md), for up
+# to five seeds each, and writes a line of JSON about each run into `docs/results/runs.jsonl`. We
+# read that file here, with functions of that script. (In rows "of weights" the cost of each weight
+# is 1. In the others it is the cube root of the weight's multiply-adds, so their lambdas cannot be
+# compared.)
 
 # %%
 root = next(path for path in Path.cwd().resolve().parents if (path / "pyproject.toml").exists())
@@ -160,56 +167,60 @@ axes.set_ylabel("test error, %")
 plt.show()
 
 # %% [markdown]
-# The paper's 0.6 % is a line, as we do not know its size: at what saving a network of ours crosses it is all that can be
-# compared. Augmentation, here shifts of up to two pixels, small turns and changes of size, is no method of pruning, and moves the
-# whole front. So a table that mixes both kinds compares data, not methods. Ask first **on what data** a number was reached.
+# The paper's 0.6 % is a line, as the size of its network is not known. All we can compare is the
+# size at which our front crosses this line. Augmentation means shifts of up to two pixels, small
+# turns and changes of size. It is no method of pruning, and moves the whole front. So a table that
+# mixes runs with and without augmentation compares data, not methods. Ask first **on what data** a
+# number was reached.
 #
 # ## Best epoch, or last?
 #
-# Our own front is of last epochs, and no run or seed of it was picked. But it is not innocent: rows that missed
-# their aim were tried again with another recipe, after we had seen by how much. The results list every row that
-# was replaced.
+# Our own front is of last epochs, and no run or seed of it was picked. But some choices depend on
+# these errors: rows that missed their aim were tried again with another recipe, after we had seen
+# by how much. The results list every row that was replaced.
 #
-# Most public scripts print the best test error over all epochs. That is a choice made on the test set, and it
-# has a price that can be computed. Suppose a network has a true error of 0.7 %, and no epoch is
-# better than another. On 10,000 test images an epoch's error still scatters, and the least of many is below the truth.
+# Most public scripts print the best test error over all epochs. That is a choice made on the test
+# set, and we can compute how much too low it makes the error. Suppose a network has a true error of
+# 0.7 %, and no epoch is better than another. On 10,000 test images the error of an epoch still
+# scatters, and the lowest of many errors is below the true error.
 
 # %%
 rng = np.random.default_rng(0)
 truth, images, trials = 0.007, 10_000, 20_000
 single = rng.binomial(images, truth, trials) / images
-print(
-    f"one epoch: {100 * single.mean():.3f} % on average, standard deviation {100 * single.std():.3f}"
-)
+print(f"one epoch: {100 * single.mean():.3f} % on average, ", end="")
+print(f"standard deviation {100 * single.std():.3f}")
 for count in (10, 30):
-    # As if epochs were independent; those of one run are not, so this is the most that can be gained.
+    # Epochs of one run are not independent, as these are, so their gain is smaller.
     best = rng.binomial(images, truth, (trials, count)).min(axis=1) / images
     print(f"best of {count}: {100 * best.mean():.3f} % on average")
     assert best.mean() < single.mean() - single.std()
 
 # %% [markdown]
-# Epochs of one run are not independent, as the network hardly changes from one to the next, so the real gain is
-# smaller. One run gives one example of it: take the validation images of the run above for a test set.
+# Epochs of one run are not independent, as the network hardly changes from one epoch to the next,
+# so the real gain is smaller. The run above is an example, with its validation images as the test
+# set:
 
 # %%
-settled = [record["validation_error"] for record in records if record["frozen"]]
-print(
-    f"last epoch {settled[-1]:.2f} %, best of the {len(settled)} epochs at the final size {min(settled):.2f} %"
-)
+fine_tuned = [record["validation_error"] for record in records if record["frozen"]]
+print(f"last epoch {fine_tuned[-1]:.2f} %, ", end="")
+print(f"best of the {len(fine_tuned)} epochs at the final size {min(fine_tuned):.2f} %")
 
 # %% [markdown]
-# A second choice is that of the seed. The standard deviations in the table above are of the same size as many differences
-# between published methods, which rest on one run each. So ask **which epoch**, and **how many runs**; ours are the
-# last epoch of seeds 0 to 4, as far as they have been run. A third choice is that of the recipe: ours was found on 5,000 training images that were
-# held out, and then trained once more on all 60,000.
+# A second choice is the seed. The standard deviations in the table above are as large as many
+# differences between published methods, which rest on one run each. So ask **which epoch**, and
+# **how many runs**. Ours are the last epochs of seeds 0 to 4, as far as they have been run. A third
+# choice is the recipe. Ours was found with a validation set of 5,000 training images, and then used
+# once more to train on all 60,000.
 #
 # ## Weights, work, time, bytes
 #
-# The last question is **what has become smaller**. A hundred times fewer weights can mean a file that is a hundred times
-# smaller, or a matrix of the old size that is full of zeros. We measure what the network of this page has become.
+# The last question is **what has become smaller**. A hundred times fewer weights can mean a file
+# that is a hundred times smaller, or a matrix of the old size that is full of zeros. We measure the
+# network of this page.
 
 # %%
-small = md.compact(trainer.model)
+small = md.compact(trainer.model, (1, 28, 28))
 before, after = (
     md.count(md.LeNet5(rng=np.random.default_rng(0), sparsity="dense"), (1, 28, 28)),
     md.count(small, (1, 28, 28)),
@@ -222,13 +233,15 @@ print(f"validation error {same:.2f} %")
 assert abs(same - records[-1]["validation_error"]) <= 100 / len(dataset.validation)
 
 # %% [markdown]
-# The compact network is an ordinary one, with fewer filters, inputs and units, and makes the same predictions. Unstructured
-# results, where single weights are zero, are a matter of storage: their MACs would be saved only by hardware that skips each zero.
+# The compact network is an ordinary network with fewer filters, inputs and units, and makes the
+# same predictions. Unstructured pruning makes single weights zero, which saves storage. It would
+# save MACs only on hardware that skips each zero.
 #
 # ## Exercises
 #
-# **1.** Write `front(points)`: of a list of `(error, fewer)` pairs, all different, return those that no other beats, sorted by savings. (One pair
-# beats another if its error is at most as high and its savings are at least as large.)
+# **1.** Write `front(points)`: of a list of different `(error, fewer)` pairs, return those that no
+# other pair beats, sorted by `fewer`. (A pair beats another if its error is at most as high and its
+# `fewer` at least as large.)
 
 
 # %%
@@ -239,8 +252,9 @@ def front(points):
 check("08.front", front)
 
 # %% [markdown]
-# **2.** Write `lenet5_weights(architecture)`: the number of weights (no biases) of a LeNet5 a-b-c-d, such as `"8-10-112-68"`: a and b filters, c
-# inputs of the first dense layer that are in use, d units. Then how many of them are in the convolutions?
+# **2.** Write `lenet5_weights(architecture)`: the number of weights, without biases, of a LeNet5
+# such as `"8-10-112-68"`. The four numbers are the filters of both convolutions, the inputs in use
+# of the first dense layer, and its units. How many of the weights are in the convolutions?
 
 
 # %%
@@ -251,9 +265,10 @@ def lenet5_weights(architecture):
 check("08.weights", lenet5_weights)
 
 # %% [markdown]
-# **3.** A table says 0.60 % for one method and 0.66 % for another, each from one run on MNIST's 10,000 test images. Is that a difference?
-# Write `deviations(first, second, images)`: the difference of two error rates (in %) in units of its standard deviation, if each error is binomial and both
-# test sets are taken for independent.
+# **3.** A table lists 0.60 % for one method and 0.66 % for another, each from one run on the 10,000
+# test images of MNIST. Is the difference significant? Write `deviations(first, second, images)`:
+# the difference of two error rates (in %), divided by its standard deviation. Take each error as
+# binomial, and both test sets as independent.
 
 
 # %%
@@ -266,7 +281,8 @@ check("08.deviations", deviations)
 # %% [markdown]
 # ## What next
 #
-# [Tutorial 9](09_your_own.py): another network, other data, and the questions to ask on the way.
+# [Tutorial 9](09_your_own.py) prunes another network, for other data, and lists the questions to
+# ask on the way.
 #
 # Solutions:
 

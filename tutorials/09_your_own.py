@@ -1,15 +1,15 @@
 # %% [markdown]
 # # 9. Prune a network of your own
 #
-# This tutorial takes another network and other data from the first line to an exported file: a
-# bar of eight photocells reads digits, and we ask which cells it can do without, and how small
-# the network behind it may be. Its sections are the seven questions that decide whether pruning
-# is of use, and they are the same for your own network.
+# This tutorial takes another network and other data from the first line to an exported file. A bar
+# of eight photocells reads digits. We ask which cells it can do without, and how small the network
+# behind it may be. The sections are seven questions that decide whether pruning is useful. Ask them
+# for your own network too.
 #
 # - **You will do**: build and gate a one-dimensional convolutional network, write its training
-#   loop, choose a strength on held-out data, and ship the smaller network.
-# - **You will learn**: to choose groups and their cost by what should get smaller, to tell a gate
-#   that has closed from one that is small, and to make a comparison that is fair.
+#   loop, choose lambda on validation data, and ship the smaller network.
+# - **You will learn**: to choose groups and their cost by what should become smaller, to
+#   distinguish a closed gate from a small one, and to make a fair comparison.
 # - **You need**: tutorials [5](05_surrogate.py), [6](06_groups.py) and [7](07_compaction.py);
 #   scikit-learn for its data, and the extra `onnx`.
 
@@ -26,20 +26,21 @@ from sklearn.svm import SVC
 from support import SMALL, check, scratch
 
 import minidiff as md
-from minidiff import nn, ops
+from minidiff import functional as F
+from minidiff import nn
 from minidiff.engine.optim import SGD, Adam, ParameterGroup, cosine
 
 # %% [markdown]
 # ## The task
 #
-# The 1,797 digits that come with scikit-learn are real ones, of 8x8 pixels (the test set of
-# Alpaydin and Kaynak, 1998, in the UCI repository). We read them as a bar of eight photocells
-# does when a sheet of paper passes under it: each *column* is what one cell measures at eight
-# moments. So the network's input is a signal of eight channels, `(cell, 1, time)`, and a channel
-# is a part that somebody has to buy, solder and calibrate.
+# scikit-learn comes with 1,797 handwritten digits of 8x8 pixels (the test set of Alpaydin and
+# Kaynak, 1998, in the UCI repository). We read them like a bar of eight photocells when a sheet of
+# paper passes under it: each *column* has the measurements of one cell at eight moments. So the
+# network's input is a signal of eight channels, `(cell, 1, time)`. Each channel is a component that
+# somebody has to buy, solder and calibrate.
 #
-# A third split is drawn beside those for training and test: the held-out digits, on which every
-# choice below is made. The test digits are read once, in the end.
+# There are three splits. Every choice below is made on the validation digits. The test digits are
+# used once, at the end.
 
 # %%
 digits = load_digits()
@@ -53,7 +54,7 @@ mean, std = float(raw[train].mean()), float(raw[train].std())
 inputs = np.ascontiguousarray(np.moveaxis((raw - mean) / std, 0, -1))  # (cell, 1, time, N)
 print("inputs", inputs.shape, "split into", len(train), len(validation), len(test))
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Three digits, a 5, a 6 and a 9, as grey images of 8 by 8. The horizontal axis is the number of the cell, 0 to 7, the vertical axis is time. In all three, the outermost columns are white or nearly so.", "width": "90%"}, "figure": {"caption": "What the bar sees of three digits: a column is a cell, a row is a moment."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Three digits, a 5, a 6 and a 9, as grey images of 8 by 8. The horizontal axis is the number of the cell, 0 to 7, the vertical axis is time. In all three, the outermost columns are white or nearly so.", "width": "90%"}, "figure": {"caption": "Three digits as the bar measures them: a column is a cell, a row is a moment."}}
 figure, axes = plt.subplots(1, 3, figsize=(6.6, 2.4), layout="constrained")
 for axis, n in zip(axes, (5, 6, 9), strict=True):
     axis.imshow(raw[n, :, 0].T, cmap="Greys")
@@ -64,11 +65,11 @@ axes[0].set_ylabel("moment")
 plt.show()
 
 # %% [markdown]
-# ## 1. What should get smaller?
+# ## 1. What should become smaller?
 #
-# *Memory*, that is the file, or what a small device has to hold: count weights. *Time*, and
-# energy: count multiply-adds (MACs). *Parts*, inputs that need not be measured: count them. These
-# are in different places of a network, as {py:func}`minidiff.count` shows.
+# If it is *memory*, of a file or of a small device, count weights. If it is *time* or energy, count
+# multiply-adds (MACs). If it is *components*, inputs that need not be measured, count inputs. These
+# are in different layers of a network, as {py:func}`minidiff.count` shows.
 
 
 # %%
@@ -76,12 +77,12 @@ def network(rng):
     conv1 = nn.Conv2d(8, 32, (1, 3), padding=(0, 1), rng=rng)  # along time
     conv2 = nn.Conv2d(32, 64, (1, 3), padding=(0, 1), rng=rng)
     return nn.Sequential(
-        conv1=md.gate_inputs(md.gate_filters(conv1)),  # (32, 1, 8, N)
+        conv1=md.gate(conv1, "inputs", "outputs"),  # (32, 1, 8, N)
         relu1=nn.ReLU(),
-        conv2=md.gate_filters(conv2),
+        conv2=md.gate(conv2, "outputs"),
         pool=nn.MaxPool2d((1, 2), relu=True),  # (64, 1, 4, N)
         flatten=nn.Flatten(),  # (256, N)
-        dense1=md.gate_inputs(md.gate_units(nn.Linear(256, 64, rng=rng))),
+        dense1=md.gate(nn.Linear(256, 64, rng=rng), "inputs", "outputs"),
         relu2=nn.ReLU(),
         dense2=nn.Linear(64, 10, rng=rng),  # (10, N)
     )
@@ -101,53 +102,55 @@ print(f"in all  {size(whole):7,} weights {size(whole, 'macs'):7,} MACs")
 #
 # | to save | gate | here |
 # |---|---|---|
-# | parts | inputs of the first layer | cells |
+# | components | inputs of the first layer | cells |
 # | time | filters, where the MACs are | of `conv1` and `conv2` |
 # | memory | inputs and units of the largest layer | of `dense1` |
 #
-# All of these are slices, which kernels and compaction leave out. Gates on single weights would
-# make nothing faster, and no file smaller that is not compressed ([what to gate](../groups.md)).
-# The last layer's outputs have no gates, as all ten classes are wanted. Where several channels can
-# only leave together, a {py:class}`minidiff.Mask` gives them one gate: that is the first exercise.
+# All of these groups are slices, which kernels skip and compaction removes. Gates on single weights
+# would make nothing faster, and would make only compressed files smaller
+# ([what to gate](../groups.md)). The outputs of the last layer have no gates, as we want all ten
+# classes. If several channels can only be removed together, a {py:class}`minidiff.Mask` gives them
+# one gate: that is the first exercise.
 #
 # ## 3. What does a group cost?
 #
-# The surrogate prices a group by the weights or MACs that leave with it. Ask what that is for a
-# cell before you wonder why none closes.
+# The cost of a group in the surrogate is the number of weights or MACs that closing it removes. How
+# many weights does closing a cell remove?
 
 # %%
 dense_weights, dense_macs = size(whole), size(whole, "macs")
 whole["conv1"].inputs.set_open(np.arange(8) != 0)
 saved = dense_weights - size(whole)
-print(f"to close a cell saves {saved} of {dense_weights:,} weights")
+print(f"closing a cell saves {saved} of {dense_weights:,} weights")
 assert saved == 32 * 3
 
 # %% [markdown]
-# To us a cell is worth more, so we say how much. The surrogate is a differentiable number like
-# any other, and {py:meth}`minidiff.Gate.open_probability` is what it is made of, so a price of
-# one's own is one term more. For weights we take the cost `"balanced"`, as memory and time both
-# count here; a cell shall be worth 1,000 weights of a dense layer.
+# With so small a cost a cell would hardly ever close. To us a cell matters more than its weights,
+# so we add a cost of our own. The surrogate is a differentiable number, and
+# {py:meth}`minidiff.Gate.open_probability` gives the term that we add to it. For weights we take
+# the cost `"balanced"`, as both memory and time matter here. A cell shall cost as much as 1,000
+# weights of a dense layer.
 
 # %%
-CELL_PRICE = 1_000.0
+CELL_COST = 1_000.0
 
 
-def price_of(model):
+def cost_of(model):
     surrogate = md.Surrogate(model, SHAPE, cost="balanced")
     cells = model["conv1"].inputs
-    return lambda: surrogate() + CELL_PRICE * cells.open_probability().sum()
+    return lambda: surrogate() + CELL_COST * cells.open_probability().sum()
 
 
 # %% [markdown]
 # ## The loop
 #
-# One function trains with gates and without. SGD moves the weights and Adam the gates: the slope
-# of a gate that is nearly open or nearly closed is tiny, and Adam divides each slope by its usual
-# size. For the first 15 % of the steps gates stand still, as a network that has learnt nothing
-# cannot tell what it needs. Then the price rises to full strength.
+# One function trains with gates and without. SGD moves the weights and Adam moves the gates: the
+# slope of a gate that is nearly open or nearly closed is tiny, and Adam divides each gradient by
+# its usual size. For the first 15 % of the steps gates do not move, as a network that has learnt
+# nothing cannot tell what it needs. Then the penalty rises to full strength.
 
 # %%
-PRUNE, SETTLE = (12, 6) if SMALL else (36, 24)  # epochs
+PRUNE, FINE_TUNE = (12, 6) if SMALL else (36, 24)  # epochs
 GATE_LR = 0.03 if SMALL else 0.01
 START, RAMP, BATCH = 0.15, 0.3, 50
 
@@ -165,17 +168,17 @@ def error(model, chosen):
 
 
 # %% [markdown]
-# The loop is that of [tutorial 3](03_lenet5.py), with a second optimiser that steps only while
+# The loop is the loop of [tutorial 3](03_lenet5.py), with a second optimiser that steps only while
 # gates learn.
 
 
 # %%
-def learn(model, rng, epochs, *, price=None, gate_lr=GATE_LR):
+def learn(model, rng, epochs, *, penalty=None, gate_lr=GATE_LR):
     others, phis = md.split_parameters(model)
     weights = ParameterGroup([p for p in others if p.ndim > 1], lr=0.05, weight_decay=5e-4)
     biases = ParameterGroup([p for p in others if p.ndim == 1], lr=0.05)
     sgd = SGD([weights, biases], momentum=0.9, nesterov=True)
-    adam = Adam(phis, lr=gate_lr) if price else None
+    adam = Adam(phis, lr=gate_lr) if penalty else None
     starts, step, records = range(0, len(train), BATCH), 0, []
     steps = epochs * len(starts)
     for _ in range(epochs):
@@ -183,11 +186,11 @@ def learn(model, rng, epochs, *, price=None, gate_lr=GATE_LR):
         for start in starts:
             batch = shuffled[start : start + BATCH]
             weights.lr = biases.lr = 0.05 * cosine(step, steps, warmup=20)
-            loss = ops.cross_entropy(model(inputs[..., batch]), labels[batch])
+            loss = F.cross_entropy(model(inputs[..., batch]), labels[batch])
             strength = min(1.0, (step / steps - START) / RAMP)
-            prunes = price is not None and strength > 0
+            prunes = penalty is not None and strength > 0
             if prunes:
-                loss = loss + strength * price()
+                loss = loss + strength * penalty()
             optimizers = (sgd, adam) if prunes else (sgd,)
             for optimizer in optimizers:
                 optimizer.zero_grad()
@@ -201,37 +204,39 @@ def learn(model, rng, epochs, *, price=None, gate_lr=GATE_LR):
 
 
 # %% [markdown]
-# A pruning run has two phases. In the first, gates learn. Then {py:func}`minidiff.binarize`
-# multiplies what a partly open gate lets through into the weights and opens it, which changes no
-# output, as is asserted below, and gates are frozen. In the second phase what is left learns as a
-# new network would: the step size rises and falls once more, and momentum starts at 0, as `learn`
-# makes a new optimiser. Lambda, the strength, is divided by the number of training samples: it is
-# what a weight of a dense layer may cost, in nats of the loss summed over all of them.
+# A pruning run has two phases. In the first phase gates learn. Then {py:func}`minidiff.fold_gates`
+# multiplies the values of partly open gates into the weights and opens these gates fully. This
+# changes no output, as asserted below. The gates are then frozen.
+#
+# The second phase fine-tunes the network that is left. The learning rate rises and falls once more,
+# and momentum starts at 0, as `learn` makes a new optimiser. Lambda is divided by the number of
+# training samples: it is the penalty of a weight of a dense layer, in nats of the loss summed over
+# all training samples.
 
 
 # %%
 def prune(seed, lam, *, gate_lr=GATE_LR):
     rng = np.random.default_rng(seed)
     model = network(rng)
-    cost = price_of(model)
+    cost = cost_of(model)
 
-    def price():
+    def penalty():
         return (lam / len(train)) * cost()
 
-    records = learn(model, rng, PRUNE, price=price, gate_lr=gate_lr)
+    records = learn(model, rng, PRUNE, penalty=penalty, gate_lr=gate_lr)
     logits = answers(model, validation)
-    md.binarize(model)
+    md.fold_gates(model)
     assert np.allclose(answers(model, validation), logits, rtol=1e-3, atol=1e-3)
     for gate in md.gates_of(model).values():
         gate.frozen = True
-    return model, records + learn(model, rng, SETTLE)
+    return model, records + learn(model, rng, FINE_TUNE)
 
 
 model, records = prune(seed=0, lam=0.3)
 print(f"{size(model):,} weights of {dense_weights:,}, validation error {records[-1][0]:.2f} %")
 assert size(model) < dense_weights / 2
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Two panels over epochs. Above, a row of colour for each of the eight cells, dark where its gate is open. The rows of the outer cells, 0, 1 and 7, turn white one after another; those of the middle cells fade to a medium tone until the gates are frozen and are dark again afterwards. Below, the validation error, which falls quickly, rises a little while gates close, and is small in the end.", "width": "100%"}, "figure": {"caption": "Above: the gates of the cells; white is exactly 0. Below: validation error. The dotted line is where gates are made binary."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Two panels over epochs. Above, a row of colour for each of the eight cells, dark where its gate is open. The rows of the outer cells turn white one after another; those of the middle cells fade to a medium tone until the gates are frozen and are dark again afterwards. Below, the validation error, which falls quickly, rises a little while gates close, and is small in the end.", "width": "100%"}, "figure": {"caption": "Above: the gates of the cells; white is exactly 0. Below: validation error. At the dotted line gates are folded into the weights."}}
 cells = np.array([gates[0] for _, gates in records]).T  # conv1's inputs: (cell, epoch)
 figure = plt.figure(figsize=(6.6, 4.4), layout="constrained")
 above, below = figure.subplots(2, 1, height_ratios=(2, 1), sharex=True)
@@ -242,7 +247,7 @@ figure.colorbar(image, ax=above, label="gate z", pad=0.01)
 above.set_yticks(range(8))
 above.invert_yaxis()
 above.set_ylabel("cell")
-below.plot(epochs, [held for held, _ in records], color="#0072b2")
+below.plot(epochs, [rate for rate, _ in records], color="#0072b2")
 below.set_ylim(0, 10)
 below.set_ylabel("error, %")
 below.set_xlabel("epoch")
@@ -253,9 +258,9 @@ plt.show()
 # %% [markdown]
 # ## 4. Did gates really close?
 #
-# A gate is closed if z is 0, not if it is small: 0.001 times a weight of 100 is not nothing, and
-# what is cut off at a threshold changes the answers. The gate transform reaches exact zeros, so
-# no threshold is needed. Before they were made binary, the gates of this run were:
+# A gate is closed if z is 0, not if z is small: 0.001 times a weight of 100 is not 0, and removing
+# all gates below a threshold changes the outputs. The gate transform reaches exact zeros, so no
+# threshold is needed. Before folding, the gates of this run were:
 
 # %%
 z = np.concatenate(records[PRUNE - 1][1])
@@ -267,14 +272,14 @@ print(f"afterwards {np.sum(z == 0)} are 0 and {np.sum(z == 1)} are 1")
 assert set(np.unique(z)) == {0.0, 1.0}
 
 # %% [markdown]
-# Those between are on their way, or rest where price and loss balance. They count as open.
+# Gates in between are still moving, or rest where penalty and loss balance. They count as open.
 #
 # ## 5. Are weights decayed?
 #
-# Only the product of a gate and its weight matters to the loss. Without weight decay the price
-# can lower z while the weight v grows in return: the product stays as it is, the gate goes down all
-# the same, and that says nothing about whether the weight is needed. Here is one weight that is
-# needed, with the loss $(z\,v - 1)^2$.
+# The loss depends only on the product of a gate and its weight. Without weight decay the penalty
+# can lower z while the weight v grows in return. Then the product stays the same, and a small z
+# does not mean that the weight is not needed. Here is one weight that is needed, with the loss
+# $(z\,v - 1)^2$.
 
 # %%
 for decay in (0.0, 0.02):
@@ -294,27 +299,27 @@ for decay in (0.0, 0.02):
     assert value < 0.8 if decay == 0 else value > 0.95
 
 # %% [markdown]
-# With decay a larger weight has a price as well, and the gate comes to rest near 1. `learn`
-# decays weights; biases it does not.
+# With decay a larger weight is penalised as well, and the gate comes to rest near 1. `learn` decays
+# weights, but not biases.
 #
 # ## 6. How strong?
 #
-# Write the rule down before you look. Ours: the *smallest* network whose validation error, averaged
-# over seeds, is at most one percentage point above that of the dense one. The dense network is
-# trained for as many epochs in all, with one cosine.
+# Write the rule down before you look at results. Ours is: choose the *smallest* network whose
+# validation error, averaged over seeds, is at most one percentage point above the dense network's.
+# The dense network is trained for as many epochs in all, with one cosine.
 
 # %%
 SEEDS = range(2 if SMALL else 5)
 LAMBDAS = (0.1, 0.3, 1.0) if SMALL else (0.03, 0.1, 0.3, 1.0, 3.0)
 
 
-def train_alone(model, seed, epochs=PRUNE + SETTLE):
+def train_alone(model, seed, epochs=PRUNE + FINE_TUNE):
     learn(model, np.random.default_rng(seed), epochs)
     return model
 
 
 def dense(seed):
-    return train_alone(md.compact(network(np.random.default_rng(seed))), seed)
+    return train_alone(md.compact(network(np.random.default_rng(seed)), SHAPE), seed)
 
 
 def mean_error(models, chosen=validation):
@@ -328,7 +333,7 @@ allowed = [lam for lam in LAMBDAS if mean_error(runs[lam]) <= limit]
 assert allowed, "no lambda keeps within the limit: try weaker ones, or do not prune"
 best = max(allowed)  # the strongest leaves the smallest network
 for lam, models in runs.items():
-    left = [int(m.layers[0].inputs.is_open().sum()) for m in models]
+    left = [int(m["conv1"].inputs.is_open().sum()) for m in models]
     print(
         f"lambda {lam:4}: validation error {mean_error(models):5.2f} %, "
         f"{np.mean([size(m) for m in models]):6,.0f} weights, cells left {left}"
@@ -340,7 +345,7 @@ assert all(
 )
 
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Held-out error over the number of weights left, on a log axis, with a point and an error bar for each lambda and one for the dense network. The error is close to that of the dense network down to a tenth of the weights or so and rises steeply below. A dashed line marks the limit of one point above the dense network.", "width": "90%"}, "figure": {"caption": "Mean and standard deviation over seeds, on held-out digits. At the left end too much is gone."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Validation error over the number of weights left, on a log axis, with a point and an error bar for each lambda and one for the dense network. The error is close to that of the dense network down to a tenth of the weights or so and rises steeply below. A dashed line marks the limit of one point above the dense network.", "width": "90%"}, "figure": {"caption": "Mean and standard deviation over seeds, on validation digits. At the left end too much is pruned."}}
 def spread(models, chosen=validation):
     found = [error(model, chosen) for model in models]
     return np.mean(found), np.std(found, ddof=1)
@@ -370,15 +375,15 @@ plt.show()
 # %% [markdown]
 # ## Ship it
 #
-# We ship seed 0, the first, not the best. {py:func}`minidiff.compact` makes it an ordinary
-# network without gates, {py:func}`minidiff.save` keeps it, a {py:class}`minidiff.Predictor` asks
-# it, and {py:func}`minidiff.export` writes it for other software. The last two take raw
-# measurements, of shape `(N, cell, 1, time)`, and normalise them.
+# We ship the network of seed 0, the first and not the best. {py:func}`minidiff.compact` makes it an
+# ordinary network without gates, and {py:func}`minidiff.save` stores it. A
+# {py:class}`minidiff.Predictor` predicts with it, and {py:func}`minidiff.export` writes it for
+# other software. Both take raw measurements, of shape `(N, cell, 1, time)`, and normalise them.
 
 # %%
 gated = runs[best][0]
-kept = gated.layers[0].inputs.is_open().nonzero()[0]
-small = md.compact(gated)
+kept = gated["conv1"].inputs.is_open().nonzero()[0]
+small = md.compact(gated, SHAPE)
 for name, layer in zip(small.names, small.layers, strict=True):
     sizes = [parameter.shape for parameter in layer.parameters()]
     print(f"{name:13} {type(layer).__name__:9}", *sizes)
@@ -388,9 +393,9 @@ assert 0 < len(kept) < 8
 assert size(small) == size(gated) == sum(p.size for p in small.parameters() if p.ndim > 1)
 
 # %%
-place = scratch()
-md.save(place / "small.safetensors", small, mean=mean, std=std)
-predict = md.Predictor(md.load(place / "small.safetensors"), SHAPE, mean=mean, std=std)
+directory = scratch()
+md.save(directory / "small.safetensors", small, mean=mean, std=std)
+predict = md.Predictor(md.load(directory / "small.safetensors"), SHAPE, mean=mean, std=std)
 logits = predict(raw[validation])
 assert np.allclose(logits, answers(gated, validation).T, rtol=1e-3, atol=1e-3)
 
@@ -398,8 +403,8 @@ blind = raw[validation].copy()
 blind[:, np.setdiff1d(range(8), kept)] = np.nan  # cells that are not there
 assert np.array_equal(predict(blind), logits)
 
-md.export(place / "small.onnx", gated, SHAPE, mean=mean, std=std)
-session = onnxruntime.InferenceSession(place / "small.onnx")
+md.export(directory / "small.onnx", gated, SHAPE, mean=mean, std=std)
+session = onnxruntime.InferenceSession(directory / "small.onnx")
 (theirs,) = session.run(None, {"images": raw[validation]})
 assert np.allclose(theirs, logits, rtol=1e-3, atol=1e-3)
 
@@ -411,36 +416,37 @@ for name, run in (("dense", whole), ("small", predict)):
         run(raw[validation])
     taken = (time.perf_counter() - begin) / 50
     print(f"{name}: {1e6 * taken / len(validation):.2f} µs a digit")
-print((place / "small.onnx").stat().st_size, "bytes of ONNX")
+print((directory / "small.onnx").stat().st_size, "bytes of ONNX")
 
 # %% [markdown]
-# The first layer is a `Select`: what it leaves out need not be measured, as the test with `nan`
-# shows. Time need not fall as MACs do where a network is as small as this one, since calls and
-# copies remain.
+# The first layer is a `Select`. The cells that it leaves out need not be measured, as the test with
+# `nan` shows. In a network as small as this one, time may fall less than MACs do, since the time of
+# calls and copies remains.
 #
 # ## 7. Is the comparison fair?
 #
-# That a pruned network is nearly as good as one of ten times its size may only say that the
-# latter was too large. So compare it with networks of its *own* size, trained alone from new
-# weights: behind the same cells, for as many epochs and for three times as many, which is cheap
-# for a network as small, and behind as many cells drawn at random. Liu et al. (2019,
-# arXiv:1810.05270) found for several structured methods that training alone does as well; then
-# pruning has found sizes, and its weights were of no further use. All of it for several seeds,
-# and now on the test digits.
+# A pruned network may be nearly as good as a network of ten times its size. Perhaps the large
+# network was just too large. So compare the pruned network with networks of its *own* size, trained
+# alone from new weights. We train such networks in three ways: with the same cells for as many
+# epochs, with the same cells for three times as many epochs, and with as many cells drawn at
+# random. Liu et al. (2019, arXiv:1810.05270) found for several structured methods that training
+# alone is as good. In that case pruning has found sizes, but its weights are not needed. We compare
+# over several seeds, now on the test digits.
 
 
 # %%
 def alone(pruned, seed, *, any_cells=False, times=1):
     """Train a network of the size of a pruned one from new weights."""
     rng = np.random.default_rng(1_000 + seed)
-    model = md.compact(pruned)
+    model = md.compact(pruned, SHAPE)
     for p in model.parameters():
         scale = np.sqrt(2 / np.prod(p.shape[1:])) if p.ndim > 1 else 0
         p.data = np.float32(scale * rng.standard_normal(p.shape))
     if any_cells:
-        chosen = np.sort(rng.choice(8, len(model.layers[0].indices), replace=False))
-        model.layers[0] = nn.Select(chosen, size=8)
-    return train_alone(model, seed, times * (PRUNE + SETTLE))
+        count = len(model["conv1_select"].indices)
+        chosen = np.sort(rng.choice(8, count, replace=False))
+        model["conv1_select"] = nn.Select(chosen, size=8)
+    return train_alone(model, seed, times * (PRUNE + FINE_TUNE))
 
 
 pruned = runs[best]
@@ -461,7 +467,7 @@ print(f"2 % of {len(test)} digits: ± {one:.2f} % by the choice of digits alone"
 assert scores["pruned"].mean() < scores["alone, any cells"].mean()
 assert SMALL or scores["pruned"].mean() < scores["alone, same cells"].mean()
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Test errors as dots, one for each seed, in five rows: the dense network with all cells, the pruned one, networks of its size trained alone behind the same cells for as many and for three times as many epochs, and one behind cells drawn at random. The last row lies far to the right of the others.", "width": "90%"}, "figure": {"caption": "Test error, a dot for each seed and a bar for the mean. All rows but the first are of networks of the same size."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Test errors as dots, one for each seed, in five rows: the dense network with all cells, the pruned one, networks of its size trained alone with the same cells for as many and for three times as many epochs, and one with cells drawn at random. The last row lies far to the right of the others.", "width": "90%"}, "figure": {"caption": "Test error, a dot for each seed and a bar for the mean. All rows but the first are of networks of the same size."}}
 figure, axes = plt.subplots(figsize=(6.4, 2.6), layout="constrained")
 colours = ("#777777", "#0072b2", "#009e73", "#009e73", "#d55e00")
 for row, (values, colour) in enumerate(zip(scores.values(), colours, strict=True)):
@@ -474,42 +480,39 @@ axes.set_xlabel("test error, %")
 plt.show()
 
 # %% [markdown]
-# Read from below. *Which* cells are left matters: as many drawn at random do worse, as asserted.
-# Next, the weights: at full settings the pruned networks are ahead of those of their size trained
-# alone for as many epochs, and three times the epochs make up for some of that or all of it. So
-# what pruning has found here is cells and sizes first, without a search over subsets, and good
-# weights second. The distance to the first row is the price. (A single error is uncertain by the
-# amount printed last; differences between rows, as the digits are the same, by less.)
+# Read the rows from below. *Which* cells are left matters: as many cells drawn at random do worse,
+# as asserted. The weights matter too: at full settings the pruned networks are better than networks
+# of their size trained alone for as many epochs, and three times the epochs make up for some or all
+# of the difference. So pruning has found cells and sizes, without a search over subsets, and good
+# weights besides. The distance to the first row is the error that pruning has added. (A single
+# error is uncertain by the amount printed last. Differences between rows are less uncertain, as all
+# rows classify the same digits.)
 #
-# The cells can be judged in another way. A support vector machine knows nothing of gates and is
-# trained in milliseconds, so we let it have every set of as many cells, and see where ours comes.
+# There is another way to judge the cells. A support vector machine knows nothing of gates, and
+# trains in milliseconds. So we train one for every set of as many cells, and rank our set among
+# them.
 
 # %%
 rest = np.concatenate([validation, test])
 found = []
 for chosen in combinations(range(8), len(kept)):
-    seen = raw[:, chosen].reshape(len(raw), -1)
-    machine = SVC().fit(seen[train], labels[train])
-    wrong = machine.predict(seen[rest]) != labels[rest]
+    measured = raw[:, chosen].reshape(len(raw), -1)
+    machine = SVC().fit(measured[train], labels[train])
+    wrong = machine.predict(measured[rest]) != labels[rest]
     found.append((100 * float(wrong.mean()), chosen))
 found.sort()
-place_of_ours = [chosen for _, chosen in found].index(tuple(kept))
-for name, rank in (
-    ("best", 0),
-    ("ours", place_of_ours),
-    ("median", len(found) // 2),
-    ("worst", -1),
-):
+ours = [chosen for _, chosen in found].index(tuple(kept))
+for name, rank in (("best", 0), ("ours", ours), ("median", len(found) // 2), ("worst", -1)):
     print(f"{name:6} {found[rank][0]:5.2f} %  cells", *found[rank][1])
-print(f"ours is number {place_of_ours + 1} of {len(found)}")
-assert place_of_ours < len(found) / 4
+print(f"ours is number {ours + 1} of {len(found)}")
+assert ours < len(found) / 4
 
 # %% [markdown]
 # ## When it goes wrong
 #
-# Two failures on purpose: gates that are too slow, and a lambda that is far too large. phi starts
-# at 1.5 and a gate of width 1 is closed below -0.5; a step of Adam moves it by about its step
-# size at most.
+# Here are two failures on purpose: gates that are too slow, and a lambda that is far too large. phi
+# starts at 1.5, and a gate of width 1 is closed below -0.5. A step of Adam moves phi by about the
+# learning rate at most.
 
 # %%
 gate_steps = (1 - START) * PRUNE * -(-len(train) // BATCH)
@@ -517,10 +520,10 @@ for lam, gate_lr in ((0.3, 1e-4), (100.0, GATE_LR)):
     failed, history = prune(0, lam, gate_lr=gate_lr)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        md.compact(failed)
-    print(f"lambda {lam}, gates' step size {gate_lr}: ", end="")
+        md.compact(failed, SHAPE)
+    print(f"lambda {lam}, gates' learning rate {gate_lr}: ", end="")
     print(f"{size(failed):,} weights, error {history[-1][0]:.0f} %")
-    print(f"  phi can move by {gate_steps * gate_lr:.2f} or so, and has to by 2 to close")
+    print(f"  phi can move by about {gate_steps * gate_lr:.2f}, and must move by 2 to close")
     for warning in caught:
         print("  warning:", str(warning.message).split(",")[0])
     assert size(failed) == (dense_weights if gate_lr == 1e-4 else 0)
@@ -528,25 +531,25 @@ for lam, gate_lr in ((0.3, 1e-4), (100.0, GATE_LR)):
 # %% [markdown]
 # | you see | look, and do |
 # |---|---|
-# | nothing closes, z is 1 | Steps times step size of the gates, beside `initial + width / 2`: more steps, or a larger step size. Or phi is in no optimiser. |
-# | nothing closes, z rests below 1 | The loss holds it: larger lambda. Is it divided by N once, not twice? |
-# | one kind of group never closes | What closing one saves, by `md.count`: if little, another cost, or a price of its own. |
-# | `ValueError` from `md.Surrogate` | A gate stands where it saves nothing that the cost counts: `cost="groups"`, or gate elsewhere. |
-# | everything closes, `md.compact` warns | When? Before anything is learnt: start later, longer ramp. After: smaller lambda. |
-# | one layer is emptied first | The price of its groups: `"weights"` falls on dense layers, `"macs"` on convolutions, `"balanced"` between. |
-# | z drifts down, weights grow | No weight decay: 1e-4 to 1e-3. |
-# | the error jumps at the freeze | Logits before and after `md.binarize`. If equal, the step size starts anew, and the error comes back. If not, gates were stochastic, and lose their noise there. |
-# | it jumps and stays | Second phase too short, or momentum was kept of weights that are others now. |
-# | smaller, but not faster | Shapes of `md.compact(model)`: zeros inside matrices save no time, so gate filters and units. Or arithmetic is not what takes the time. |
-# | other groups with another seed | Errors over seeds: if alike, the groups can stand in for each other. Report several. |
+# | nothing closes, z is 1 | Compare steps times learning rate of the gates with `initial + width / 2`: take more steps, or a larger learning rate. Or phi is in no optimiser. |
+# | nothing closes, z rests below 1 | The loss holds the gates: increase lambda. Is it divided by N once, not twice? |
+# | one kind of group never closes | Count by `md.count` what closing one saves. If it is little, take another cost, or add one of your own. |
+# | `ValueError` from `md.Surrogate` | Closing some gate saves nothing that the cost counts: take `cost="groups"`, or gate something else. |
+# | everything closes, `md.compact` warns | When? Before anything is learnt: start later, with a longer ramp. After: decrease lambda. |
+# | one layer is emptied first | Look at the cost of its groups: `"weights"` penalises dense layers most, `"macs"` convolutions, `"balanced"` lies between. |
+# | z drifts down, weights grow | There is no weight decay: take 1e-4 to 1e-3. |
+# | the error jumps at the freeze | Compare logits before and after `md.fold_gates`. If they are equal, the learning rate has restarted, and the error will fall again. If not, gates were stochastic, and have lost their noise. |
+# | the error jumps and stays high | Fine-tuning is too short, or momentum was not reset after `md.fold_gates`. |
+# | smaller, but not faster | Look at the shapes of `md.compact(model, shape)`. Zeros inside matrices save no time: gate filters and units. Or the time is not spent on arithmetic. |
+# | other groups with another seed | Compare errors over seeds. If they are alike, the groups can replace each other. Report several seeds. |
 #
 # More in [troubleshooting](../howto/troubleshooting.md).
 #
 # ## Exercises
 #
-# **1.** The cells come in pairs, two on a chip: 0 and 1, 2 and 3, and so on, and only a whole
-# chip can be left out. Write `chips()`, which returns a {py:class}`minidiff.Mask` with one gate
-# for each of the four chips, to stand as the first layer of the network.
+# **1.** The cells come in pairs, two on a chip: 0 and 1, 2 and 3, and so on. Only a whole chip can
+# be left out. Write `chips()`, which returns a {py:class}`minidiff.Mask` with one gate for each of
+# the four chips. It would be the first layer of the network.
 
 
 # %%
@@ -557,21 +560,21 @@ def chips():
 check("09.chips", chips)
 
 # %% [markdown]
-# **2.** Outer cells are hard to mount and cost more. Write `price(gate, prices)`: the expected
-# price of the cells left, a Tensor of shape (), differentiable in `gate.phi`, for an array of one
-# price a cell.
+# **2.** Outer cells are hard to mount and cost more. Write `cost(gate, costs)`, for an array with
+# one cost for each cell: the expected cost of the cells left, a Tensor of shape (), differentiable
+# in `gate.phi`.
 
 
 # %%
-def price(gate, prices):
+def cost(gate, costs):
     return None  # yours
 
 
-check("09.price", price)
+check("09.cost", cost)
 
 # %% [markdown]
 # **3.** Write `closed(model)`: how many gates of a model are closed in evaluation. What is wrong
-# with this one?
+# with this version?
 
 
 # %%
@@ -585,8 +588,8 @@ check("09.closed", closed)
 # ## What next
 #
 # This is the last tutorial. [What to gate](../groups.md) lists all kinds of groups, [the
-# method](../method.md) has the proofs, and [the results](../results/index.md) show how far it
-# goes on MNIST.
+# method](../method.md) has the proofs, and [the results](../results/index.md) show how small
+# networks for MNIST become.
 #
 # Solutions:
 
@@ -597,8 +600,8 @@ def chips_solution():
     return md.Mask(md.Gate(4), md.Groups.by(labels_of_cells))
 
 
-def price_solution(gate, prices):
-    return (gate.open_probability() * prices).sum()
+def cost_solution(gate, costs):
+    return (gate.open_probability() * costs).sum()
 
 
 def closed_solution(model):
@@ -606,5 +609,5 @@ def closed_solution(model):
 
 
 assert check("09.chips", chips_solution)
-assert check("09.price", price_solution)
+assert check("09.cost", cost_solution)
 assert check("09.closed", closed_solution)

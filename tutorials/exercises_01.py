@@ -54,20 +54,20 @@ def _ladder(x):
 @exercise(
     "01.softplus",
     hint="log(1 + exp(x)) = max(x, 0) + log(1 + exp(-|x|)); its derivative is the\n"
-    "sigmoid, 1 / (1 + exp(-x)), which can be had from exp(-|x|) as well.",
+    "sigmoid, 1 / (1 + exp(-x)), which can be computed from exp(-|x|) as well.",
 )
 def softplus(answer):
     x = np.linspace(-4, 4, 24).reshape(3, 8)
-    out = answer()(md.Tensor(x))
+    out = md.apply(answer(), md.Tensor(x))
     assert out.shape == x.shape, f"for x of shape {x.shape} the result has shape {out.shape}."
     wrong = abs(out.data - np.logaddexp(0, x)).max()
     assert wrong < 1e-9, f"the result is off by up to {wrong:.2g}."
-    md.gradcheck(lambda t: answer()(t), [md.Tensor(x, requires_grad=True)])
+    md.gradcheck(lambda t: md.apply(answer(), t), [md.Tensor(x, requires_grad=True)])
     far = md.Tensor(np.array([-1000.0, -50.0, 50.0, 1000.0]), requires_grad=True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         try:
-            out = answer()(far)
+            out = md.apply(answer(), far)
             out.backward(np.ones(4))
         except RuntimeWarning as warning:
             raise AssertionError(f"for x of -1000..1000 NumPy warns: {warning}.") from warning
@@ -75,5 +75,5 @@ def softplus(answer):
         f"for {far.data} the result is {out.data}."
     )
     assert np.allclose(far.grad, [0, 0, 1, 1]), f"for {far.data} the gradient is {far.grad}."
-    single = answer()(md.Tensor(np.ones(2, np.float32)))
-    assert single.dtype == np.float32, "float32 in gives float64 out."
+    single = md.apply(answer(), md.Tensor(np.ones(2, np.float32)))
+    assert single.dtype == np.float32, "a float32 input gives a float64 output."

@@ -8,8 +8,8 @@ import minidiff as md
 
 @exercise(
     "02.windows",
-    hint="to the next window is stride times as far as to the next place; within a window\n"
-    "it is as far as in x. There are (H - size) // stride + 1 windows in a column.",
+    hint="the next window is stride times as far away as the next position; within a window\n"
+    "the strides are those of x. There are (H - size) // stride + 1 windows in a column.",
 )
 def windows(answer):
     x = np.random.default_rng(0).standard_normal((2, 3, 9, 7)).astype(np.float32)
@@ -64,8 +64,8 @@ def tile(answer):
 
 @exercise(
     "02.grad_weight",
-    hint="each weight sees a window of x that is as large as the output: take windows of\n"
-    "size (P, Q), and sum over samples and places.",
+    hint="each weight reads a window of x that is as large as the output: take windows of\n"
+    "size (P, Q), and sum over samples and positions.",
 )
 def grad_weight(answer):
     rng = np.random.default_rng(0)
@@ -76,7 +76,7 @@ def grad_weight(answer):
     found = np.asarray(found)
     assert found.shape == weight.shape, f"the shape is {found.shape}, not {weight.shape}."
     leaf = md.Tensor(weight, requires_grad=True)
-    out = md.ops.conv2d(np.ascontiguousarray(np.moveaxis(x, 0, -1)), leaf)
+    out = md.functional.conv2d(np.ascontiguousarray(np.moveaxis(x, 0, -1)), leaf)
     out.backward(np.ascontiguousarray(np.moveaxis(grad, 0, -1)))
     assert np.allclose(found, leaf.grad, rtol=1e-6, atol=1e-8), (
         f"it is off by up to {abs(found - leaf.grad).max():.2g}."

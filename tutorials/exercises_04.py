@@ -20,7 +20,7 @@ def quintic(answer):
         assert (y[x <= -width / 2] == 0).all(), "below -width/2 it is not exactly 0."
         assert np.allclose(y[x >= width / 2], 1, atol=1e-12), "above width/2 it is not 1."
         t = np.clip(x / width + 0.5, 0, 1)
-        assert not np.allclose(y, 3 * t**2 - 2 * t**3, atol=1e-4), "it is the cubic still."
+        assert not np.allclose(y, 3 * t**2 - 2 * t**3, atol=1e-4), "it is still the cubic."
         expected = 6 * t**5 - 15 * t**4 + 10 * t**3
         assert np.allclose(y, expected, atol=1e-9), (
             f"at x = width / 4 it is {float(y[np.argmin(abs(x - width / 4))]):.4f}, not "
@@ -47,7 +47,7 @@ def widest(answer):
 
 @exercise(
     "04.one_hot",
-    hint="take from each score the largest of the others: only the winner's is above 0.",
+    hint="subtract from each score the largest of the others: only the winner stays above 0.",
 )
 def one_hot(answer):
     n = 20_000

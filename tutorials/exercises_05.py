@@ -11,7 +11,7 @@ import minidiff as md
 
 @exercise(
     "05.cauchy",
-    hint="F((phi + width / 2) / sigma), with the Cauchy distribution function 1/2 + arctan(t) / pi.",
+    hint="F((phi + width / 2) / sigma), where the Cauchy distribution has F(t) = 1/2 + arctan(t) / pi.",
 )
 def cauchy(answer):
     for phi, width, sigma in ((0.0, 1.0, 1.0), (-1.5, 1.0, 0.5), (0.7, 0.2, 2.0)):
@@ -43,7 +43,8 @@ def square(answer):
 
 @exercise(
     "05.rests",
-    hint="with the best weight for each z: decay / (2 (z^2 + decay)) + strength * pi(phi), z = g(phi).",
+    hint="the best weight for each z = g(phi) leaves decay / (2 (z^2 + decay)); add\n"
+    "strength * pi(phi), and find the minimum.",
 )
 def rests(answer):
     phi = np.linspace(-0.4999, 1.5, 40_001)

@@ -9,7 +9,7 @@ from minidiff import nn
 
 @exercise(
     "06.mirrored",
-    hint="in a row, columns c and size - 1 - c must get one number: row * size + the lower.\n"
+    hint="in a row, columns c and size - 1 - c need the same label: row * size + the lower one.\n"
     "md.Groups.by takes any labels, and numbers them from 0 on.",
 )
 def mirrored(answer):
@@ -22,7 +22,7 @@ def mirrored(answer):
         )
         kernel = labels[0, 0]
         assert np.array_equal(kernel, kernel[:, ::-1]), (
-            f"in a kernel of {size}x{size} a place and its mirror image have different labels."
+            f"in a kernel of {size}x{size} a position and its mirror image have different labels."
         )
         expected = size * ((size + 1) // 2)
         assert len(np.unique(kernel)) == expected, (
@@ -36,7 +36,7 @@ def mirrored(answer):
 
 @exercise(
     "06.macs",
-    hint="count filters with any weight, and channels with any: those stay, with whole kernels.",
+    hint="filters and channels that have any weight stay, with whole kernels: count them.",
 )
 def macs(answer):
     rng = np.random.default_rng(6)
@@ -53,7 +53,7 @@ def macs(answer):
         )
         assert found == expected, (
             f"{outputs} filters and {inputs} channels have weights: {expected:,} MACs at "
-            f"36 places, not {found:,}."
+            f"36 positions, not {found:,}."
         )
 
 
@@ -71,12 +71,15 @@ def expected(answer):
         p_out[o] * p_in[i] * p_block[groups.labels[o, i]] for o in range(6) for i in range(10)
     )
     assert np.shape(found) == (), f"it returned an array of shape {np.shape(found)}, not a number."
-    assert not np.isclose(found, p_out.sum() * p_in.sum()), "the blocks have no say in it."
-    assert np.isclose(found, right), f"it gave {float(found):.4f}, not {right:.4f}."
-    # And it is what the surrogate says.
-    layer = md.gate_blocks(md.gate_inputs(md.gate_units(nn.Linear(10, 6, rng=rng))), (2, 4))
+    assert not np.isclose(found, p_out.sum() * p_in.sum()), "it ignores the blocks."
+    assert np.isclose(found, right), f"it returned {float(found):.4f}, not {right:.4f}."
+    # The surrogate must agree.
+    dense = nn.Linear(10, 6, rng=rng)
+    layer = md.gate(dense, "inputs", "outputs", "weights", groups=groups)
     for _, gate in layer.gates():
         gate.phi.data[:] = rng.uniform(-0.4, 2, gate.count)
-    said = [gate.open_probability().data for _, gate in layer.gates()]  # inputs, outputs, blocks
+    p_in, p_out, p_block = (gate.open_probability().data for _, gate in layer.gates())
     surrogate = md.Surrogate(layer, (10,))().item()
-    assert np.isclose(answer(said[1], said[0], said[2], groups.labels), surrogate, rtol=1e-4)
+    assert np.isclose(answer(p_out, p_in, p_block, groups.labels), surrogate, rtol=1e-4), (
+        "it differs from md.Surrogate of such a layer."
+    )

@@ -6,7 +6,7 @@ from support import exercise
 
 @exercise(
     "07.linear",
-    hint="make zeros, list z.nonzero()[0], and compute those rows alone; NaN * 0 is NaN.",
+    hint="start from zeros, and compute only the rows z.nonzero()[0]; NaN * 0 is NaN.",
 )
 def linear(answer):
     rng = np.random.default_rng(7)
@@ -26,7 +26,7 @@ def linear(answer):
 
 @exercise(
     "07.settled",
-    hint="of a constant channel c, weight[:, c].sum() over the kernel times max(constant[c], 0).",
+    hint="a constant channel c adds max(constant[c], 0) times weight[:, c], summed over the kernel.",
 )
 def settled(answer):
     rng = np.random.default_rng(8)
@@ -36,34 +36,37 @@ def settled(answer):
     found = answer(weight, bias, constant)
     assert found is not None, "it returned None."
     assert np.array_equal(bias, before), "it changed the biases it was given."
-    assert np.shape(found) == (4,), f"it gave shape {np.shape(found)}, not (4,)."
-    assert not np.isnan(found).any(), "there is NaN in it: those channels are no constants."
+    assert np.shape(found) == (4,), f"it returned shape {np.shape(found)}, not (4,)."
+    assert not np.isnan(found).any(), "there is NaN in it: those channels are not constant."
     assert not np.array_equal(found, bias), "it is the old bias; the constants are not in it."
-    unrectified = bias + sum(weight[:, c].sum(axis=(1, 2)) * constant[c] for c in (1, 2, 4))
-    assert not np.allclose(found, unrectified), "a negative constant does not pass the ReLU."
+    without_relu = bias + sum(weight[:, c].sum(axis=(1, 2)) * constant[c] for c in (1, 2, 4))
+    assert not np.allclose(found, without_relu), "a negative constant does not pass the ReLU."
     expected = bias + sum(weight[:, c].sum(axis=(1, 2)) * constant[c] for c in (1, 4))
-    assert np.allclose(found, expected), f"it gave {np.round(found, 3)}, not {expected.round(3)}."
+    assert np.allclose(found, expected), (
+        f"it returned {np.round(found, 3)}, not {expected.round(3)}."
+    )
 
 
 @exercise(
-    "07.positions",
-    hint="np.cumsum(channels) - 1 numbers kept channels anew; times places, plus the place.",
+    "07.selected",
+    hint="np.cumsum(channels) - 1 is the new number of each kept channel; multiply by positions,\n"
+    "and add the position.",
 )
-def positions(answer):
+def selected(answer):
     rng = np.random.default_rng(9)
-    for places in (1, 4, 9):
+    for positions in (1, 4, 9):
         channels = np.array([True, False, True, True, False, True])
-        inputs = np.repeat(channels, places) & (rng.random(6 * places) < 0.6)
+        inputs = np.repeat(channels, positions) & (rng.random(6 * positions) < 0.6)
         inputs[-1] = True
-        # What the compact convolution gives: the numbers of the inputs as they were.
-        given = np.arange(6 * places).reshape(6, places)[channels].ravel()
-        found = answer(channels, inputs, places)
+        # The output of the compact convolution: here, each number is its old index.
+        given = np.arange(6 * positions).reshape(6, positions)[channels].ravel()
+        found = answer(channels, inputs, positions)
         assert found is not None, "it returned None."
         found = np.asarray(found)
         assert found.shape == (inputs.sum(),), (
-            f"it gave {found.size} indices; {inputs.sum()} inputs are kept."
+            f"it returned {found.size} indices; {inputs.sum()} inputs are kept."
         )
         assert found.max() < len(given), (
-            f"index {found.max()} is out of range: {len(given)} numbers are left before it."
+            f"index {found.max()} is out of range; the convolution has {len(given)} outputs left."
         )
-        assert np.array_equal(given[found], inputs.nonzero()[0]), "they pick other inputs."
+        assert np.array_equal(given[found], inputs.nonzero()[0]), "they select other inputs."

@@ -5,7 +5,7 @@ import math
 from support import exercise
 
 
-@exercise("08.front", hint="keep a pair unless another one has error <= and fewer >= its own.")
+@exercise("08.front", hint="drop a pair if another pair has error <= and fewer >= its own.")
 def front(answer):
     points = [(0.9, 10.0), (0.6, 30.0), (0.7, 20.0), (0.8, 100.0), (0.8, 90.0), (1.0, 200.0)]
     found = answer(list(points))

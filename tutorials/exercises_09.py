@@ -9,43 +9,45 @@ from minidiff import nn
 
 @exercise(
     "09.chips",
-    hint="md.Mask(md.Gate(4), md.Groups.by(labels)); labels (8, 1, 1): the chip of each cell.",
+    hint="md.Mask(md.Gate(4), md.Groups.by(labels)); labels (8, 1, 1) are the chips of the cells.",
 )
 def chips(answer):
     mask = answer()
     assert mask is not None, "it returned None."
     assert isinstance(mask, md.Mask), f"it returned a {type(mask).__name__}, not a Mask."
     assert mask.gate.count == 4, f"there are {mask.gate.count} gates; four chips need 4."
-    assert mask.groups.cover((8, 1, 8)), (
+    assert mask.groups.fits((8, 1, 8)), (
         f"groups of shape {mask.groups.labels.shape} do not fit a signal of shape (8, 1, 8)."
     )
     mask.gate.set_open(np.array([False, True, True, True]))
-    seen = mask(np.ones((8, 1, 8, 2), np.float32)).data
-    closed = [cell for cell in range(8) if not seen[cell].any()]
-    assert closed == [0, 1], f"with the first chip closed, cells {closed} are, not 0 and 1."
+    gated = mask(np.ones((8, 1, 8, 2), np.float32)).data
+    closed = [cell for cell in range(8) if not gated[cell].any()]
+    assert closed == [0, 1], f"the first chip closes cells {closed}, not 0 and 1."
     model = nn.Sequential(mask, nn.Conv2d(8, 4, (1, 3), rng=np.random.default_rng(0)))
     (layer,) = md.count(model, (8, 1, 8))
-    assert layer.inputs == (6, 8), f"then {layer.inputs[0]} inputs of a convolution are left."
+    assert layer.inputs == (6, 8), (
+        f"with the first chip closed, a convolution has {layer.inputs[0]} inputs left, not 6."
+    )
 
 
 @exercise(
-    "09.price",
-    hint="gate.open_probability() has a gradient even where a gate is fully open; gate() not.",
+    "09.cost",
+    hint="where a gate is fully open, gate.open_probability() has a gradient, and gate() has none.",
 )
-def price(answer):
+def cost(answer):
     gate = md.Gate(3, initial=0.7)
     gate.phi.data[:] = [0.7, -0.2, -2.0]
-    prices = np.float32([1.0, 10.0, 100.0])
-    found = answer(gate, prices)
+    costs = np.float32([1.0, 10.0, 100.0])
+    found = answer(gate, costs)
     assert found is not None, "it returned None."
     assert isinstance(found, md.Tensor), (
         f"it returned {type(found).__name__}, not a Tensor, so no gradient can flow."
     )
-    expected = (gate.open_probability().data * prices).sum()
-    assert found.shape == (), f"it is of shape {found.shape}; a price is one number."
+    expected = (gate.open_probability().data * costs).sum()
+    assert found.shape == (), f"it is of shape {found.shape}; a cost is one number."
     assert np.isclose(found.item(), expected, rtol=1e-4), (
         f"it is {found.item():.4g}; expected {expected:.4g} for open probabilities "
-        f"{gate.open_probability().data.round(3)} and prices {prices}."
+        f"{gate.open_probability().data.round(3)} and costs {costs}."
     )
     gate.phi.grad = None
     found.backward()
@@ -62,9 +64,11 @@ def price(answer):
 def closed(answer):
     rng = np.random.default_rng(0)
     model = nn.Sequential(
-        md.gate_units(nn.Linear(4, 5, rng=rng)), nn.ReLU(), md.gate_inputs(nn.Linear(5, 2, rng=rng))
+        md.gate(nn.Linear(4, 5, rng=rng), "outputs"),
+        nn.ReLU(),
+        md.gate(nn.Linear(5, 2, rng=rng), "inputs"),
     )
-    first, second = model.layers[0].outputs, model.layers[2].inputs
+    first, second = model[0].outputs, model[2].inputs
     first.phi.data[:] = [1.0, -0.499, 0.0, -0.5, -3.0]
     second.phi.data[:] = [-0.499, 1.0, 1.0, 1.0, -1.0]
     found = answer(model)

@@ -1,4 +1,4 @@
-"""What all tutorials share: sizes, data, and the checks of exercises."""
+"""Shared by all tutorials: sizes, data, and the checks of exercises."""
 
 import importlib.util
 import os
@@ -11,22 +11,22 @@ from typing import Any
 
 from minidiff.data.datasets import Dataset, Split, load_dataset
 
-# Without ipywidgets, a progress bar of a download is drawn as text, which needs no warning.
+# Without ipywidgets a download draws its progress bar as text, which is no reason to warn.
 warnings.filterwarnings("ignore", message="IProgress not found")
 
-# "small" takes fewer images and epochs, so that all tutorials run in minutes: that is for tests.
+# For tests: with "small", tutorials take fewer images and epochs, and run in minutes.
 SMALL = os.environ.get("MINIDIFF_TUTORIALS", "") == "small"
 
 
 def data(train: int | None = None) -> Dataset:
-    """Return MNIST, or the digits of scikit-learn where MNIST cannot be had, and say which.
+    """Return MNIST, or the digits of scikit-learn if MNIST is not available, and print which.
 
     Both have images of (1, 28, 28) bytes and ten classes.
 
     Parameters
     ----------
     train
-        Take only the first so many training images; None takes all.
+        The number of training images; None for all.
     """
     dataset = load_dataset("auto")
     print(dataset.source)
@@ -46,7 +46,7 @@ def scratch() -> Path:
 
 @dataclass(frozen=True)
 class Exercise:
-    """What tells a right answer from a wrong one: it raises AssertionError, with what is wrong."""
+    """The test of an answer, which raises AssertionError if the answer is wrong, and a hint."""
 
     test: Callable[[Any], None]
     hint: str
@@ -56,7 +56,7 @@ EXERCISES: dict[str, Exercise] = {}
 
 
 def exercise(name: str, hint: str) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
-    """Register a function as the check of an exercise, such as "04.smoothstep" of tutorial 4."""
+    """Register a function as the test of an exercise, such as "04.quintic" of tutorial 4."""
 
     def register(test: Callable[[Any], None]) -> Callable[[Any], None]:
         EXERCISES[name] = Exercise(test, hint)
@@ -66,26 +66,26 @@ def exercise(name: str, hint: str) -> Callable[[Callable[[Any], None]], Callable
 
 
 def check(name: str, answer: Any) -> bool | None:
-    """Say whether the answer to an exercise is right, and if not, what is wrong and a hint.
+    """Print whether the answer to an exercise is right; if not, print what is wrong and a hint.
 
-    It returns True if it is right and else None, of which notebooks show nothing.
+    Returns True for a right answer and None for a wrong one, as notebooks do not show None.
 
-    The checks of tutorial 4 are in ``exercises_04.py``: read them after you have tried.
+    The tests of tutorial 4 are in ``exercises_04.py``: read them after you have tried.
     """
     module = f"exercises_{name.split('.')[0]}"
     if importlib.util.find_spec(module):
         importlib.import_module(module)
     if name not in EXERCISES:
         known = ", ".join(EXERCISES) or "01.step, 04.quintic and so on"
-        raise ValueError(f"there is no exercise {name!r}; expected one of {known}.")
+        raise ValueError(f"name is {name!r}, which is no exercise; expected one of {known}.")
     exercise = EXERCISES[name]
     try:
         exercise.test(answer)
-    except Exception as error:  # an answer may go wrong in any way
-        wrong = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except Exception as error:  # an answer may raise anything
+        wrong = (str(error).splitlines() or ["no message."])[0]
         if not isinstance(error, AssertionError):
-            wrong = f"It cannot be tried: {wrong}"
-        print(f"{name}: not yet. {wrong}\nHint: {exercise.hint}")
+            wrong = f"it raised {type(error).__name__}: {wrong}"
+        print(f"{name}: not yet. {wrong[0].upper()}{wrong[1:]}\nHint: {exercise.hint}")
         return None
     print(f"{name}: right.")
     return True
