@@ -1,8 +1,9 @@
-"""How the documentation is built: ``sphinx-build -W docs docs/_build/html``.
+"""Settings of the documentation, which ``sphinx-build docs docs/_build/html`` builds.
 
-It needs the extra ``docs`` and Node.js. Before the first build, ``npm ci`` in ``docs/`` brings what
-the pages need in the browser (KaTeX's style and fonts, onnxruntime-web): a page asks no other host
-for anything. Building runs every tutorial; with ``MINIDIFF_TUTORIALS=small`` that takes minutes.
+The build needs the extra ``docs`` and Node.js. Before the first build, run ``npm ci
+--ignore-scripts`` in ``docs/``: it brings the style and fonts of KaTeX, and onnxruntime-web. The
+pages load nothing from another host. The build runs every tutorial; with
+``MINIDIFF_TUTORIALS=small`` that takes minutes.
 """
 
 import shutil
@@ -16,8 +17,8 @@ MODULES = HERE / "node_modules"
 if not MODULES.is_dir():
     sys.exit("docs/node_modules is missing; run `npm ci --ignore-scripts` in docs/ first.")
 
-# Sphinx reads what lies below its own directory. Unchanged copies keep their time, so that only
-# tutorials that have changed are run again.
+# Sphinx reads only files below its own directory. An unchanged copy keeps its time stamp, so only
+# tutorials that have changed run again.
 COPIES = HERE / "tutorials"
 COPIES.mkdir(exist_ok=True)
 for source in sorted((HERE.parent / "tutorials").glob("*.py")):
@@ -44,6 +45,7 @@ exclude_patterns = [
     "node_modules",
     "conf.py",
     "bench/*.py",
+    "images/tour/*.py",
     "results/*.py",
     "tutorials/support.py",
     "tutorials/exercises_*.py",
@@ -61,17 +63,18 @@ nb_merge_streams = True
 nb_mime_priority_overrides = [("html", "image/png", 0)]
 
 # -- API
+autodoc_inherit_docstrings = False  # Module describes the methods that layers override
 autodoc_member_order = "bysource"
-autodoc_typehints = "none"  # signatures have them; docstrings say shapes and units
+autodoc_typehints = "none"  # docstrings say shapes and units
 autodoc_preserve_defaults = True  # np.float32, not <class ...>
 autosummary_generate = True
 napoleon_google_docstring = False
 napoleon_use_rtype = False
-napoleon_use_param = False  # names that share a description stay together
+napoleon_use_param = False  # parameters that share a description stay together
 napoleon_custom_sections = [("Attributes", "params_style")]
 toc_object_entries_show_parents = "hide"
 
-# -- maths, set while the pages are built
+# -- maths, rendered while the pages are built
 katex_prerender = True
 katex_css_path = "katex/katex.min.css"
 
@@ -87,7 +90,7 @@ html_theme_options = {"navigation_with_keys": True}
 
 
 def _bundle(app, exception=None):
-    """Copy what the pages load in the browser from node_modules into the site."""
+    """Copy the style and fonts of KaTeX from node_modules into the site."""
     if exception or app.builder.format != "html":
         return
     static = Path(app.outdir) / "_static"
@@ -98,5 +101,5 @@ def _bundle(app, exception=None):
 
 
 def setup(app):
-    """Register what Sphinx calls."""
+    """Register the step after the build."""
     app.connect("build-finished", _bundle)

@@ -92,9 +92,10 @@ class Module:
     def map_channels(self, channels: Any, shape: Shape) -> Any:
         """Return what becomes of the channels of an input of ``shape`` (without the batch).
 
-        ``channels`` is a :class:`~minidiff.pruning.network.Channels`, which has a method for each
-        thing that can happen to channels. A channelwise layer that keeps the shape need not define
-        it. Raises TypeError if the class does not say what becomes of channels.
+        ``channels`` is a ``Channels`` of ``minidiff/pruning/network.py``, which has a method for
+        each thing that can happen to channels. A channelwise layer that keeps the shape need not
+        define ``map_channels``. Raises TypeError if the class does not say what becomes of
+        channels.
         """
         if not self.channelwise:
             raise TypeError(
@@ -105,14 +106,14 @@ class Module:
         return channels
 
     def compile(self, program: Any) -> None:
-        """Add this layer to a compiled :class:`~minidiff.engine.predictor.Program`.
+        """Add this layer to a ``Program`` of ``minidiff/predict/predictor.py``.
 
-        A layer that does not define it is called by its ``forward`` when a Predictor meets it.
+        A Predictor runs a layer without ``compile`` by its ``forward``.
         """
         raise NotImplementedError
 
     def onnx(self, graph: Any) -> None:
-        """Add this layer to an ONNX :class:`~minidiff.io.export.Graph`."""
+        """Add this layer to an ONNX ``Graph`` of ``minidiff/io/export.py``."""
         raise TypeError(
             f"{type(self).__name__} has no method onnx, so it cannot be exported to ONNX."
         )

@@ -36,9 +36,36 @@ __all__ = [
 
 
 class Weighted(Module):
-    """What convolution and dense layer share: a weight (O, I, ...) and a bias (O,).
+    """A layer with a weight (O, I, ...) and a bias (O,): the base of Conv2d and Linear.
 
-    A subclass computes in ``apply``, so that gates can hand it a gated weight and bias.
+    A subclass computes in :meth:`apply`, so that gates can hand it a gated weight and bias.
+
+    Parameters
+    ----------
+    shape
+        Of the weight: outputs, inputs, and the size of the kernel if there is one.
+    rng
+        Draws the initial weights, as in :class:`Conv2d`; biases start at 0.
+    dtype
+        float32 or float64.
+
+    Raises
+    ------
+    TypeError
+        If ``dtype`` is another, or ``rng`` is no generator.
+    ValueError
+        If the number of outputs or of inputs is not an integer >= 1.
+
+    Examples
+    --------
+    A dense layer that subtracts the mean of its input first:
+
+    >>> class Centred(Weighted):
+    ...     def apply(self, x, weight, bias):
+    ...         return functional.linear(x - x.mean(axis=0), weight, bias)
+    >>> layer = Centred((2, 3), np.random.default_rng(0), np.float32)
+    >>> layer(np.ones((3, 4), np.float32)).data.max()
+    np.float32(0.0)
     """
 
     def __init__(self, shape: Shape, rng: np.random.Generator, dtype: DTypeLike) -> None:
@@ -121,12 +148,12 @@ class Conv2d(Weighted):
 
     @property
     def in_channels(self) -> int:
-        """C."""
+        """The number of input channels, C."""
         return self.weight.shape[1]
 
     @property
     def out_channels(self) -> int:
-        """O."""
+        """The number of filters, O."""
         return self.weight.shape[0]
 
     def apply(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -186,12 +213,12 @@ class Linear(Weighted):
 
     @property
     def in_features(self) -> int:
-        """D."""
+        """The number of input features, D."""
         return self.weight.shape[1]
 
     @property
     def out_features(self) -> int:
-        """O."""
+        """The number of units, O."""
         return self.weight.shape[0]
 
     def apply(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

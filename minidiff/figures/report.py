@@ -91,7 +91,7 @@ def report_page(
         Empty for a dense network.
     used
         Which inputs and outputs of each layer the network uses, by such names, as
-        :func:`~minidiff.pruning.penalty.in_use` returns them.
+        :func:`~minidiff.pruning.count.in_use` returns them.
     filters
         Weights of the first layer, shape (O, C, KH, KW); the mean over C is shown.
     mistakes

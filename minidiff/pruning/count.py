@@ -97,7 +97,7 @@ def in_use(model: Module, shape: Shape) -> dict[str, Bools]:
     Parameters
     ----------
     model, shape
-        As in :class:`Surrogate`.
+        As in :class:`~minidiff.Surrogate`.
 
     Returns
     -------

@@ -135,7 +135,7 @@ class Gate(Module):
 
     @property
     def stochastic(self) -> bool:
-        """Whether values are random now: with noise, in training, and not frozen."""
+        """Whether the values are random, as they are in training with noise unless frozen."""
         return self.noise is not None and self.training and not self.frozen
 
     @property
