@@ -190,7 +190,6 @@ def test_layers_are_named_after_their_path_and_never_collide():
     for model in (
         nn.Sequential(a_b=dense(4, 4), a=nn.Sequential(b=dense(4, 4))),
         nn.Sequential(Sigmoid(), c_select=Sigmoid(), c=gated),
-        nn.Sequential(state=nn.Sequential(dict=dense(4, 4))),  # every Sequential has state_dict
     ):
         compact(model, (4,))
 

@@ -21,6 +21,11 @@ API = Path(__file__).parents[1] / "docs" / "api"
 DIRECTIVE = r"^\.\. (?:auto(?:class|function|data|exception)|py:type):: (minidiff\.[\w.]+)"
 PAGES = "\n".join(path.read_text(encoding="utf-8") for path in sorted(API.glob("*.md")))
 DOCUMENTED = re.findall(DIRECTIVE, PAGES, re.MULTILINE)
+# The names of a module that the reference takes as a whole, but for those it leaves out.
+WHOLE = r"^\.\. automodule:: ([\w.]+)\n   :members:\n(?:   :exclude-members: (.*))?"
+for module, left_out in re.findall(WHOLE, PAGES, re.MULTILINE):
+    names = importlib.import_module(module).__all__
+    DOCUMENTED += [f"{module}.{name}" for name in names if name not in left_out.split(", ")]
 
 PUBLIC = [f"minidiff.{n}" for n in minidiff.__all__ if n not in ("nn", "functional", "optim")]
 for part in (nn, functional, optim):

@@ -58,6 +58,9 @@ class Module:
         The arguments of the constructor that a file keeps, each an attribute of the same name.
         None if the layer cannot be saved.
 
+    A subclass with a ``forward`` of its own inherits no ``channelwise``, ``homogeneous``,
+    ``map_channels``, ``compile`` or ``onnx``: they described another computation.
+
     Examples
     --------
     >>> class Scale(Module):
@@ -73,6 +76,14 @@ class Module:
     channelwise: bool = False
     homogeneous: bool = False
     settings: tuple[str, ...] | None = None
+
+    def __init_subclass__(cls) -> None:
+        """Inherit nothing that describes the ``forward`` of a parent, if the class has its own."""
+        another = {"forward", "apply"} & vars(cls).keys()
+        if another and super(cls, cls).forward is not Module.forward:  # type: ignore[misc]
+            for name in {"channelwise", "homogeneous", "map_channels", "compile", "onnx"}:
+                if name not in vars(cls):
+                    setattr(cls, name, getattr(Module, name))
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the output."""

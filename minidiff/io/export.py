@@ -162,6 +162,11 @@ def _write_npz(path: Path, model: Sequential, shape: Shape, mean: float, std: fl
     for i, layer in enumerate(layers):
         arrays |= {f"{i}.{key}": p.data for key, p in layer.named_parameters()}
         arrays |= {f"{i}.{key}": np.asarray(getattr(layer, key)) for key in layer.settings or ()}
+    objects = [name for name, array in arrays.items() if array.dtype.hasobject]
+    if objects:
+        raise ExportError(
+            f"{', '.join(objects)} cannot be an array of numbers or text, as .npz needs."
+        )
     file = io.BytesIO()
     np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # no array is called allow_pickle
     write_whole(path, file.getbuffer())

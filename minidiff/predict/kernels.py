@@ -74,7 +74,7 @@ _pool_lanes, _pool_samples = _window_of(LANES), _window_of(TILE)
 
 
 def _conv_of(count):
-    """Return the loop that computes a vector of outputs at so many positions, next to each other."""
+    """Return the loop that computes a vector of outputs at ``count`` adjacent positions."""
     shape, positions = (count, LANES), U(count)
 
     @inner

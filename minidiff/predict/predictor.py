@@ -134,10 +134,11 @@ class Predictor:
 
 def _forward(layer: Module, x: Array) -> NDArray[np.float32]:
     """Run a layer as in evaluation; its batch is last, the predictor's first."""
-    training, batch_last = layer.training, np.ascontiguousarray(np.moveaxis(x, 0, -1))
+    modes = [(module, module.training) for module in layer.modules()]
     with no_grad():
-        out = layer.eval()(Tensor(batch_last)).data
-    layer.train(training)
+        out = layer.eval()(Tensor(np.ascontiguousarray(np.moveaxis(x, 0, -1)))).data
+    for module, training in modes:
+        module.training = training
     return np.ascontiguousarray(np.moveaxis(out, -1, 0), np.float32)
 
 

@@ -60,7 +60,7 @@ def compact(model: Module, shape: Shape) -> Sequential:
     Returns
     -------
     Sequential
-        With the names of ``model``; names of inner Sequentials are joined by an underscore. Its
+        With the names of ``model``; those of inner Sequentials are joined by an underscore. Its
         outputs are those of ``model`` in evaluation, up to rounding. A Select stands before a
         layer of which only some inputs are left.
 
@@ -95,11 +95,6 @@ def compact(model: Module, shape: Shape) -> Sequential:
     _settle_constants(layers)
     _keep(layers, network.end)
     return _cut(network, layers).train(model.training)
-
-
-def flat_name(name: str) -> str:
-    """Return the name of a layer in a network without inner Sequentials."""
-    return name.replace(".", "_") or "layer"
 
 
 # -- 1: fold -----------------------------------------------------------------------------------
@@ -223,29 +218,36 @@ def _cut(network: Network, layers: list[Folded]) -> Sequential:
     copies: dict[int, object] = {}  # what several modules hold, a generator say, is copied once
     cut: dict[str, Module] = {}
 
-    def add(modules: list[tuple[str, Module]]) -> None:
+    def add(name: str, module: Module) -> None:
+        name = name.replace(".", "_") or "layer"
+        while name in cut:
+            name += "_"
+        cut[name] = module
+
+    def add_all(modules: list[tuple[str, Module]]) -> None:
         for name, module in _without_gates(modules):
             if not isinstance(module, nn.Select):
-                cut[flat_name(name)] = copy.deepcopy(module, copies)
+                add(name, copy.deepcopy(module, copies))
 
     left: Bools = np.ones(layers[0].stage.inputs.source, np.bool_)
     for layer in layers:
-        stage, name = layer.stage, flat_name(layer.stage.name)
-        add(stage.before)
+        stage = layer.stage
+        add_all(stage.before)
         select = _select(stage.inputs, layer.inputs, left)
         if select:
-            cut[f"{name}_select"] = select
+            add(f"{stage.name or 'layer'}_select", select)
         left = layer.outputs
         weight = layer.weight[np.ix_(left, layer.inputs)]
-        cut[name] = small = copy.copy(stage.layer)
+        small = copy.copy(stage.layer)
         small.weight = Parameter(weight.reshape(*weight.shape[:2], *stage.layer.weight.shape[2:]))
         small.bias = Parameter(layer.bias[left])
+        add(stage.name, small)
     select = _select(network.end, np.ones(len(network.end.origin), np.bool_), left)
     if select and network.end.positions == 1:  # a Flatten that follows may make them features
-        cut["select"] = select
-    add(network.behind)
+        add("select", select)
+    add_all(network.behind)
     if select and network.end.positions > 1:
-        cut["select"] = select
+        add("select", select)
     return Sequential(**cut)
 
 

@@ -167,8 +167,8 @@ class Channels:
 
     def bent(self) -> "Channels":
         """Pass a layer that is not homogeneous: no gate can be folded through it."""
-        gates = [gate for gate, _ in self.scales]
-        return replace(self, scales=[], stuck=[*self.stuck, *gates]) if gates else self
+        gates = [gate for gate, _ in [*self.scales, *self.masks]]
+        return replace(self, scales=[], masks=[], stuck=[*self.stuck, *gates]) if gates else self
 
     def selected(self, indices: Indices) -> "Channels":
         """Keep some channels, or repeat them."""
@@ -301,7 +301,9 @@ def gates_of(model: Module) -> dict[str, Gate]:
     owners = {id(m.phi): m for m in model.modules() if isinstance(m, Gate)}
     masked = {id(m.gate.phi) for m in model.modules() if isinstance(m, Mask)}
     return {
-        name.removesuffix(".gate.phi" if id(phi) in masked else ".phi"): owners[id(phi)]
+        name.removesuffix(".phi").removesuffix(".gate" if id(phi) in masked else ""): owners[
+            id(phi)
+        ]
         for name, phi in model.named_parameters()
         if id(phi) in owners
     }

@@ -1,4 +1,4 @@
-"""Draw the pictures of the tour: ``python docs/images/tour/draw.py`` writes them beside this file."""
+"""Draw the pictures of the tour beside this file: ``python docs/images/tour/draw.py``."""
 
 from pathlib import Path
 
@@ -86,6 +86,7 @@ class Picture:
 
 
 def tape() -> None:
+    """Draw the tape of a product plus a constant."""
     p = Picture(720, 250, "The tape of a loss")
     p.text(20, 30, "loss = (w * x + b).sum()", anchor="start", bold=True)
     for y, name in ((60, "w"), (120, "x"), (180, "b")):
@@ -109,6 +110,7 @@ def tape() -> None:
 
 
 def live_rows() -> None:
+    """Draw which rows an op reads and writes."""
     p = Picture(720, 300, "Live rows")
     stages = (("filters", 40), ("convolution", 210), ("ReLU, pool", 380), ("next layer", 550))
     for name, x in stages:
@@ -132,6 +134,7 @@ def live_rows() -> None:
 
 
 def batch_last() -> None:
+    """Draw a feature map with the batch last."""
     p = Picture(720, 230, "Batch last")
     p.text(20, 30, "one channel, (H, W, N): rows of positions, the samples of each side by side",
            anchor="start", bold=True)  # fmt: skip
@@ -154,6 +157,7 @@ def batch_last() -> None:
 
 
 def taps() -> None:
+    """Draw a tap and its span."""
     p = Picture(720, 300, "Taps and spans")
     p.text(20, 28, "input", anchor="start", bold=True)
     p.text(440, 28, "output, kernel 3x3", anchor="start", bold=True)
@@ -178,6 +182,7 @@ def taps() -> None:
 
 
 def gate() -> None:
+    """Draw one gate and its derivative."""
     p = Picture(720, 260, "The gate transform")
     left, right, top, bottom = 60, 660, 40, 190
 
@@ -209,6 +214,7 @@ def gate() -> None:
 
 
 def walk() -> None:
+    """Draw the walk through LeNet5."""
     p = Picture(720, 260, "The walk through a network")
     for x, name in ((20, "conv1"), (180, "pool"), (300, "conv2"), (440, "flatten"), (580, "dense")):
         heavy = name in ("conv1", "conv2", "dense")
