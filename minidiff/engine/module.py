@@ -145,14 +145,10 @@ class Module:
 
     def modules(self) -> Iterator["Module"]:
         """Yield this module and all below it, each once."""
-        seen: set[int] = set()
-        stack: list[Module] = [self]
-        while stack:
-            module = stack.pop()
-            if id(module) not in seen:
-                seen.add(id(module))
-                yield module
-                stack.extend(child for _, child in reversed(list(module.children())))
+        found: dict[int, Module] = {id(self): self}
+        for _, child in self.children():
+            found |= {id(module): module for module in child.modules()}
+        yield from found.values()
 
     def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Parameter]]:
         """Yield (dotted name, parameter), each parameter once."""
