@@ -150,7 +150,7 @@ def test_a_state_that_does_not_fit_changes_nothing():
     run(optimiser, weights[0], [np.ones(2)])
     before = optimiser.state_dict()
     wrong = {"0.0.mean": np.zeros(2), "0.0.square": np.zeros(5), "0.7.mean": np.zeros(1)}
-    words = r"0.0.square has shape \(5,\), not \(2,\); 0.0.steps is missing; 0.7.mean is unknown"
+    words = r"0.0.steps is missing; 0.7.mean is unknown; 0.0.square has shape \(5,\), not \(2,\)"
     with pytest.raises(ValueError, match=f"the state does not fit this Adam: {words}"):
         optimiser.load_state_dict(wrong)
     for name, array in optimiser.state_dict().items():

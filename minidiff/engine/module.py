@@ -145,14 +145,10 @@ class Module:
 
     def modules(self) -> Iterator["Module"]:
         """Yield this module and all below it, each once."""
-        seen: set[int] = set()
-        stack: list[Module] = [self]
-        while stack:
-            module = stack.pop()
-            if id(module) not in seen:
-                seen.add(id(module))
-                yield module
-                stack.extend(child for _, child in reversed(list(module.children())))
+        found: dict[int, Module] = {id(self): self}
+        for _, child in self.children():
+            found |= {id(module): module for module in child.modules()}
+        yield from found.values()
 
     def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Parameter]]:
         """Yield (dotted name, parameter), each parameter once."""
@@ -193,17 +189,7 @@ class Module:
         Raises ValueError, which names every mismatch, and then changes nothing.
         """
         parameters = dict(self.named_parameters())
-        wrong = [f"{name} is missing" for name in parameters if name not in state]
-        wrong += [f"{name} is unknown" for name in state if name not in parameters]
-        for name, parameter in parameters.items():
-            if name in state and np.shape(state[name]) != parameter.shape:
-                wrong.append(f"{name} has shape {np.shape(state[name])}, not {parameter.shape}")
-        if wrong:
-            raise ValueError(
-                f"the state does not fit this {type(self).__name__}: {'; '.join(wrong)}."
-            )
-        # All are converted before the first is set.
-        arrays = {name: np.array(state[name], p.dtype, order="C") for name, p in parameters.items()}
+        arrays = fitting(state, {name: p.data for name, p in parameters.items()}, self)
         for name, parameter in parameters.items():
             parameter.data = arrays[name]
 
@@ -214,6 +200,22 @@ class Module:
         for name, child in self.children():
             text += f"\n  {name}: " + repr(child).replace("\n", "\n  ")
         return text
+
+
+def fitting(
+    state: Mapping[str, NDArray[Any]], expected: Mapping[str, Array], owner: object
+) -> dict[str, Array]:
+    """Return copies of the arrays of a state, in the dtypes expected; ValueError if they differ."""
+    wrong = [f"{name} is missing" for name in expected if name not in state]
+    wrong += [f"{name} is unknown" for name in state if name not in expected]
+    wrong += [
+        f"{name} has shape {np.shape(state[name])}, not {array.shape}"
+        for name, array in expected.items()
+        if name in state and np.shape(state[name]) != array.shape
+    ]
+    if wrong:
+        raise ValueError(f"the state does not fit this {type(owner).__name__}: {'; '.join(wrong)}.")
+    return {name: np.array(state[name], a.dtype, order="C") for name, a in expected.items()}
 
 
 class Sequential(Module):

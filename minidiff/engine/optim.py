@@ -1,7 +1,7 @@
 """Optimisers: SGD and Adam over groups of parameters, the cosine schedule, averages of weights."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from .arrays import Array, Indices, matrix, plain, row_list
 from .compiled import inner, threaded
+from .module import fitting
 from .tensor import Tensor
 
 __all__ = ["SGD", "Adam", "Average", "Optimizer", "ParameterGroup", "cosine"]
@@ -194,33 +195,20 @@ class Optimizer:
 
         Raises ValueError, which names every mismatch, and then changes nothing.
         """
-        rest, wrong = dict(state), []
-        loaded: list[dict[str, Array]] = []
-        for name, parameter in self._named():
-            initial, own = self._initial(parameter.raw), {}
-            given = {key: rest.pop(f"{name}.{key}") for key in initial if f"{name}.{key}" in rest}
-            for key, array in initial.items() if given else ():
-                if key not in given:
-                    wrong.append(f"{name}.{key} is missing")
-                elif np.shape(given[key]) != array.shape:
-                    shape = np.shape(given[key])
-                    wrong.append(f"{name}.{key} has shape {shape}, not {array.shape}")
-                else:
-                    own[key] = np.array(given[key], array.dtype, order="C")
-            loaded.append(own)
-        wrong += [f"{name} is unknown" for name in rest]
-        if wrong:
-            raise ValueError(
-                f"the state does not fit this {type(self).__name__}: {'; '.join(wrong)}."
-            )
-        states = iter(loaded)
+        begun = {name.rpartition(".")[0] for name in state}
+        expected = {
+            f"{i}.{j}.{key}": array
+            for i, group in enumerate(self.groups)
+            for j, parameter in enumerate(group.parameters)
+            if f"{i}.{j}" in begun
+            for key, array in self._initial(parameter.raw).items()
+        }
+        arrays = fitting(state, expected, self)
         for group in self.groups:
-            group.state = [next(states) for _ in group.parameters]
-
-    def _named(self) -> Iterator[tuple[str, Tensor]]:
-        for i, group in enumerate(self.groups):
-            for j, parameter in enumerate(group.parameters):
-                yield f"{i}.{j}", parameter
+            group.reset()
+        for name, array in arrays.items():
+            i, j, key = name.split(".")
+            self.groups[int(i)].state[int(j)][key] = array
 
     def _initial(self, weight: Array) -> dict[str, Array]:
         """Return the state of a parameter that takes its first step."""
@@ -435,7 +423,7 @@ class Average:
         self.parameters = list(parameters)
         self.count = 0
         # In float64: over thousands of steps float32 would lose digits.
-        self.sums = [np.zeros(p.shape) for p in self.parameters]
+        self.sums: list[Array] = [np.zeros(p.shape) for p in self.parameters]
 
     def update(self) -> None:
         """Add the parameters as they are now to the mean."""
@@ -457,12 +445,9 @@ class Average:
 
     def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Set what :meth:`state_dict` returned; ValueError if it is of other parameters."""
-        expected = {name: array.shape for name, array in self.state_dict().items()}
-        given = {name: np.shape(array) for name, array in state.items()}
-        if given != expected:
-            raise ValueError(f"the average does not fit: shapes {given}; expected {expected}.")
-        self.count = int(state["count"][0])
-        self.sums = [np.array(state[str(i)], np.float64) for i in range(len(self.sums))]
+        arrays = fitting(state, self.state_dict(), self)
+        self.count = int(arrays["count"][0])
+        self.sums = [arrays[str(i)] for i in range(len(self.sums))]
 
 
 def cosine(step: int, steps: int, *, warmup: int = 0) -> float:

@@ -156,17 +156,9 @@ class Tensor:
     """
 
     __slots__ = (
-        *(
-            "__weakref__",
-            "grad_rows",
-            "live",
-            "node",
-            "raw",
-            "raw_grad",
-            "requires_grad",
-            "version",
-        ),
-    )
+        "__weakref__", "grad_rows", "live", "node",
+        "raw", "raw_grad", "requires_grad", "version",
+    )  # fmt: skip
     __array_ufunc__ = None  # ndarray + Tensor is left to Tensor
 
     def __init__(self, array: Any, requires_grad: bool = False) -> None:
