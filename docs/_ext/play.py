@@ -87,7 +87,7 @@ class Fact(SphinxRole):
 def write_network(path: Path) -> None:
     """Write the network as ONNX, with what the page shows as further outputs.
 
-    They are called conv1, conv2 and dense1, and rectified: what is below 0 does not go on.
+    They are called conv1, conv2 and dense1, and are taken after ReLU.
     """
     import onnx
 
