@@ -10,6 +10,8 @@ import shutil
 import sys
 from pathlib import Path
 
+from sphinxcontrib.katex import KaTeXServer
+
 import minidiff
 
 HERE = Path(__file__).parent
@@ -77,6 +79,9 @@ toc_object_entries_show_parents = "hide"
 # -- maths, rendered while the pages are built
 katex_prerender = True
 katex_css_path = "katex/katex.min.css"
+# On a busy machine the file socket of KaTeX's server exists before the server listens, and the
+# connection is refused. Only the start by a network socket tries again.
+KaTeXServer.start_server_process = KaTeXServer.start_network_socket
 
 # -- pages
 html_theme = "furo"
