@@ -194,8 +194,8 @@ class Tensor:
             )
         if np.shape(values) != self.shape:
             raise ValueError(f"new data has shape {np.shape(values)}; expected {self.shape}.")
-        # ``t.data -= step`` has changed the array in place. And ops that have skipped dead rows must
-        # not go backward once these rows are live.
+        # ``t.data -= step`` has changed the array in place. And ops that have skipped dead rows
+        # must not go backward once these rows are live.
         if values is self.raw or self.live is not None:
             self.version += 1
         self.raw, self.live = np.asarray(values, self.dtype), None
@@ -278,9 +278,10 @@ class Tensor:
         grad = np.ones(self.shape) if grad is None else grad
         if np.shape(grad) != self.shape:
             raise ValueError(f"grad has shape {np.shape(grad)}; expected {self.shape}.")
-        # Gradients wait here until all that use a tensor have added theirs. With each come ``rows``,
-        # the only rows that can ever get a gradient. A waiting gradient may be uninitialised outside
-        # ``rows``, and outside the tensor's live rows; zeros are filled in before it is added up.
+        # Gradients wait here until all that use a tensor have added theirs. With each come
+        # ``rows``, the only rows that can ever get a gradient. A waiting gradient may be
+        # uninitialised outside ``rows``, and outside the tensor's live rows; zeros are filled in
+        # before it is added up.
         pending: dict[int, tuple[Array, Indices | None]] = {}
         pending[id(self)] = np.asarray(grad, self.dtype), None
         # Leaves come last, so an error on the way leaves every .grad as it was.
