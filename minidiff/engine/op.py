@@ -27,23 +27,27 @@ class Op:
     ``forward`` takes the input arrays and returns the output array. It keeps on ``self`` what
     ``backward`` will need, so each application takes an object of its own. ``backward`` takes the
     gradient of the output and returns the gradient of each input, or None for an input whose
-    ``needs`` is False. Arrays are read-only. The tape sums gradients over broadcast axes.
+    ``needs`` is False. The tape sums gradients over broadcast axes. Neither method may write into
+    an array that it was given: others may hold it too. NumPy sees to that, except where
+    ``skips_dead_rows`` is set.
 
     Attributes
     ----------
     needs : tuple of bool
         Which inputs need a gradient; set before ``forward``.
     skips_dead_rows : bool
-        Whether the op reads live rows only, and may leave dead rows of its results uninitialised.
-        Other ops are given zeros in dead rows. An op that skips gets writeable arrays, as kernels
-        want them, and must not write into them.
+        Whether the op computes live rows only. Dead rows of what it is given may hold anything, and
+        so may those of its results. Other ops are given zeros in dead rows, and read-only arrays;
+        an op that skips is given writeable ones, as kernels want them.
     live_in : tuple of (ndarray of int64, or None)
-        The live rows of each input; set before ``forward``. All other rows are constant zeros
-        that need no gradient. None stands for all rows.
+        The live rows of each input; set before ``forward``. All other rows are zero, and their
+        gradient has no influence. None stands for all rows.
     live : ndarray of int64, or None
-        The live rows of the output; ``forward`` of an op that skips sets it.
+        The live rows of the output. ``forward`` sets it if some rows are known to be zero.
     grad_rows : tuple of (ndarray of int64, or None)
-        For each input, the only rows that can ever get a gradient, if the op knows them.
+        For each input, the only rows that can ever get a gradient, in this pass or a later one, if
+        the op knows them. A stochastic gate that is closed now has dead rows, which may get a
+        gradient in the next step. The optimiser leaves all other rows alone.
 
     Examples
     --------

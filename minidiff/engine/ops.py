@@ -33,11 +33,11 @@ class Weighted(Op):
         live_x, live_weight, live_bias = self.live_in
         self.x, self.weight = arrays.aligned(x), plain(weight)
         self.ins = row_list(live_x, len(x))  # what is summed over
-        self.outs = self.written = row_list(live_weight, len(weight))
+        self.outs = self.written = row_list(live_weight, len(weight))  # what is computed
         self.live = live_weight
-        if live_weight is not live_bias:
+        if live_weight is not live_bias:  # a gate on weights alone leaves the biases live
             self.written = np.union1d(self.outs, row_list(live_bias, len(bias)))
-            self.live = self.written if live_bias is not None and live_weight is not None else None
+            self.live = None if live_weight is None or live_bias is None else self.written
             bias = filled(bias, live_bias)
         return plain(bias)
 

@@ -139,8 +139,9 @@ class Tensor:
         The sum of all gradients that ``backward`` has left here, of the same shape and dtype.
     requires_grad : bool
     live : ndarray of int64, or None
-        The live rows (slices along axis 0). All other rows are constant zeros that need no
-        gradient, so ops may skip them. None stands for all rows.
+        The live rows (slices along axis 0). All other rows are zero, and their gradient has no
+        influence, so ops may skip them: they are multiplied by a closed gate, whose value and slope
+        are 0. None stands for all rows.
 
     Raises
     ------
@@ -193,7 +194,8 @@ class Tensor:
             )
         if np.shape(values) != self.shape:
             raise ValueError(f"new data has shape {np.shape(values)}; expected {self.shape}.")
-        # ``t.data -= step`` has changed it in place; dead rows that come alive need gradients.
+        # ``t.data -= step`` has changed the array in place. And ops that have skipped dead rows
+        # must not go backward once these rows are live.
         if values is self.raw or self.live is not None:
             self.version += 1
         self.raw, self.live = np.asarray(values, self.dtype), None
@@ -276,23 +278,26 @@ class Tensor:
         grad = np.ones(self.shape) if grad is None else grad
         if np.shape(grad) != self.shape:
             raise ValueError(f"grad has shape {np.shape(grad)}; expected {self.shape}.")
-        # Gradients of results on the way live here, and only until they are used. With each come
-        # the only rows that can ever get a gradient; its other rows are uninitialised.
+        # Gradients wait here until all that use a tensor have added theirs. With each come
+        # ``rows``, the only rows that can ever get a gradient. A waiting gradient may be
+        # uninitialised outside ``rows``, and outside the tensor's live rows; zeros are filled in
+        # before it is added up.
         pending: dict[int, tuple[Array, Indices | None]] = {}
         pending[id(self)] = np.asarray(grad, self.dtype), None
+        # Leaves come last, so an error on the way leaves every .grad as it was.
         for tensor in _latest_first(self):
             grad, rows = pending.pop(id(tensor))
             if tensor.node is None:
                 tensor._add_grad(grad, tensor.live if rows is None else rows)
                 continue
             grad = filled(grad, rows)
-            for parent, part, some in _input_gradients(tensor.node, grad, tensor.live):
+            for parent, part, part_rows in _input_gradients(tensor.node, grad, tensor.live):
                 if id(parent) in pending:
-                    other, more = pending[id(parent)]
-                    part = filled(filled(part, some), parent.live)
-                    part = np.asarray(filled(filled(other, more), parent.live) + part)
-                    some = _union(some, more)
-                pending[id(parent)] = part, some
+                    other, other_rows = pending[id(parent)]
+                    other = filled(filled(other, other_rows), parent.live)
+                    part = np.asarray(other + filled(filled(part, part_rows), parent.live))
+                    part_rows = _union(part_rows, other_rows)
+                pending[id(parent)] = part, part_rows
 
     def _add_grad(self, grad: Array, rows: Indices | None) -> None:
         if self.grad is not None:
@@ -457,8 +462,7 @@ def _input_gradients(
             f"an input of {op.name} (shape {changed.shape}) was changed in place after it was "
             f"used, perhaps by an optimiser. Run the forward pass again before backward()."
         )
-    given = grad if op.skips_dead_rows else read_only(filled(grad, live))
-    parts = op.backward(given)
+    parts = op.backward(grad if op.skips_dead_rows else read_only(filled(grad, live)))
     parts = parts if isinstance(parts, tuple) else (parts,)
     if len(parts) != len(inputs):
         raise TypeError(

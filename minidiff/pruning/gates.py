@@ -288,17 +288,23 @@ def scale_rows(x: Array, factors: Array, rows: Indices, out: Array) -> None:
 
 @threaded
 def grad_scale_rows(
-    grad: Array, x: Array, factors: Array, rows: Indices, owed: Indices, out: Array, totals: Array
+    grad: Array,
+    x: Array,
+    factors: Array,
+    rows: Indices,
+    written: Indices,
+    out: Array,
+    totals: Array,
 ) -> None:
     """Compute both gradients of :func:`scale_rows` in one pass.
 
-    ``owed`` lists the rows of out, the gradient of x, to write: zeros in those not in ``rows``. Of
-    totals, the gradient of factors, only what is in ``rows`` is changed.
+    ``written`` lists the rows of out, the gradient of x, to write: zeros in those not in ``rows``.
+    Of totals, the gradient of factors, only what is in ``rows`` is changed.
     """
     listed = np.zeros(len(x), np.bool_)
     listed[rows] = True
-    for task in prange(owed.size):
-        i = owed[task]
+    for task in prange(written.size):
+        i = written[task]
         if listed[i]:
             total = x.dtype.type(0)
             for s in range(x.shape[1]):
@@ -354,12 +360,13 @@ class Scale(Op):
 
     def _rows_backward(self, grad: Array) -> Gradients:
         rows, grad_z = row_list(self.live, len(self.x)), np.zeros(len(self.z), grad.dtype)
-        owed = rows if self.closed_for_good else row_list(self.live_in[0], len(self.x))
+        # Closed rows of x need zeros for a gradient, unless they can never open again.
+        written = rows if self.closed_for_good else row_list(self.live_in[0], len(self.x))
         grad_x = grad
-        if not (self.passes and len(owed) == len(rows)):
+        if not (self.passes and len(written) == len(rows)):
             grad_x = arrays.empty(self.x.shape, grad.dtype)
             grad_scale_rows(
-                matrix(plain(grad)), matrix(self.x), self.z, rows, owed, matrix(grad_x), grad_z
+                matrix(plain(grad)), matrix(self.x), self.z, rows, written, matrix(grad_x), grad_z
             )
         return grad_x, self._by_group(grad_z)
 
