@@ -80,7 +80,7 @@ def test_lenet5_shrinks_to_what_is_counted():
 
 @pytest.mark.parametrize(("padding", "left"), [(0, 2), (1, 3)])
 @pytest.mark.parametrize("between", [nn.ReLU, Sigmoid])
-def test_constants_settle_in_biases_unless_padding_needs_them(padding, left, between):
+def test_constants_fold_into_biases_unless_padding_needs_them(padding, left, between):
     first, last = conv(1, 3), conv(3, 2, padding=padding)
     first.bias.data[:] = 1.0, 2.0, 3.0
     rows = Mask(gate_at([0.2, -1, 1]), Groups.along(first.weight.shape, 0))

@@ -301,7 +301,7 @@ plt.show()
 # ## Compaction, step by step
 #
 # During training, closed weights still take memory. `md.compact` removes them in four passes:
-# *fold, settle, keep, cut*. A small network shows all four. In `conv1` the weights of filter 1 are
+# *fold gates, fold constants, keep, cut*. A small network shows all four. In `conv1` the weights of filter 1 are
 # closed, but its bias is not gated. In `conv2` filter 0 is closed. Nothing reads filter 3 of
 # `conv2`, as all of its positions are closed as inputs of `dense`.
 #
@@ -344,7 +344,7 @@ samples = rng.standard_normal((1, 6, 6, 16))
 assert np.allclose(compact_network(samples).data, gated_network(samples).data, atol=1e-12)
 
 # %% [markdown]
-# **Settle constants.** Filter 1 of `conv1` has no weights left, so its output equals its bias, 0.3,
+# **Fold constants.** Filter 1 of `conv1` has no weights left, so its output equals its bias, 0.3,
 # at every position and for any image. The ReLU does not change 0.3. `conv2` multiplies this
 # constant by weights and sums the products, which gives another constant. So this constant goes
 # into the biases of `conv2`, and the filter is removed:
@@ -570,18 +570,18 @@ def linear(x, weight, bias, z):
 check("07.linear", linear)
 
 # %% [markdown]
-# **2.** Settle constants. Take a convolution without padding, weight (O, C, KH, KW) and bias (O,),
+# **2.** Fold constants. Take a convolution without padding, weight (O, C, KH, KW) and bias (O,),
 # behind a ReLU. Channel c of the input of the ReLU is `constant[c]` everywhere, or is not constant
-# if `constant[c]` is NaN. Write `settled(weight, bias, constant)`: the new biases of the
+# if `constant[c]` is NaN. Write `folded(weight, bias, constant)`: the new biases of the
 # convolution. (The convolution reads the constants after the ReLU.)
 
 
 # %%
-def settled(weight, bias, constant):
+def folded(weight, bias, constant):
     return bias  # yours
 
 
-check("07.settled", settled)
+check("07.folded", folded)
 
 # %% [markdown]
 # **3.** Find the indices of a `Select`. Behind a Flatten, input i of a dense layer is position
@@ -615,7 +615,7 @@ def linear_solution(x, weight, bias, z):
     return out
 
 
-def settled_solution(weight, bias, constant):
+def folded_solution(weight, bias, constant):
     value = np.maximum(np.nan_to_num(constant, nan=0.0), 0)
     return bias + weight.sum(axis=(2, 3)) @ value
 
@@ -627,5 +627,5 @@ def selected_solution(channels, inputs, positions):
 
 
 assert check("07.linear", linear_solution)
-assert check("07.settled", settled_solution)
+assert check("07.folded", folded_solution)
 assert check("07.selected", selected_solution)

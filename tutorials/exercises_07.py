@@ -25,10 +25,10 @@ def linear(answer):
 
 
 @exercise(
-    "07.settled",
+    "07.folded",
     hint="a constant channel c adds max(constant[c], 0) times weight[:, c], summed over the kernel.",
 )
-def settled(answer):
+def folded(answer):
     rng = np.random.default_rng(8)
     weight, bias = rng.standard_normal((4, 5, 3, 3)), rng.standard_normal(4)
     constant = np.array([np.nan, 0.4, -0.7, np.nan, 1.5])

@@ -52,9 +52,9 @@ def given(options: argparse.Namespace) -> dict[str, Any]:
 def train(options: argparse.Namespace) -> int:
     """Train a network that prunes itself.
 
-    Settings that are not given are those of the recipe for the dataset. Where MNIST is not to be
-    had, the network trains on the small digits of scikit-learn. A run that was interrupted goes on
-    with --resume, and ends with the same bits.
+    Settings that are not given are those of the recipe for the dataset. Where MNIST is not
+    available, the network trains on the small digits of scikit-learn. A run that was interrupted
+    goes on with --resume, and ends bit-identical to one without a break.
     """
     extra("safetensors")  # a missing package is an error now, not after the first epoch
     changes = given(options)

@@ -287,7 +287,7 @@ class Sequential(Module):
         self.layers[self._index(key)] = layer
 
     def __getitem__(self, key: int | str) -> Any:  # each class has attributes of its own
-        """Return a layer by its place or by its name; IndexError or KeyError if there is none."""
+        """Return a layer by its index or by its name; IndexError or KeyError if there is none."""
         return self.layers[self._index(key)]
 
     def _index(self, key: int | str) -> int:

@@ -316,9 +316,8 @@ class _Description:
             return {"type": "Sequential", "layers": self._layers(module, prefix)}
         if cls.settings is None:
             raise CheckpointError(
-                f"{name or 'the model'} is a {cls.__name__}, whose class has no settings, so it "
-                f"cannot be saved. Name the arguments of its constructor there, or save "
-                f"model.state_dict() instead."
+                f"{name or 'the model'} cannot be saved: its class {cls.__name__} has no settings. "
+                f"Name the arguments of its constructor there, or save model.state_dict() instead."
             )
         for key, value in module.members():
             if isinstance(value, Parameter):

@@ -4,7 +4,7 @@ Four passes over the layers with weights:
 
 1. *Fold.* Gates are multiplied into the weights behind or before them. Gates are never negative,
    so a gated channel may pass ReLU or a pool before it meets its weights.
-2. *Settle constants.* An output whose weights are all zero is a constant, its bias. Its part of the
+2. *Fold constants.* An output whose weights are all zero is a constant, its bias. Its part of the
    next layer's sums goes into the next layer's biases. Zero padding makes the constant depend on
    the position; then the filter stays.
 3. *Keep*, from the end: the inputs for which kept outputs have weights, and nothing else. Behind a
@@ -92,7 +92,7 @@ def compact(model: Module, shape: Shape) -> Sequential:
     if not network.stages:
         raise ValueError("the model has no layer with weights, so there is nothing to compact.")
     layers = _fold(network)
-    _settle_constants(layers)
+    _fold_constants(layers)
     _keep(layers, network.end)
     return _cut(network, layers).train(model.training)
 
@@ -135,10 +135,10 @@ def _refuse_stuck(name: str, channels: Channels) -> None:
         )
 
 
-# -- 2: settle constants -----------------------------------------------------------------------
+# -- 2: fold constants -------------------------------------------------------------------------
 
 
-def _settle_constants(layers: list[Folded]) -> None:
+def _fold_constants(layers: list[Folded]) -> None:
     """Find the inputs that depend on the network's input; the others go into biases."""
     source = layers[0].stage.inputs.source
     varies: Bools = np.ones(source, np.bool_)
@@ -151,11 +151,11 @@ def _settle_constants(layers: list[Folded]) -> None:
         constant = constants[:, 0]
         if any(getattr(stage.layer, "padding", ())):
             layer.inputs |= constant != 0
-        settled = ~layer.inputs & (constant != 0)
+        constant_inputs = ~layer.inputs & (constant != 0)
         # Sums of many numbers, in float64. Where an output has no weights it does not read.
-        weight = layer.weight[:, settled]
+        weight = layer.weight[:, constant_inputs]
         sums, read = weight.sum(axis=2, dtype=np.float64), weight.any(axis=2)
-        more = np.multiply(sums, constant[settled], out=np.zeros_like(sums), where=read)
+        more = np.multiply(sums, constant[constant_inputs], out=np.zeros_like(sums), where=read)
         layer.bias = (layer.bias + more.sum(axis=1)).astype(layer.bias.dtype)
         varies = np.asarray(layer.weight[:, layer.inputs].any(axis=(1, 2)))
         values = layer.bias

@@ -79,42 +79,42 @@ class Surrogate:
     def __init__(self, model: Module, shape: Shape, *, cost: str = "weights") -> None:
         if cost not in COSTS:
             raise ValueError(f"cost is {cost!r}; expected one of {', '.join(COSTS)}.")
-        price = COSTS[cost]
+        cost_of_weight = COSTS[cost]
         stages = walk(model, shape).stages
         # A gate that several layers share is listed once.
         self.gates = list(dict.fromkeys(gate for stage in stages for gate in stage.gates()))
         for name, gate in gates_of(model).items():
-            if gate not in self.gates and price is not None:
+            if gate not in self.gates and cost_of_weight is not None:
                 raise ValueError(
-                    f"closing the gate {name} saves nothing that cost {cost!r} counts, so nothing "
-                    f"would close it; cost='groups' counts the groups of gates themselves."
+                    f"closing the gate {name!r} saves nothing that cost {cost!r} counts, so "
+                    f"nothing would close it; cost='groups' counts the groups of gates themselves."
                 )
             if gate not in self.gates:
                 self.gates.append(gate)
-        self.priced = price and [(stage, price(stage.positions)) for stage in stages]
+        self.costs = cost_of_weight and [(s, cost_of_weight(s.positions)) for s in stages]
 
     def __call__(self) -> Tensor:
         """Return the expected cost, a Tensor of shape (), differentiable in phi if not frozen."""
-        op = ExpectedCost(self.gates, self.priced)
+        op = ExpectedCost(self.gates, self.costs)
         return apply(op, *[gate.learned_phi() for gate in self.gates])
 
 
 class ExpectedCost(Op):
     """The expected cost as a function of phi, with its derivative computed along the way."""
 
-    def __init__(self, gates: list[Gate], priced: list[tuple[Stage, float]] | None) -> None:
-        self.gates, self.priced = gates, priced
+    def __init__(self, gates: list[Gate], costs: list[tuple[Stage, float]] | None) -> None:
+        self.gates, self.costs = gates, costs  # costs of a weight of each stage
 
     def forward(self, *phis: Array) -> Array:
         tails = [gate.tail(phi) for gate, phi in zip(self.gates, phis, strict=True)]
         p = {gate: probability for gate, (probability, _) in zip(self.gates, tails, strict=True)}
-        if self.priced is None:
+        if self.costs is None:
             total = sum(float(probability.sum()) for probability in p.values())
             grads: dict[Gate, Array] = {gate: np.ones(gate.count) for gate in self.gates}
         else:
             grads = {gate: np.zeros(gate.count) for gate in self.gates}
             total = sum(
-                (price * _expected_weights(stage, p, price, grads) for stage, price in self.priced),
+                (cost * _expected_weights(stage, p, cost, grads) for stage, cost in self.costs),
                 0.0,
             )
         self.grads = [
