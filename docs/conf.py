@@ -10,6 +10,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from sphinx.errors import ConfigError
 from sphinxcontrib.katex import KaTeXServer
 
 import minidiff
@@ -17,7 +18,7 @@ import minidiff
 HERE = Path(__file__).parent
 MODULES = HERE / "node_modules"
 if not MODULES.is_dir():
-    sys.exit("docs/node_modules is missing; run `npm ci --ignore-scripts` in docs/ first.")
+    raise ConfigError("docs/node_modules is missing; run `npm ci --ignore-scripts` in docs/ first.")
 
 # Sphinx reads only files below its own directory. An unchanged copy keeps its time stamp, so only
 # tutorials that have changed run again.

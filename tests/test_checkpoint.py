@@ -71,6 +71,21 @@ def test_every_setting_of_a_layer_comes_back(tmp_path, module):
             np.testing.assert_array_equal(getattr(loaded, name), value)
 
 
+class Named(nn.Module):
+    """A layer with a setting whose name a file uses itself."""
+
+    settings = ("type",)
+
+    def __init__(self, type):  # noqa: A002
+        self.type = type
+
+
+def test_a_setting_of_any_name_comes_back(tmp_path):
+    md.save(tmp_path / "m", nn.Sequential(Named("ReLU")))
+    loaded = md.load(tmp_path / "m")[0]
+    assert (type(loaded), loaded.type) == (Named, "ReLU")
+
+
 def test_what_is_shared_is_shared_again(tmp_path):
     layer, gate = dense(3, 3), gate_at([1] * 3, noise="normal")
     rows, drop = Mask(gate, Groups.along((3, 3), 0)), nn.Dropout(0.5, rng=gate.rng)
@@ -104,6 +119,22 @@ class Odd(nn.Module):
     """A layer without settings."""
 
 
+class Steeper(Gate):
+    """A gate with another constructor, which says no settings."""
+
+    def __init__(self, count, slope=2.0):
+        super().__init__(count, width=1 / slope)
+
+
+class Passed(Gate):
+    """A gate whose settings are not all arguments of its constructor."""
+
+    settings = Gate.settings
+
+    def __init__(self, count, **settings):
+        super().__init__(count, **settings)
+
+
 class Scaled(nn.Sequential):
     """A Sequential that holds more than layers."""
 
@@ -122,13 +153,19 @@ PHILOX = nn.Dropout(0.5, rng=np.random.Generator(np.random.Philox(0)))
     [
         (TIED, {}, r"0\.weight and 1\.weight are one parameter"),
         (nn.Sequential(a=TWICE, b=TWICE), {}, "a and b are one Sequential"),
-        (nn.Sequential(inner=nn.Sequential(Odd())), {}, r"inner\.0 is a Odd, whose class has no"),
+        (
+            nn.Sequential(inner=nn.Sequential(Odd())),
+            {},
+            r"inner\.0 cannot be saved: its class Odd has no settings",
+        ),
         (Scaled(nn.ReLU()), {}, r"a Scaled, holds more than layers: scale, parts\.0"),
+        (Steeper(2), {}, "its class Steeper has no settings"),
+        (Passed(2), {}, "cannot be built again from its settings"),
         (PHILOX, {}, "a generator is 'Philox'; expected one of PCG64"),
         (TWICE, {"odd": np.ones(2)}, "not of JSON's types"),
         (TWICE, {"odd": float("nan")}, "not of JSON's types"),
     ],
-    ids=["tied", "twice", "odd", "more", "generator", "array", "nan"],
+    ids=["tied", "twice", "odd", "more", "constructor", "settings", "generator", "array", "nan"],
 )
 def test_what_cannot_be_saved_is_an_error_and_leaves_no_file(tmp_path, model, info, message):
     with pytest.raises(CheckpointError, match=message) as error:
@@ -236,11 +273,11 @@ SHARED = {"type": "shared", "name": "dense"}
     [
         (put("format", value=FORMAT + 1), f"it is of format {FORMAT + 1}, and this version of"),
         (lambda content, _: content.clear(), "does not hold a network"),
-        (put(*LAYER, "dense", "type", value="os.system"), "which is no layer of minidiff"),
+        (put(*LAYER, "dense", "type", value="os.system"), "which is not defined here"),
         (put(*LAYER, "dense", value=SHARED), "does not hold a network"),
-        (put(*LAYER, "pool", "kernel", value=[0, 2]), "kernel is"),
+        (put(*LAYER, "pool", "settings", "kernel", value=[0, 2]), "kernel is"),
         (put(*LAYER, "drop", "rng", value=99), "does not hold a network"),
-        (put(*LAYER, "conv", "outputs", "width", value=-1), "width is -1"),
+        (put(*LAYER, "conv", "settings", "outputs", "settings", "width", value=-1), "width is -1"),
         (put("generators", 0, "bit_generator", value="MT19937"), "a generator is 'MT19937'"),
         (put("generators", 0, "state", "state", value=2**200), "does not hold a network"),
         (array("home/x", np.zeros(1)), "arrays belong to no layer: home/x"),

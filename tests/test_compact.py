@@ -9,7 +9,7 @@ from hypothesis import given, settings
 
 import minidiff as md
 from minidiff import Gate, Gated, Groups, Mask, nn
-from tests.networks import Sigmoid, conv, dense, gate_at, networks, outputs, rng, train
+from tests.networks import DOUBLE, Sigmoid, conv, dense, gate_at, networks, outputs, rng, train
 
 
 def compact(model, shape):
@@ -216,3 +216,68 @@ SOME, PLACES = gate_at([1, 0, 1]), Mask(gate_at([0.1] * 16), Groups.along((2, 4,
 def test_gates_that_cannot_be_folded_are_errors(layers, message):
     with pytest.raises(ValueError, match=message):
         md.compact(nn.Sequential(*layers), (2, 4, 4))
+
+
+# -- layers of one's own that say something wrong ----------------------------------------------
+
+
+class Flip(nn.Module):
+    """A layer that keeps the shape and moves positions."""
+
+    channelwise = homogeneous = True
+
+    def forward(self, x):
+        return x[:, ::-1]
+
+
+class Shuffle(nn.Module):
+    """A layer that says channels stay what they are, and reverses them."""
+
+    channelwise = homogeneous = True
+
+    def forward(self, x):
+        return x[::-1]
+
+
+class Slopes(nn.Module):
+    """A layer with a parameter for each channel, which compaction cannot cut."""
+
+    channelwise = homogeneous = True
+
+    def __init__(self, count):
+        self.slope = nn.Parameter(np.full((count, 1), 0.5))
+
+    def forward(self, x):
+        return x * self.slope
+
+
+class Double(nn.Select):
+    """A Select that does more."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Soft(Gate):
+    """A gate whose values are not those of its transform."""
+
+    def values(self, *, samples=None):
+        return super().values(samples=samples) * 0.5
+
+
+SOME_OPEN = gate_at([1, -1, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("layers", "shape", "message"),
+    [
+        ([PLACES, Flip(), nn.Flatten(), dense(32, 2)], (2, 4, 4), "follows a gate that cannot"),
+        ([Gated(dense(4, 4), outputs=SOME_OPEN), Shuffle(), dense(4, 2)], (4,), "Check .*Shuffle"),
+        ([Gated(dense(4, 4), outputs=SOME_OPEN), Slopes(4), dense(4, 2)], (4,), "Check .*Slopes"),
+        ([Gated(dense(4, 4), outputs=SOME_OPEN), Double([0, 1], size=4)], (4,), "Double does not"),
+        ([md.gate(dense(4, 4), kind=Soft, **DOUBLE), dense(4, 2)], (4,), "Check .*Soft"),
+    ],
+)
+def test_a_class_that_says_something_wrong_of_channels_is_an_error(layers, shape, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        md.compact(nn.Sequential(*layers), shape)

@@ -241,3 +241,68 @@ def test_a_new_kind_of_gate_trains_is_skipped_and_saved(tmp_path):
     assert type(loaded[0].outputs) is QuadraticGate
     np.testing.assert_array_equal(loaded(x).data, found["output"])
     np.testing.assert_allclose(md.compact(loaded, (6,))(x).data, found["output"], atol=1e-12)
+
+
+class Linear(GateTransform):
+    """A straight line from low at 0 to high at 1, limited to them."""
+
+    def __init__(self, low=0.0, high=1.0):
+        self.low, self.high = low, high
+
+    def compute(self, x):
+        self.x = x
+        return np.clip(x, 0, 1) * (self.high - self.low) + self.low
+
+    def fully_open(self):
+        return self.x >= 1
+
+    def backward(self, grad):
+        return np.where((self.x > 0) & (self.x < 1), grad * (self.high - self.low), 0)
+
+
+def kind(transform, limits=(0.0, 1.0)):
+    return type("Kind", (Gate,), {"transform": lambda self: transform(), "limits": limits})
+
+
+def test_a_kind_with_limits_of_its_own_needs_no_tail():
+    gate = kind(Linear)(5, sigma=0.5, **DOUBLE)
+    gate.phi.data = np.array([-0.25, 0.0, 0.01, 0.5, 2.0])
+    assert (gate.open_probability().data > 0).tolist() == gate.is_open().tolist()
+    noisy = kind(Linear)(50_000, initial=0.3, noise="normal", sigma=0.5, rng=rng())
+    expected = noisy.open_probability().data[0]
+    assert abs((noisy.values().data > 0).mean() - expected) < 0.01
+
+
+def test_limits_that_do_not_fit_the_transform_are_errors_and_change_nothing():
+    for limits in ((0.0, 0.0), (-3.0, -2.0), (0.5, 0.6)):
+        gate = kind(Linear, limits)(2, initial=0.4)
+        with pytest.raises(ValueError, match="expected limits that fit transform"):
+            gate.set_open(np.array([True, False]))
+        assert gate.phi.data.tolist() == [np.float32(0.4)] * 2
+
+
+@pytest.mark.parametrize("ends", [(-0.3, 1.0), (0.0, 2.0)])
+def test_values_outside_0_to_1_are_errors(ends):
+    layer = md.gate(dense(3, 2), kind=kind(lambda: Linear(*ends)), **DOUBLE)
+    layer.outputs.phi.data = np.array([-1.0, 2.0])
+    for use in (md.fold_gates, lambda model: md.count(model, (3,))):
+        with pytest.raises(ValueError, match=r"values go from .*; expected 0 to 1"):
+            use(layer)
+
+
+def test_a_transform_cannot_change_phi():
+    class InPlace(Linear):
+        def compute(self, x):
+            return super().compute(np.clip(x, 0, 1, out=x))
+
+    gate = kind(InPlace)(2)
+    for use in (gate, gate.is_open):
+        with pytest.raises(ValueError, match="read-only"):
+            use()
+    assert gate.phi.data.tolist() == [1.5, 1.5]
+
+
+def test_a_transform_of_another_class_is_an_error():
+    for other in (lambda: None, lambda: md.engine.op.Exp()):
+        with pytest.raises(TypeError, match=r"transform\(\) of Kind returned .*GateTransform"):
+            kind(other)(2)()

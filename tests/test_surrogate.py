@@ -105,7 +105,9 @@ def test_gates_that_save_nothing_are_counted_by_groups_only():
     rows = Mask(Gate(6, sigma=0.01), md.Groups.along((1, 6, 6), 1))
     conv = md.gate(nn.Conv2d(1, 2, 3, rng=rng()), sigma=0.01)
     model = nn.Sequential(rows=rows, conv=conv)
-    with pytest.raises(ValueError, match="closing the gate 'rows' saves nothing that cost 'weights'"):
+    with pytest.raises(
+        ValueError, match="closing the gate 'rows' saves nothing that cost 'weights'"
+    ):
         md.Surrogate(model, (1, 6, 6))
     surrogate = md.Surrogate(model, (1, 6, 6), cost="groups")
     assert surrogate().item() == pytest.approx(8)

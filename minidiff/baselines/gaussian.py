@@ -6,7 +6,6 @@ from numpy.typing import DTypeLike, NDArray
 from minidiff.engine.arrays import Array
 from minidiff.engine.op import Gradients
 from minidiff.pruning.gates import Gate
-from minidiff.pruning.noise import normal_tail
 from minidiff.pruning.transform import GateTransform
 
 __all__ = ["GaussianGate"]
@@ -82,9 +81,3 @@ class GaussianGate(Gate):
     def limits(self) -> tuple[float, float]:
         """0 and 1, where it is clipped."""
         return 0.0, 1.0
-
-    def tail(self, phi: Array) -> tuple[Array, Array]:
-        """Return Phi(phi / sigma), and its derivative."""
-        number = phi.dtype.type
-        p, density = normal_tail(phi * number(1 / self.sigma))
-        return p, density * number(1 / self.sigma)

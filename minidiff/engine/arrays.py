@@ -82,6 +82,13 @@ def filled(x: Array, live: Indices | None) -> Array:
     return out
 
 
+def read_only(x: Array) -> Array:
+    """Return a view that cannot be written to."""
+    view = x.view()
+    view.flags.writeable = False
+    return view
+
+
 def _address(x: NDArray[Any]) -> int:
     address: int = x.__array_interface__["data"][0]
     return address

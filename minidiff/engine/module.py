@@ -6,13 +6,14 @@ exported. A new layer is one class; ``docs/howto/add-a-layer.md`` writes one.
 """
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .arrays import Array, Shape
-from .tensor import Tensor
+from .tensor import Tensor, no_grad
 
 Self = TypeVar("Self", bound="Module")
 
@@ -43,6 +44,10 @@ class Module:
     Parameters and modules that are set as attributes, or stand in a list or tuple that is one, are
     found in the order in which they were set. One that is found in two places counts once.
 
+    A subclass with a ``forward`` of its own inherits no ``channelwise``, ``homogeneous``,
+    ``map_channels``, ``compile`` or ``onnx``, which described another computation. One with a
+    constructor of its own inherits no ``settings``.
+
     Attributes
     ----------
     training : bool
@@ -57,9 +62,6 @@ class Module:
     settings : tuple of str, or None
         The arguments of the constructor that a file keeps, each an attribute of the same name.
         None if the layer cannot be saved.
-
-    A subclass with a ``forward`` of its own inherits no ``channelwise``, ``homogeneous``,
-    ``map_channels``, ``compile`` or ``onnx``: they described another computation.
 
     Examples
     --------
@@ -78,12 +80,14 @@ class Module:
     settings: tuple[str, ...] | None = None
 
     def __init_subclass__(cls) -> None:
-        """Inherit nothing that describes the ``forward`` of a parent, if the class has its own."""
-        another = {"forward", "apply"} & vars(cls).keys()
+        """Inherit nothing that describes another ``forward`` or another constructor."""
+        own = vars(cls).keys()
+        another = {"forward", "apply"} & own
         if another and super(cls, cls).forward is not Module.forward:  # type: ignore[misc]
-            for name in {"channelwise", "homogeneous", "map_channels", "compile", "onnx"}:
-                if name not in vars(cls):
-                    setattr(cls, name, getattr(Module, name))
+            for name in {"channelwise", "homogeneous", "map_channels", "compile", "onnx"} - own:
+                setattr(cls, name, getattr(Module, name))
+        if "__init__" in own and "settings" not in own:
+            cls.settings = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the output."""
@@ -104,9 +108,9 @@ class Module:
         """Return what becomes of the channels of an input of ``shape`` (without the batch).
 
         ``channels`` is a ``Channels`` of ``minidiff/pruning/network.py``, which has a method for
-        each thing that can happen to channels. A channelwise layer that keeps the shape need not
-        define ``map_channels``. Raises TypeError if the class does not say what becomes of
-        channels.
+        each thing that can happen to channels. A channelwise layer need not define it: then
+        channels stay in order, and their positions may move. Raises TypeError if the class does not
+        say what becomes of channels.
         """
         if not self.channelwise:
             raise TypeError(
@@ -114,7 +118,7 @@ class Module:
                 f"be counted nor compacted. If each output channel depends on the same input "
                 f"channel alone, set channelwise = True in the class; else define map_channels."
             )
-        return channels
+        return channels.pooled()
 
     def compile(self, program: Any) -> None:
         """Add this layer to a ``Program`` of ``minidiff/predict/predictor.py``.
@@ -200,6 +204,19 @@ class Module:
         for name, child in self.children():
             text += f"\n  {name}: " + repr(child).replace("\n", "\n  ")
         return text
+
+
+@contextmanager
+def evaluation(model: Module) -> Iterator[None]:
+    """Compute as in evaluation, without a tape; then every module is as it was."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        with no_grad():
+            model.eval()
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def fitting(

@@ -255,6 +255,9 @@ class ReLU(Module):
     def forward(self, x: Tensor) -> Tensor:
         return functional.relu(x)
 
+    def map_channels(self, channels: Any, shape: Shape) -> Any:
+        return channels  # each number stays in its position
+
     def compile(self, program: Any) -> None:
         program.relu()
 
@@ -292,6 +295,9 @@ class Dropout(Module):
     def forward(self, x: Tensor) -> Tensor:
         return functional.dropout(x, self.p, self.rng) if self.training else x
 
+    def map_channels(self, channels: Any, shape: Shape) -> Any:
+        return channels  # each number stays in its position
+
     def compile(self, program: Any) -> None:
         """Add nothing: in evaluation a Dropout does nothing."""
 
@@ -312,9 +318,6 @@ class _Pool2d(Module):
         out = (shape[0], *map(windows, shape[1:], self.kernel, self.stride))
         _check_input(self, shape, min(out) > 0, f"room for a window {self.kernel}")
         return out
-
-    def map_channels(self, channels: Any, shape: Shape) -> Any:
-        return channels.pooled()
 
 
 class MaxPool2d(_Pool2d):

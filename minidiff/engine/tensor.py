@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import op as ops
-from .arrays import Array, Indices, Shape, filled
+from .arrays import Array, Indices, Shape, filled, read_only
 from .op import Axes, Op
 
 __all__ = ["Tensor", "apply", "no_grad"]
@@ -104,13 +104,6 @@ def _as_tensors(inputs: tuple[TensorLike, ...]) -> "tuple[Tensor, ...]":
     floats = [d for d in dtypes if d.kind == "f"]
     dtype = np.result_type(*floats) if floats else np.dtype(np.float32)
     return tuple(v if isinstance(v, Tensor) else Tensor(_real(v).astype(dtype)) for v in inputs)
-
-
-def read_only(array: Array) -> Array:
-    """Return a view that cannot be written to."""
-    view = array.view()
-    view.flags.writeable = False
-    return view
 
 
 def _real(array: Any) -> NDArray[Any]:

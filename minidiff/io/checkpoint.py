@@ -100,6 +100,7 @@ class Checkpoint:
         if odd:
             raise CheckpointError(f"{odd[0]}; expected float32, float64 or int64.")
         arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+        _require_readable(text, described.arrays)
         metadata = {"minidiff": text, "sha256": _digest(text, arrays)}
         save_bytes = extra("safetensors.numpy", "safetensors").save
         write_whole(path, save_bytes(arrays, metadata=metadata))
@@ -322,11 +323,10 @@ class _Description:
         for key, value in module.members():
             if isinstance(value, Parameter):
                 self._take(prefix + key, value)
-        described = {key: self._value(getattr(module, key), prefix + key) for key in cls.settings}
+        settings = {key: self._value(getattr(module, key), prefix + key) for key in cls.settings}
         rng = getattr(module, "rng", None)
-        if rng is not None:
-            described["rng"] = self._number(rng)
-        return {"type": _class_name(cls), **described}
+        number = None if rng is None else self._number(rng)
+        return {"type": _class_name(cls), "settings": settings, "rng": number}
 
     def _layers(self, module: Sequential, prefix: str) -> dict[str, Any]:
         layers = {key: self.module(layer, prefix + key) for key, layer in module.items()}
@@ -363,6 +363,19 @@ class _Description:
         return len(self.generators) - 1
 
 
+def _require_readable(text: str, arrays: Arrays) -> None:
+    """Build the model of a description: what is written can be read again."""
+    content = json.loads(text)
+    generators = [restore_generator(state) for state in content["generators"]]
+    try:
+        _Builder(dict(arrays), generators).module(content["architecture"], "")
+    except MALFORMED as error:
+        raise CheckpointError(
+            f"a module cannot be built again from its settings: {error!r}. Expected settings that "
+            f"name arguments of its constructor."
+        ) from error
+
+
 class _Builder:
     """Builds modules from descriptions; takes the arrays that it uses out of ``arrays``."""
 
@@ -373,20 +386,19 @@ class _Builder:
 
     def module(self, spec: Mapping[str, Any], name: str) -> Module:
         """Build a module; ``name`` is dotted, and empty for the whole network."""
-        settings, prefix = dict(spec), f"{name}." if name else ""
-        kind = settings.pop("type")
+        kind, prefix = spec["type"], f"{name}." if name else ""
         if kind == "shared":
-            return self._modules[settings["name"]]  # no Sequential, or a tree might never end
+            return self._modules[spec["name"]]  # no Sequential, or a tree might never end
         if kind == "Sequential":
-            layers = settings["layers"].items()
+            layers = spec["layers"].items()
             return Sequential(**{key: self.module(part, prefix + key) for key, part in layers})
         if kind not in self._classes:
             raise ValueError(
-                f"{name or 'the model'} is a {kind!r}, which is no layer of minidiff; a class of "
-                f"your own must be defined before"
+                f"{name or 'the model'} is of class {kind}, which is not defined here; before "
+                f"load, import the module that defines it (no class of a script can be imported)"
             )
-        cls, number = self._classes[kind], settings.pop("rng", None)
-        settings = {key: self._value(value, prefix + key) for key, value in settings.items()}
+        cls, number = self._classes[kind], spec["rng"]
+        settings = {key: self._value(v, prefix + key) for key, v in spec["settings"].items()}
         wanted = inspect.signature(cls).parameters
         if number is not None:
             settings["rng"] = self.generators[number]

@@ -152,7 +152,7 @@ def _write_onnx(path: Path, model: Sequential, shape: Shape, mean: float, std: f
 
 
 def _write_npz(path: Path, model: Sequential, shape: Shape, mean: float, std: float) -> None:
-    layers = [layer for _, layer in chain(model) if not isinstance(layer, nn.Dropout)]
+    layers = [layer for _, layer in chain(model) if type(layer) is not nn.Dropout]
     arrays: dict[str, NDArray[Any]] = {
         "layers": np.array([type(layer).__name__ for layer in layers]),
         "shape": np.array(shape),

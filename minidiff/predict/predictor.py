@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 
 from minidiff.engine.arrays import Array, Indices, Shape, empty, matrix
 from minidiff.engine.kernels import LANES, TILE, windows
-from minidiff.engine.module import Module, chain
-from minidiff.engine.tensor import Tensor, no_grad
+from minidiff.engine.module import Module, chain, evaluation
+from minidiff.engine.tensor import Tensor
 
 from .kernels import CONV, GATHER, POOL, SPARE, STEP, run_few, run_many
 
@@ -134,11 +134,8 @@ class Predictor:
 
 def _forward(layer: Module, x: Array) -> NDArray[np.float32]:
     """Run a layer as in evaluation; its batch is last, the predictor's first."""
-    modes = [(module, module.training) for module in layer.modules()]
-    with no_grad():
-        out = layer.eval()(Tensor(np.ascontiguousarray(np.moveaxis(x, 0, -1)))).data
-    for module, training in modes:
-        module.training = training
+    with evaluation(layer):
+        out = layer(Tensor(np.ascontiguousarray(np.moveaxis(x, 0, -1)))).data
     return np.ascontiguousarray(np.moveaxis(out, -1, 0), np.float32)
 
 

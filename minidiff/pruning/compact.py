@@ -22,7 +22,7 @@ import numpy as np
 
 from minidiff.engine import nn
 from minidiff.engine.arrays import Array, Indices, Shape
-from minidiff.engine.module import Module, Parameter, Sequential
+from minidiff.engine.module import Module, Parameter, Sequential, evaluation
 from minidiff.engine.tensor import Tensor, no_grad
 
 from .gated import Mask, multiplied, multiply
@@ -71,7 +71,8 @@ def compact(model: Module, shape: Shape) -> Sequential:
     ValueError
         If a layer does not fit its input, no layer has weights, or a gate cannot be folded into
         weights: one on single positions of channels that no Flatten makes into features, or one
-        between layers that are not homogeneous.
+        between layers that are not homogeneous. Also if a layer of your own says something wrong of
+        channels, so that the outputs would differ.
 
     Warns
     -----
@@ -94,7 +95,34 @@ def compact(model: Module, shape: Shape) -> Sequential:
     layers = _fold(network)
     _fold_constants(layers)
     _keep(layers, network.end)
-    return _cut(network, layers).train(model.training)
+    small = _cut(network, layers)
+    _check_own_classes(model, small, shape)
+    return small.train(model.training)
+
+
+def _check_own_classes(model: Module, small: Module, shape: Shape) -> None:
+    """Compare outputs if a class is not minidiff's: what it says of channels may be wrong."""
+    classes = {type(module) for module in model.modules()}
+    own = sorted(c.__name__ for c in classes if not c.__module__.startswith("minidiff."))
+    if not own:
+        return
+    dtype = small.parameters()[0].dtype
+    x = np.random.default_rng(0).standard_normal((*shape, 8)).astype(dtype)
+    with evaluation(model), np.errstate(all="ignore"):
+        expected = model(x).data
+    try:
+        with evaluation(small), np.errstate(all="ignore"):
+            error = np.abs(small(x).data - expected).max()
+    except ValueError as problem:
+        reason = str(problem)
+    else:
+        if not error > 1e-3 * np.abs(expected).max():
+            return
+        reason = f"outputs differ by {error:.2g}"
+    raise ValueError(
+        f"the compact network computes something else: {reason}. Check what {', '.join(own)} "
+        f"say of channels (channelwise, homogeneous, map_channels) and of gates (transform)."
+    )
 
 
 # -- 1: fold -----------------------------------------------------------------------------------
@@ -226,7 +254,7 @@ def _cut(network: Network, layers: list[Folded]) -> Sequential:
 
     def add_all(modules: list[tuple[str, Module]]) -> None:
         for name, module in _without_gates(modules):
-            if not isinstance(module, nn.Select):
+            if type(module).map_channels is not nn.Select.map_channels:
                 add(name, copy.deepcopy(module, copies))
 
     left: Bools = np.ones(layers[0].stage.inputs.source, np.bool_)

@@ -243,7 +243,7 @@ def gate(
     groups
         For "weights": of the elements of the weight.
     kind
-        The class of the gates.
+        The class of the gates; ``docs/howto/add-a-gate.md`` writes one.
     settings
         Of the gates: width, initial, noise, sigma, rng and so on.
 

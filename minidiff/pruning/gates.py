@@ -39,6 +39,9 @@ class Gate(Module):
     without an input it returns its values; :class:`Gated` multiplies parameters by them. The idea
     is the paper's (Shulman 2020, arXiv:2012.03653); the formula, :func:`binary_gate`, is ours.
 
+    A subclass may have another ``transform``, ``limits`` or ``tail``, and no other ``values``;
+    ``docs/howto/add-a-gate.md`` writes one.
+
     Parameters
     ----------
     count
@@ -171,6 +174,11 @@ class Gate(Module):
             noise = NOISES[self.noise].draw(self.rng, shape)
             phi = phi + self.sigma * noise.astype(self.phi.dtype)
         op = self.transform()
+        if not isinstance(op, GateTransform):
+            raise TypeError(
+                f"transform() of {type(self).__name__} returned {op!r:.80}; expected a new "
+                f"GateTransform."
+            )
         z = apply(op, phi)
         if self.closes_for_good and op.live is not None:
             op.grad_rows = (op.live,)
@@ -205,16 +213,27 @@ class Gate(Module):
 
     @property
     def limits(self) -> tuple[float, float]:
-        """The largest phi of a closed gate and the smallest of a fully open one, in evaluation."""
+        """Two numbers: a gate is closed up to the first, and fully open from the second on.
+
+        They are those of evaluation. The first is below the second.
+        """
         return -self.width / 2, self.width / 2
 
     def evaluated(self) -> Array:
-        """Return the gates' values as in evaluation, whatever the mode, shape (count,)."""
+        """Return the gates' values as in evaluation, whatever the mode, shape (count,).
+
+        Raises ValueError if a value is not in [0, 1]: then gates could not be folded into weights.
+        """
         training, self.training = self.training, False
         try:
-            return self.transform().compute(self.phi.data)
+            z = self.transform().forward(self.phi.data)
         finally:
             self.training = training
+        if ((z < 0) | (z > 1)).any():
+            raise ValueError(
+                f"{type(self).__name__}: values go from {z.min()} to {z.max()}; expected 0 to 1."
+            )
+        return z
 
     def is_open(self) -> NDArray[np.bool_]:
         """Return which groups are open in evaluation, shape (count,)."""
@@ -223,7 +242,8 @@ class Gate(Module):
     def set_open(self, is_open: NDArray[np.bool_]) -> None:
         """Open fully, or close, each group.
 
-        Raises ValueError if ``is_open`` is not boolean, of shape (count,).
+        Raises ValueError if ``is_open`` is not boolean, of shape (count,), or if the class has
+        ``limits`` that do not fit its ``transform``; then nothing changes.
         """
         given = np.asarray(is_open)
         if given.shape != (self.count,) or given.dtype != np.bool_:
@@ -231,16 +251,22 @@ class Gate(Module):
                 f"is_open is {given.dtype} of shape {given.shape}; expected a bool for each of "
                 f"{self.count} groups."
             )
-        closed, fully_open = self.limits
+        before, (closed, fully_open) = self.phi.data, self.limits
         margin = (fully_open - closed) / 2
         self.phi.data = np.where(given, fully_open + margin, closed - margin)
+        if not np.array_equal(self.evaluated(), given):
+            self.phi.data = before
+            raise ValueError(
+                f"{type(self).__name__}: gates are not closed below {closed:g} and fully open "
+                f"above {fully_open:g}, as limits says; expected limits that fit transform()."
+            )
 
     # -- how likely gates are open -------------------------------------------------------------
 
     def open_probability(self) -> Tensor:
         """Return the probability that each gate is open, shape (count,), differentiable in phi.
 
-        That is P(phi + sigma * noise > -width/2), for a stochastic gate in a training step. For a
+        That is P(phi + sigma * noise > limits[0]), for a stochastic gate in a training step. For a
         deterministic gate it is a stand-in, with normal noise: smooth, with a gradient where the
         gate is fully open and has none itself, and 0 once the gate has closed.
         """
@@ -249,20 +275,19 @@ class Gate(Module):
     def tail(self, phi: Array) -> tuple[Array, Array]:
         """Return the values of :meth:`open_probability` and their derivative."""
         number = phi.dtype.type
+        closed, factor = number(self.limits[0]), number(1 / self.sigma)
         if self.noise is None:
             p, slope = np.zeros_like(phi), np.zeros_like(phi)
-            is_open = (~(phi <= number(-self.width / 2))).nonzero()[0]  # NaN is kept
-            t = (phi[is_open] + number(self.width / 2)) * number(1 / self.sigma)
-            p[is_open], density = normal_tail(t)
-            slope[is_open] = density * number(1 / self.sigma)
+            is_open = (~(phi <= closed)).nonzero()[0]  # NaN is kept
+            p[is_open], density = normal_tail((phi[is_open] - closed) * factor)
+            slope[is_open] = density * factor
             return p, slope
-        t = (phi + number(self.width / 2)) * number(1 / self.sigma)
-        p, density = NOISES[self.noise].tail(t)
-        return p, density * number(1 / self.sigma)
+        p, density = NOISES[self.noise].tail((phi - closed) * factor)
+        return p, density * factor
 
 
 class OpenProbability(Op):
-    """P(phi + sigma * noise > -width/2): the distribution function of the noise."""
+    """P(phi + sigma * noise > limits[0]): the distribution function of the noise."""
 
     def __init__(self, gate: Gate) -> None:
         self.gate = gate

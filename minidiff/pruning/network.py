@@ -161,7 +161,7 @@ class Channels:
         return replace(self, masks=[*self.masks, (gate, labels)])
 
     def pooled(self) -> "Channels":
-        """Change the positions of channels, which mixes gates on single positions."""
+        """Move or mix the positions of each channel: no gate on single positions passes."""
         gates = [gate for gate, _ in self.masks]
         return replace(self, masks=[], stuck=[*self.stuck, *gates]) if gates else self
 

@@ -23,7 +23,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from minidiff.engine.arrays import Array, plain
+from minidiff.engine.arrays import Array, plain, read_only
 from minidiff.engine.compiled import serial
 from minidiff.engine.op import Gradients, Op
 from minidiff.engine.tensor import Tensor, apply
@@ -35,11 +35,11 @@ class GateTransform(Op):
     """From a real number to the value of a gate, in [0, 1].
 
     Ops that skip closed and fully open gates rely on one promise: where the value is 0, and where
-    it is ``fully_open``, the derivative is 0. The live rows of a vector are the gates that are not
-    closed.
+    it is ``fully_open``, the derivative is 0. Any other gradient there is dropped. The live rows of
+    a vector are the gates that are not closed.
 
     A subclass has ``compute`` and ``fully_open``, and ``backward`` as every
-    :class:`~minidiff.engine.op.Op`.
+    :class:`~minidiff.engine.op.Op`. ``docs/howto/add-a-gate.md`` writes one.
 
     Examples
     --------
@@ -63,7 +63,7 @@ class GateTransform(Op):
     skips_dead_rows = True
 
     def forward(self, x: Array) -> Array:
-        z = self.compute(x)
+        z = np.asarray(self.compute(read_only(x)), x.dtype)
         if x.ndim == 1:
             self.live = (z != 0).nonzero()[0]  # quicker on booleans
         return z

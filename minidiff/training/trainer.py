@@ -16,7 +16,7 @@ from minidiff.data.batches import batches
 from minidiff.data.datasets import Dataset, Split
 from minidiff.engine import functional
 from minidiff.engine.arrays import Array, Indices
-from minidiff.engine.module import Module
+from minidiff.engine.module import Module, evaluation
 from minidiff.engine.optim import SGD, Adam, Average, ParameterGroup, cosine
 from minidiff.engine.tensor import no_grad
 from minidiff.io.checkpoint import Checkpoint, CheckpointError, generator_state, restore_generator
@@ -80,13 +80,10 @@ def error_rate(model: Module, split: Split, *, mean: float, std: float) -> float
     >>> error_rate(nn.Sequential(nn.Flatten(), dense), split, mean=0.13, std=0.31)
     25.0
     """
-    modes, wrong = [(module, module.training) for module in model.modules()], 0
-    model.eval()
-    with no_grad():
+    wrong = 0
+    with evaluation(model):
         for images, labels in batches(split, 500, mean=mean, std=std):
             wrong += int((model(images).data.argmax(axis=0) != labels).sum())
-    for module, mode in modes:
-        module.training = mode
     return 100 * wrong / len(split)
 
 
