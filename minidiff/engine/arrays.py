@@ -74,8 +74,8 @@ def row_list(live: Indices | None, count: int) -> Indices:
 
 
 def filled(x: Array, live: Indices | None) -> Array:
-    """Return ``x`` with zeros in its dead rows; a copy if there may be any."""
-    if live is None:
+    """Return ``x`` with zeros in its dead rows; a copy if there are any."""
+    if live is None or len(live) == len(x):
         return x
     out = np.zeros_like(x)
     out[live] = x[live]

@@ -298,9 +298,11 @@ class Tensor:
             self.raw_grad, self.grad_rows = np.asarray(grad), rows
             return
         # A copy: another leaf, or the caller, may hold the same array.
-        every: Any = ... if rows is None or not grad.ndim else rows
         self.raw_grad, self.grad_rows = np.empty_like(grad), rows
-        self.raw_grad[every] = grad[every]
+        if rows is None or not grad.ndim or len(rows) == len(grad):
+            self.raw_grad[...] = grad
+        else:
+            self.raw_grad[rows] = grad[rows]
 
     # -- operators ---------------------------------------------------------------------------
 
@@ -488,6 +490,8 @@ def _unbroadcast(grad: Array, shape: Shape, op: Op) -> Array:
 def _union(a: Indices | None, b: Indices | None) -> Indices | None:
     if a is None or b is None:
         return None
+    if np.array_equal(a, b):  # the open gates, for the data and for the surrogate
+        return a
     # Marking is a hundred times faster than np.union1d, which matters to gates on single weights.
     listed = np.zeros(max(a.max(initial=-1), b.max(initial=-1)) + 1, np.bool_)
     listed[a] = listed[b] = True
