@@ -277,24 +277,24 @@ class Program:
 
     def finish(self) -> None:
         """Make arrays of the tables, for kernels."""
-        self.steps = np.zeros(len(self._steps), STEP)
+        steps = np.zeros(len(self._steps), STEP)
         for i, step in enumerate(self._steps):
-            self.steps[i] = tuple(step.get(name, 0) for name in STEP.names or ())
+            steps[i] = tuple(step.get(name, 0) for name in STEP.names or ())
         if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]  # set on import
-            self.steps = self.steps.view(np.recarray)  # in Python, too, a step has attributes
+            steps = steps.view(np.recarray)  # in Python, too, a step has attributes
         dtypes = {"weights": np.float32, "biases": np.float32, "indices": np.uint64}
-        self._arrays = [
+        arrays = [
             np.concatenate([np.empty(0), *self._tables[name]]).astype(dtype)
             for name, dtype in dtypes.items()
         ]
+        self._arguments = (steps, *arrays, self.at.ravel())
 
     def run(self, numbers: Array, scale: np.float32, offset: np.float32) -> NDArray[np.float32]:
         """Compute the outputs for (N, inputs), normalised first."""
         out = np.empty((len(numbers), *self.at.shape), np.float32)
-        tables = (self.steps, *self._arrays, self.at.ravel())
         if self.channels_last:
-            run_few(*tables, self.size, numbers, scale, offset, matrix(out))
+            run_few(*self._arguments, self.size, numbers, scale, offset, matrix(out))
         else:
             work = empty((numba.get_num_threads(), self.size * TILE), np.float32)
-            run_many(*tables, work, numbers, scale, offset, matrix(out))
+            run_many(*self._arguments, work, numbers, scale, offset, matrix(out))
         return out
