@@ -24,7 +24,7 @@ from .pruning.gated import Gated, Mask, fold_gates, gate
 from .pruning.gates import Gate
 from .pruning.groups import Groups
 from .pruning.network import gates_of, split_parameters
-from .pruning.surrogate import Surrogate, expected_cost
+from .pruning.surrogate import Surrogate
 from .pruning.transform import binary_gate
 
 # So that `from minidiff.optim import SGD` works, too; `os` does it for `os.path`.
@@ -50,7 +50,6 @@ __all__ = [
     "binary_gate",
     "compact",
     "count",
-    "expected_cost",
     "export",
     "fold_gates",
     "functional",

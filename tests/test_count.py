@@ -53,7 +53,7 @@ def test_counting_draws_nothing_and_is_of_evaluation():
     gate = gate_at([2.0] * 3, noise="normal", sigma=100.0)
     model = Gated(dense(4, 3), outputs=gate)
     assert md.count(model, (4,))[0].outputs == (3, 3)
-    md.expected_cost(model, (4,))
+    md.Surrogate(model, (4,))()
     assert gate.rng.random() == rng().random()
 
 
@@ -70,7 +70,7 @@ def test_an_open_lenet5_has_430500_weights_and_2293000_macs():
     assert md.architecture(counts) == "20-50-800-500"
     for name, cost, size in (("weights", "weights", 430_500), ("macs", "macs", 2_293_000)):
         assert [sum(getattr(c, name)[i] for c in counts) for i in (0, 1)] == [size, size]
-        assert md.expected_cost(model, model.input_shape, cost=cost).item() == size
+        assert md.Surrogate(model, model.input_shape, cost=cost)().item() == size
 
 
 def test_a_pruned_lenet5_is_counted_and_written_as_in_the_literature():

@@ -147,7 +147,7 @@ def test_optimisers_leave_closed_weights_alone_with_the_same_outputs(decay):
             logits.append(out.data)
             sgd.zero_grad()
             adam.zero_grad()
-            cost = 0.02 * md.expected_cost(model, (1, 6, 6))
+            cost = 0.02 * md.Surrogate(model, (1, 6, 6))()
             (md.functional.cross_entropy(out, labels) + cost).backward()
             live.append(len(weight.grad_rows))
             if not leave:

@@ -36,7 +36,7 @@ class Residual(nn.Sequential):
         return x + super().forward(x)
 
 
-@pytest.mark.parametrize("run", [md.count, md.expected_cost, md.compact])
+@pytest.mark.parametrize("run", [md.count, md.Surrogate, md.compact])
 def test_layers_that_say_nothing_or_do_not_fit_are_named(run):
     for odd in (Strange(), Residual(dense(2, 2))):
         model = nn.Sequential(body=nn.Sequential(dense=dense(2, 2), odd=odd))

@@ -116,8 +116,8 @@ def test_gates_that_save_nothing_are_counted_by_groups_only():
 
 
 def test_costs_without_gates_unknown_ones_and_a_phi_that_is_no_number():
-    assert md.expected_cost(dense(4, 3), (4,)).item() == 12
+    assert md.Surrogate(dense(4, 3), (4,))().item() == 12
     with pytest.raises(ValueError, match="cost is 'flops'; expected one of weights, macs"):
-        md.expected_cost(dense(4, 3), (4,), cost="flops")
+        md.Surrogate(dense(4, 3), (4,), cost="flops")()
     layer = Gated(dense(4, 3), outputs=gate_at([1.0, math.nan, 1.0]))
-    assert math.isnan(md.expected_cost(layer, (4,)).item())
+    assert math.isnan(md.Surrogate(layer, (4,))().item())

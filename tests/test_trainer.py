@@ -280,7 +280,7 @@ def test_a_record_is_of_all_images_and_of_the_network() -> None:
     with no_grad():
         logits = run.model(images)
         loss = functional.cross_entropy(logits, labels).item()
-        expected = md.expected_cost(run.model, run.shape).item()
+        expected = md.Surrogate(run.model, run.shape)().item()
     assert record["loss"] == pytest.approx(loss, rel=1e-4)
     wrong = 100 * np.mean(logits.data.argmax(axis=0) != labels)
     assert record["train_error"] == pytest.approx(wrong)

@@ -119,9 +119,9 @@ assert (deterministic.open_probability().data <= deterministic.is_open()).all()
 # &\;=\; K \Bigl(\sum_i \pi^\text{in}_i\Bigr) \Bigl(\sum_o \pi^\text{out}_o\Bigr),
 # \end{aligned}$$
 #
-# two sums and a product. We call it the *coupled* count. {py:func}`minidiff.expected_cost` walks
-# through a network and adds up the coupled counts of its layers. To check it, we take a tiny
-# network whose gates have only $2^7$ states, and count the weights left in every state.
+# two sums and a product. We call it the *coupled* count. {py:class}`minidiff.Surrogate` walks
+# through a network once; each call then adds up the coupled counts of its layers. To check it, we
+# take a tiny network whose gates have only $2^7$ states, and count the weights left in every state.
 
 
 # %%
@@ -163,8 +163,8 @@ for state in itertools.product((0, 1), repeat=7):
     for cost in costs:
         expected[cost] += chance * (left @ costs[cost])
 for cost, value in expected.items():
-    ours = md.expected_cost(tiny, (1, 6, 6), cost=cost).item()
-    print(f"{cost:9} all states: {value:.4f}   expected_cost: {ours:.4f}")
+    ours = md.Surrogate(tiny, (1, 6, 6), cost=cost)().item()
+    print(f"{cost:9} all states: {value:.4f}   Surrogate: {ours:.4f}")
     assert math.isclose(ours, value, rel_tol=1e-6)
 
 # %% [markdown]
@@ -269,7 +269,7 @@ assert at_first["filter of conv1"] == 25 + 24 * 25
 # (shares of all steps). Then they are *frozen*: $\varphi$ no longer moves, and stochastic gates
 # have no noise. Adam (Kingma and Ba 2015) divides each gradient by its usual size, so every
 # $\varphi$ moves by about the learning rate, however small its gradient.
-# {py:class}`minidiff.Surrogate` is `expected_cost` as an object, to be called in each step.
+# The surrogate is called in each step.
 #
 # This $\lambda$ is the penalty of the whole network, here and in [tutorial 6](06_groups.py). From
 # [tutorial 7](07_compaction.py) on, and in `minidiff train`, $\lambda$ is the penalty of *one*
@@ -384,7 +384,7 @@ for cost, of_weight in cost_of.items():
     of_layers = np.array([c.weights[1] * of_weight(c.macs[1] / c.weights[1]) for c in counts])
     shares = 100 * of_layers / of_layers.sum()
     print(f"{cost:9}", *(f" {c.name} {s:4.1f} %" for c, s in zip(counts, shares, strict=True)))
-    whole = md.expected_cost(build(initial=20.0), shape, cost=cost).item()
+    whole = md.Surrogate(build(initial=20.0), shape, cost=cost)().item()
     assert math.isclose(whole, of_layers.sum(), rel_tol=1e-6)
 
 # %%

@@ -83,7 +83,8 @@ class Module:
         """Inherit nothing that describes another ``forward`` or another constructor."""
         own = vars(cls).keys()
         another = {"forward", "apply"} & own
-        if another and super(cls, cls).forward is not Module.forward:  # type: ignore[misc]
+        parent: Any = super(cls, cls)
+        if another and parent.forward is not Module.forward:
             for name in {"channelwise", "homogeneous", "map_channels", "compile", "onnx"} - own:
                 setattr(cls, name, getattr(Module, name))
         if "__init__" in own and "settings" not in own:

@@ -26,7 +26,7 @@ from minidiff.engine.tensor import Tensor, apply
 from .gates import Gate
 from .network import Stage, Values, gates_of, walk
 
-__all__ = ["COSTS", "Surrogate", "expected_cost"]
+__all__ = ["COSTS", "Surrogate"]
 
 #: The cost of a weight that is used at so many output positions. Most weights are in dense layers,
 #: most MACs (multiply-adds) in convolutions. None: the cost counts groups, not weights.
@@ -151,30 +151,3 @@ def _expected_weights(stage: Stage, p: Values, grad: float, grads: dict[Gate, Ar
     outs.backward(grad * by_output, p, grads)
     weights.backward(grad * p_out[:, :, None] * p_in[:, None], p, grads)
     return float((p_out[:, 0] * by_output).sum())
-
-
-def expected_cost(model: Module, shape: Shape, *, cost: str = "weights") -> Tensor:
-    """Return the expected cost of what the gates of a model leave, once; see :class:`Surrogate`.
-
-    Parameters
-    ----------
-    model, shape, cost
-        As in :class:`Surrogate`.
-
-    Returns
-    -------
-    Tensor of shape (), differentiable in phi of all gates that are not frozen
-
-    Raises
-    ------
-    ValueError, TypeError
-        As in :class:`Surrogate`.
-
-    Examples
-    --------
-    >>> from minidiff import nn
-    >>> conv = nn.Conv2d(1, 2, 3, rng=np.random.default_rng(0))  # 18 weights, 16 positions
-    >>> [expected_cost(conv, (1, 6, 6), cost=cost).item() for cost in ("weights", "macs")]
-    [18.0, 288.0]
-    """
-    return Surrogate(model, shape, cost=cost)()

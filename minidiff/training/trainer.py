@@ -25,7 +25,7 @@ from minidiff.pruning.count import LayerCount, architecture, count, gated_sizes
 from minidiff.pruning.gated import fold_gates
 from minidiff.pruning.gates import Gate
 from minidiff.pruning.network import gates_of, split_parameters
-from minidiff.pruning.surrogate import Surrogate, expected_cost
+from minidiff.pruning.surrogate import Surrogate
 from minidiff.training.config import METHODS, Config
 
 __all__ = ["NonFiniteLossError", "Trainer", "build_model", "error_rate"]
@@ -292,7 +292,7 @@ class Trainer:
         counts, validation = self.counts(), self.data.validation
         sizes = gated_sizes(counts)
         with no_grad():
-            expected = expected_cost(self.model, self.shape).item()
+            expected = Surrogate(self.model, self.shape)().item()
         return {
             "validation_error": validation and error_rate(self.model, validation, **self.scale),
             "expected_weights": expected,
