@@ -18,9 +18,9 @@ Shape: TypeAlias = tuple[int, ...]
 ALIGNMENT = 64  # bytes: a vector that crosses this boundary costs two loads
 SMALL = 1 << 16  # bytes, below which alignment does not pay
 
-# A training step makes the same large arrays as the step before. By default the C library gives
-# their memory back to the operating system and asks for it again, which costs more than computing
-# some of them. With these limits of glibc, which are process-wide, it keeps the memory.
+# Each training step allocates the same large arrays. By default glibc returns their memory to the
+# operating system and requests it again, which costs more than computing some of the arrays. With
+# these process-wide limits glibc keeps the memory.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 with suppress(OSError, AttributeError, TypeError):  # another C library
     mallopt = ctypes.CDLL(None).mallopt
@@ -49,7 +49,7 @@ def zeros(shape: Shape, dtype: Any) -> NDArray[Any]:
 def plain(x: Array) -> Array:
     """Return ``x`` if it is contiguous and writeable, else a copy.
 
-    Numba would compile every kernel once more for read-only arrays.
+    Numba would compile every kernel a second time for read-only arrays.
     """
     return x if x.flags.c_contiguous and x.flags.writeable else np.array(x, order="C")
 
@@ -64,17 +64,17 @@ def aligned(x: Array) -> Array:
 
 
 def matrix(x: NDArray[Any]) -> NDArray[Any]:
-    """View an array as a matrix with the same rows; a number as a matrix of one."""
+    """View an array as a matrix with the same rows, and a scalar as a 1x1 matrix."""
     return x.reshape(len(x), math.prod(x.shape[1:])) if x.ndim else x.reshape(1, 1)
 
 
 def row_list(live: Indices | None, count: int) -> Indices:
-    """Return the live rows of ``count``; None stands for all."""
+    """Return ``live``, or all ``count`` rows if ``live`` is None."""
     return np.arange(count) if live is None else live
 
 
 def filled(x: Array, live: Indices | None) -> Array:
-    """Return ``x`` with zeros in its dead rows; a copy if there are any."""
+    """Return ``x`` with zeros in its dead rows: a copy if a row is dead, else ``x`` itself."""
     if live is None or len(live) == len(x):
         return x
     out = np.zeros_like(x)

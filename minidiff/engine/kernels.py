@@ -1,9 +1,9 @@
 """The compiled loops of training: arrays and index vectors in, arrays out.
 
 **Batch last.** Activations are (C, H, W, N): the samples of a batch are neighbours in memory. One
-channel at one position is a contiguous run of N numbers, and so is a row of W positions, of W*N
-numbers. Every inner loop walks such a run, so it vectorises for any number of channels, and
-skipping a channel skips a slab of memory.
+channel at one position is a contiguous run of N numbers; a row of W positions is a run of W*N
+numbers. Every inner loop walks such a run, so the loop vectorises for any number of channels.
+Skipping a channel skips a block of memory.
 
 **One equation.** A convolution, the gradient of its input, and a dense layer are the same sum over
 input channels c and *taps* p:
@@ -17,13 +17,13 @@ contiguous in x and in out. Kernel size, stride and padding become two index arr
 
 **Register tiles.** The sums for 5 output channels and 64 numbers of a span stay in registers while
 the loop goes over all channels and taps: 20 vector multiply-adds for 4 loads of x and 5 of weights.
-The gradient of the weight keeps 5 times 5 sums of products in registers. (Without AVX-512, where
-registers are half as wide and half as many, it is 16 numbers, and 5 times 2 sums.) So the cores'
-arithmetic is the limit, not memory.
+The gradient of the weight keeps 5 times 5 sums of products in registers. Without AVX-512, registers
+are half as wide and half as many: tiles have 16 numbers of a span, and 5 times 2 sums. So
+arithmetic limits the speed, not memory.
 
-**Skipping is data.** ``ins`` and ``outs`` list the channels to compute; others cost nothing.
-Threads share out outputs, never the terms of a sum, and each sum has one order: results are
-bit-identical at any number of threads.
+**Skipping is data.** ``ins`` and ``outs`` list the channels to compute; other channels cost
+nothing. Threads divide the outputs, never the terms of a sum, and each sum has a fixed order:
+results are bit-identical at any number of threads.
 """
 
 from dataclasses import dataclass
@@ -39,16 +39,16 @@ from numba.extending import intrinsic
 from .arrays import Indices
 from .compiled import inner, threaded
 
-# Numba provides for negative values of signed indices, which in the innermost loops would cost as
-# much as the arithmetic.
+# Indices are unsigned: Numba tests signed indices for negative values, which in the innermost
+# loops would cost as much as the arithmetic.
 U = np.uint64
 
-# The sizes of register tiles: of 32 vectors of 16 numbers, or of 16 vectors of 8.
+# The sizes of register tiles, for 32 registers of 16 numbers or for 16 registers of 8.
 WIDE = bool(llvm.get_host_cpu_features().get("avx512f", False))
 TILE = 64 if WIDE else 16
 LANES = 16 if WIDE else 8
 ROWS, PRODUCTS = 5, (5 if WIDE else 2)
-# For narrow registers LLVM makes slow code of a loop over 3 channels, which even adds in another
+# For narrow registers LLVM compiles a loop over 3 channels to slow code, which also adds in another
 # order than the loops over 4 and 5.
 FEWEST = 3 if WIDE else 4
 SUMS = ROWS * PRODUCTS * LANES
@@ -57,10 +57,10 @@ _SUMS_SHAPE = (ROWS, PRODUCTS, LANES)
 
 
 def _allocate(typingctx, like):
-    """Return the address of room on the stack for a tile of the dtype of ``like``.
+    """Return the address of stack memory for a tile with the dtype of ``like``.
 
-    Once the loops over a tile are unrolled, only constants index it, so the compiler keeps its
-    elements in registers. It cannot do that with NumPy's arrays, whose memory others may see.
+    After the loops over a tile are unrolled, only constants index the tile, so the compiler keeps
+    its elements in registers. A NumPy array stays in memory, because other code may read it.
     """
 
     def generate(context, builder, signature, arguments):
@@ -91,10 +91,11 @@ class PositionMap:
     shape : (int, int)
         Height and width of the target.
     spans : (S + 1, 3) int64
-        Of each span: its first target position, the number of its positions, and its first tap.
-        The last row says where the taps end.
+        For each span: its first target position, its number of positions, and its first tap.
+        The last row ends the list: its first tap is P.
     taps : (P, 2) int64
-        The position that the first position of the span reads, and the kernel position.
+        For each tap: the source position that the first target of the span reads, and the kernel
+        position.
     """
 
     shape: tuple[int, int]
@@ -103,7 +104,7 @@ class PositionMap:
 
 
 def windows(size: int, kernel: int, stride: int, padding: int = 0) -> int:
-    """Return how many windows fit along an axis; 0 or less if it is too short."""
+    """Return how many windows fit along an axis; 0 or less if the axis is too short."""
     return (size + 2 * padding - kernel) // stride + 1
 
 
@@ -114,10 +115,10 @@ def position_maps(
     stride: tuple[int, int],
     padding: tuple[int, int] = (0, 0),
 ) -> tuple[PositionMap, PositionMap]:
-    """Return the forward map (what outputs read) and the backward map (which outputs read inputs).
+    """Return the forward map, from outputs to inputs, and the backward map, from inputs to outputs.
 
-    Both list the same triples of an output, an input and a kernel position, for a kernel that
-    moves over an input of ``size``. Gradients need the backward map.
+    Both maps list the same triples (output, input, kernel position) of a kernel that moves over an
+    input of ``size``. The gradient of the input needs the backward map.
     """
     (height, width), (tall, wide) = size, kernel
     rows, columns = map(windows, size, kernel, stride, padding)
@@ -140,10 +141,10 @@ def _position_map(
     order = np.lexsort((kernels, targets))
     targets, sources, kernels = targets[order], sources[order], kernels[order]
     size = shape[0] * shape[1]
-    taps = np.bincount(targets, minlength=size)  # how many each target has
+    taps = np.bincount(targets, minlength=size)  # how many taps each target has
     left = np.arange(len(targets)) - taps[targets]  # the same tap of the left neighbour
     differs = (sources - sources[left] != 1) | (kernels != kernels[left])
-    joins = np.arange(size) % shape[1] != 0  # which targets go on with the span on their left
+    joins = np.arange(size) % shape[1] != 0  # which targets extend the span on their left
     joins[1:] &= (taps[1:] == taps[:-1]) & (np.bincount(targets[differs], minlength=size)[1:] == 0)
     first = (~joins).nonzero()[0]
     spans = [first, np.diff(first, append=size), np.cumsum(taps[first]) - taps[first]]
@@ -164,15 +165,15 @@ def _addresses(indices, step):
 
 
 def _correlate_span_of(height):
-    """Return the loop over a span for a block of so many output channels."""
+    """Return the loop over a span for a block of ``height`` output channels."""
     shape, rows = (height, TILE), U(height)
 
     @inner
     def correlate_span(source, weights, first_tap, last_tap, bias, target, length):
         """Compute a span for a block of channels, tile by tile; all arrays are flat.
 
-        The numbers of x begin at ``inputs[c] + shifts[p]``, their weight lies at
-        ``block_rows[i] + columns[c] + positions[p]``, and the output begins at ``outputs[i]``.
+        Tap p of channel c reads x from ``inputs[c] + shifts[p]`` on, times the weight at
+        ``block_rows[i] + columns[c] + positions[p]``. Output i begins at ``outputs[i]``.
         """
         (x, inputs, shifts), (weight, block_rows, columns, positions) = source, weights
         out, outputs = target
@@ -212,7 +213,7 @@ def block_height(channels):
 
 @inner
 def correlate_block(height, source, weights, first_tap, last_tap, bias, target, length):
-    """Compute a span for a block of channels of that height."""
+    """Compute a span for a block of ``height`` channels."""
     if height == 3:
         _correlate_span_3(source, weights, first_tap, last_tap, bias, target, length)
     elif height == 4:
@@ -239,7 +240,7 @@ def correlate(x, weight, swapped, bias, ins, outs, spans, taps, samples, out):
     """Compute the equation at the top of this file.
 
     x is (C, positions * samples), weight (O, C, K), or (C, O, K) if ``swapped``, bias (O,), and out
-    (O, positions * samples); its rows that are not in ``outs`` are left alone.
+    (O, positions * samples). Only the rows of out in ``outs`` are written.
     """
     kernel = weight.shape[2]
     row, column = weight.shape[1] * kernel, kernel
@@ -275,9 +276,9 @@ def correlate(x, weight, swapped, bias, ins, outs, spans, taps, samples, out):
 
 @inner
 def _product_tile(x, inputs, first_input, grad, outputs, length, sums, at):
-    """Add the products of each of 5 spans of grad and of 5 of x, LANES partial sums for each.
+    """Multiply ROWS spans of grad by PRODUCTS spans of x, and add LANES partial sums for each pair.
 
-    The spans of x begin at the inputs from ``first_input`` on, the sums at ``at``.
+    The spans of x begin at ``inputs[first_input:]``. The sums are added to ``sums[at:]``.
     """
     products = tile(registers(x), _SUMS_SHAPE)
     b, a = tile(registers(outputs), ROWS), tile(registers(inputs), PRODUCTS)
@@ -307,10 +308,10 @@ def _product_tile(x, inputs, first_input, grad, outputs, length, sums, at):
 
 @threaded
 def grad_weight(x, grad, ins, outs, spans, taps, samples, out):
-    """Compute ``out[o, c, k] = sum_q sum_s grad[o, q, s] * x[c, input_p(q), s]``, kernel_p being k.
+    """Compute ``out[o, c, k] = sum_q sum_s grad[o, q, s] * x[c, input_p(q), s]`` for kernel_p = k.
 
-    x is (C, positions * samples), grad (O, positions * samples), and out (O, C, K), of which only
-    what is in ``outs`` and ``ins`` is changed.
+    x is (C, positions * samples), grad (O, positions * samples), and out (O, C, K). Only the
+    elements of out with o in ``outs`` and c in ``ins`` are written.
     """
     kernel = out.shape[2]
     groups = (kernel + PRODUCTS - 1) // PRODUCTS
@@ -322,7 +323,7 @@ def grad_weight(x, grad, ins, outs, spans, taps, samples, out):
         tapped = np.empty(groups * PRODUCTS, np.bool_)
         sums = np.zeros((groups + 1) * SUMS, x.dtype)
         for r in range(len(spans) - 1):
-            if spans[r, 2] == spans[r + 1, 2]:  # it reads padding only, and may be wider than x
+            if spans[r, 2] == spans[r + 1, 2]:  # reads padding only; the span may be longer than x
                 continue
             for i in range(ROWS):
                 o = outs[first + min(i, rows - 1)]
@@ -333,7 +334,8 @@ def grad_weight(x, grad, ins, outs, spans, taps, samples, out):
                 inputs[taps[p, 1]] = c * x.shape[1] + taps[p, 0] * samples
                 tapped[taps[p, 1]] = True
             for group in range(groups):
-                # Products at a kernel position that reads padding go to the last, spare group.
+                # If a kernel position of the group reads padding, the products go to the spare
+                # last group first, and those at other positions are added from there.
                 whole = True
                 for j in range(PRODUCTS):
                     whole &= tapped[group * PRODUCTS + j]
@@ -366,7 +368,7 @@ def transpose(x, rows, out):
 
 @threaded
 def spread(x, rows, columns, out):
-    """Set ``out[i, columns[j]] = x[i, j]``, and zeros between, for the rows i that are listed."""
+    """Set ``out[i, columns[j]] = x[i, j]``, and zeros elsewhere, for the rows i in ``rows``."""
     for task in prange(rows.size):
         i = rows[task]
         out[i] = 0
@@ -381,11 +383,11 @@ NOBODY = 255  # the winner of a window in which 0 is the largest
 
 @threaded
 def max_pool(x, channels, spans, taps, samples, relu, out, winner):
-    """Take the largest of each window; of equals, the first.
+    """Compute the maximum of each window; at a tie the first position wins.
 
-    x and out are (C, positions * samples); winner, uint8 of the shape of out, gets the kernel
-    position of the largest. With ``relu``, 0 is in every window, before all positions, and its
-    winner is NOBODY.
+    x and out are (C, positions * samples). winner, uint8 with the shape of out, gets the kernel
+    position of the maximum. With ``relu``, every window has a 0 in front of all positions. If this
+    0 wins, winner is NOBODY.
     """
     count = len(spans) - 1
     for task in prange(channels.size * count):
@@ -399,7 +401,7 @@ def max_pool(x, channels, spans, taps, samples, relu, out, winner):
             if p == spans[r, 2] and not relu:
                 y[:], k_max[:] = v, k
                 continue
-            # Two loops, and arithmetic for a choice among bytes, vectorise on every machine.
+            # Two loops, and arithmetic in place of a choice between bytes, vectorise everywhere.
             for s in range(length):
                 larger = np.uint8((v[s] > y[s]) | (v[s] != v[s]))  # NaN is taken, and kept
                 k_max[s] ^= larger * (k ^ k_max[s])
@@ -409,7 +411,7 @@ def max_pool(x, channels, spans, taps, samples, relu, out, winner):
 
 @threaded
 def grad_max_pool(grad, winner, channels, spans, taps, samples, out):
-    """Hand each gradient to the largest position; spans and taps are of the backward map."""
+    """Pass each gradient to the winner of its window, with spans and taps of the backward map."""
     count = len(spans) - 1
     for task in prange(channels.size * count):
         c, r = channels[task // count], task % count

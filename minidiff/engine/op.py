@@ -1,7 +1,8 @@
-"""Operations on arrays: forward beside backward. Nothing here knows of tensors or of the tape.
+"""Differentiable operations on arrays. This module knows nothing of tensors or of the tape.
 
-An :class:`Op` computes one array from others, and knows how a gradient travels back. The ops behind
-Python's operators and NumPy's functions follow; the ops of neural networks are in ``ops.py``.
+An :class:`Op` computes an output array from input arrays, and the gradients of the inputs from the
+gradient of the output. This module has the ops behind Python's operators and NumPy's functions;
+``ops.py`` has the ops of neural networks.
 """
 
 import math
@@ -17,18 +18,18 @@ from .compiled import serial
 __all__ = ["Op"]
 
 Axes: TypeAlias = int | tuple[int, ...] | None
-#: What ``backward`` returns: the gradient of each input; of an op with one input, that alone.
+#: The result of ``backward``: a tuple with one gradient per input; for one input, an array.
 Gradients: TypeAlias = Array | tuple[Array | None, ...]
 
 
 class Op:
-    """One differentiable operation: a subclass has settings, ``forward`` and ``backward``.
+    """One differentiable operation: a subclass defines ``forward`` and ``backward``.
 
-    ``forward`` takes the input arrays and returns the output array. It keeps on ``self`` what
-    ``backward`` will need, so each application takes an object of its own. ``backward`` takes the
+    ``forward`` takes the input arrays and returns the output array. It stores on ``self`` the
+    values that ``backward`` needs, so each application needs a new object. ``backward`` takes the
     gradient of the output and returns the gradient of each input, or None for an input whose
     ``needs`` is False. The tape sums gradients over broadcast axes. Neither method may write into
-    an array that it was given: others may hold it too. NumPy sees to that, except where
+    its arguments, because other ops may hold the same arrays. The arguments are read-only unless
     ``skips_dead_rows`` is set.
 
     Attributes
@@ -36,18 +37,18 @@ class Op:
     needs : tuple of bool
         Which inputs need a gradient; set before ``forward``.
     skips_dead_rows : bool
-        Whether the op computes live rows only. Dead rows of what it is given may hold anything, and
-        so may those of its results. Other ops are given zeros in dead rows, and read-only arrays;
-        an op that skips is given writeable ones, as kernels want them.
+        Whether the op computes live rows only. Then dead rows of its arguments and results may be
+        uninitialised, and its arguments are writeable, as kernels need them. Other ops get
+        read-only arrays with zeros in dead rows.
     live_in : tuple of (ndarray of int64, or None)
-        The live rows of each input; set before ``forward``. All other rows are zero, and their
-        gradient has no influence. None stands for all rows.
+        The live rows of each input, or None for all rows; set before ``forward``. All other rows
+        are zero, and their gradient has no effect.
     live : ndarray of int64, or None
-        The live rows of the output. ``forward`` sets it if some rows are known to be zero.
+        The live rows of the output. ``forward`` sets ``live`` if some rows are known to be zero.
     grad_rows : tuple of (ndarray of int64, or None)
-        For each input, the only rows that can ever get a gradient, in this pass or a later one, if
-        the op knows them. A stochastic gate that is closed now has dead rows, which may get a
-        gradient in the next step. The optimiser leaves all other rows alone.
+        For each input, the rows that can get a gradient in this pass or in a later one, or None
+        for all rows; empty if all are None. The optimiser does not update other rows. A row that a
+        stochastic gate closes is dead now, but may get a gradient in the next step.
 
     Examples
     --------
@@ -85,7 +86,7 @@ class Op:
 
 
 def number(value: Any) -> Any:
-    """Return a NumPy number as Python's, which does not widen float32."""
+    """Convert a NumPy scalar to a Python number, which does not promote float32."""
     return value.item() if isinstance(value, np.generic) else value
 
 
@@ -179,7 +180,7 @@ class MatMul(Op):
         return np.asarray(a @ b)
 
     def backward(self, grad: Array) -> Gradients:
-        # Make matrices of vectors: on the left a row, on the right a column.
+        # Treat a vector as a matrix: a row on the left, a column on the right.
         a = self.a[None, :] if self.a.ndim == 1 else self.a
         b = self.b[:, None] if self.b.ndim == 1 else self.b
         if self.b.ndim == 1:
@@ -234,7 +235,7 @@ class Index(Op):
         parts = index if isinstance(index, tuple) else (index,)
         basic = (slice, int, np.integer, type(None), type(Ellipsis))
         self.picks_once = all(isinstance(p, basic) and not isinstance(p, bool) for p in parts)
-        self.index = deepcopy(index)  # its owner may change an array later
+        self.index = deepcopy(index)  # the caller may change an index array later
 
     def forward(self, a: Array) -> Array:
         self.shape = a.shape
@@ -245,7 +246,7 @@ class Index(Op):
         if self.picks_once:
             out[self.index] = grad
         else:
-            np.add.at(out, self.index, grad)  # an element picked twice receives both
+            np.add.at(out, self.index, grad)  # an element picked twice gets both gradients
         return out
 
 
@@ -253,7 +254,7 @@ class Index(Op):
 
 
 class Sum(Op):
-    """Sum over axes, added up in float64."""
+    """Sum over axes, accumulated in float64."""
 
     def __init__(self, axis: Axes, keepdims: bool) -> None:
         self.axis, self.keepdims = axis, keepdims
@@ -270,7 +271,7 @@ class Sum(Op):
 
 
 class Max(Op):
-    """Largest over axes; equal largest elements share the gradient."""
+    """Maximum over axes; tied maxima share the gradient equally."""
 
     def __init__(self, axis: Axes, keepdims: bool) -> None:
         self.axis, self.keepdims = axis, keepdims
@@ -335,7 +336,7 @@ class Tanh(Op):
 
 
 def logistic(a: NDArray[Any]) -> Array:
-    """Return 1 / (1 + exp(-a)) without overflow: exp only sees numbers below 0."""
+    """Return 1 / (1 + exp(-a)) without overflow: the argument of exp is never above 0."""
     small = np.exp(-np.abs(a))
     return np.asarray(np.where(a >= 0, 1, small) / (1 + small))
 
@@ -373,7 +374,7 @@ class Erf(Op):
 
 
 class Maximum(Op):
-    """The larger of two; where equal, each gets half the gradient."""
+    """Elementwise maximum; at a tie each input gets half of the gradient."""
 
     def forward(self, a: Array, b: Array) -> Array:
         self.share = np.where(a == b, 0.5, a > b).astype(np.result_type(a, b))

@@ -1,11 +1,11 @@
-"""Operations of neural networks, batch last: forward beside backward, on kernels.
+"""Differentiable operations of neural networks, batch last, on compiled kernels.
 
 Activations are (C, H, W, N) or (D, N): channels or features first, the samples of the batch last.
-Rows are channels, features, filters or units. Live rows of the inputs (see
-:class:`~minidiff.engine.op.Op`) decide what is computed: a dead row is a constant zero, and is left
-out of every sum, forward and backward.
+Rows are channels, features, filters or units. The live rows of the inputs (see
+:class:`~minidiff.engine.op.Op`) tell the kernels which rows to compute. A dead row is a constant
+zero, so the kernels leave dead rows out of every sum, forward and backward.
 
-``functional.py`` has a function for each op, which checks its arguments.
+For each op, ``functional.py`` has a function that checks the arguments.
 """
 
 import math
@@ -21,7 +21,7 @@ from .op import Gradients, Op
 
 
 class Weighted(Op):
-    """What convolution and dense layer share: an input, a weight and a bias, with live rows each.
+    """Base of Conv2d and Linear: an input, a weight and a bias, each with live rows.
 
     An output without weights equals its bias; if the bias is dead too, the output is dead.
     """
@@ -29,11 +29,11 @@ class Weighted(Op):
     skips_dead_rows = True
 
     def _prepare(self, x: Array, weight: Array, bias: Array) -> Array:
-        """Note what to compute, and return the bias."""
+        """Store which rows to compute, and return the bias."""
         live_x, live_weight, live_bias = self.live_in
         self.x, self.weight = arrays.aligned(x), plain(weight)
-        self.ins = row_list(live_x, len(x))  # what is summed over
-        self.outs = self.written = row_list(live_weight, len(weight))  # what is computed
+        self.ins = row_list(live_x, len(x))  # rows to sum over
+        self.outs = self.written = row_list(live_weight, len(weight))  # rows to compute
         self.live = live_weight
         if live_weight is not live_bias:  # a gate on weights alone leaves the biases live
             self.written = np.union1d(self.outs, row_list(live_bias, len(bias)))
@@ -42,7 +42,7 @@ class Weighted(Op):
         return plain(bias)
 
     def _add_constants(self, out: Array, bias: Array) -> Array:
-        """Write the outputs that have no weights."""
+        """Write the bias into the outputs without live weights."""
         if self.written is not self.outs:
             constant = np.setdiff1d(self.written, self.outs, assume_unique=True)
             out[constant] = bias[constant].reshape(-1, *[1] * (out.ndim - 1))
@@ -98,7 +98,7 @@ class Conv2d(Weighted):
 
 
 class Linear(Weighted):
-    """weight @ x + bias[:, None]: one position, with a tap for each feature."""
+    """weight @ x + bias[:, None]: a convolution with one position and one tap per feature."""
 
     def forward(self, x: Array, weight: Array, bias: Array) -> Array:
         bias = self._prepare(x, weight, bias)
@@ -138,16 +138,16 @@ class Linear(Weighted):
 
 
 POINT, _ = kernels.position_maps((1, 1), (1, 1), (1, 1))
-ONLY = np.zeros(1, np.int64)  # the list of a single channel
+ONLY = np.zeros(1, np.int64)  # the channel list of an input with one channel
 
 
 def _multiply(
     a: Array, swapped: bool, bias: Array, columns: Indices, rows: Indices, b: Array, out: Array
 ) -> None:
-    """Compute ``out = a @ b + bias`` (or ``a.T @ b``) of some columns and rows of a (or of a.T).
+    """Compute ``out = a @ b + bias``, with a.T in place of a if ``swapped``.
 
-    Columns are the taps of a single channel: one loop over many taps is quicker than a loop over
-    many channels with one tap.
+    Only the listed columns and rows of a (or of a.T) are used. Columns are the taps of a single
+    channel: a loop over many taps is faster than a loop over many channels with one tap each.
     """
     weight, stride = (a.reshape(1, -1, 1), a.shape[1]) if swapped else (a[:, None, :], 1)
     taps = np.empty((columns.size, 2), np.int64)
@@ -200,7 +200,7 @@ class Dropout(Op):
 
 
 class MaxPool2d(Op):
-    """The largest of each window (of it and 0, with relu); of equals, the first, and 0 before."""
+    """Maximum of each window, and of 0 with ``relu``. At a tie 0 wins, else the first position."""
 
     skips_dead_rows = True
 
@@ -240,7 +240,7 @@ class AvgPool2d(Op):
         (self.live,), self.shape = self.live_in, x.shape
         (tall, wide), (down, right) = self.kernel, self.stride
         rows, columns = map(kernels.windows, x.shape[1:3], self.kernel, self.stride)
-        # For each position of the kernel, the inputs that all outputs read through it.
+        # For each kernel position, the slices of the input that outputs read through it.
         self.inputs = [
             (
                 slice(i, i + down * (rows - 1) + 1, down),
@@ -286,7 +286,7 @@ class Select(Op):
     def forward(self, x: Array) -> Array:
         self.shape = x.shape
         out = arrays.empty((len(self.indices), *x.shape[1:]), x.dtype)
-        # Indices are in range; mode="clip" spares a buffer.
+        # Indices are in range, and mode="clip" avoids a buffer.
         return np.take(x, self.indices, axis=0, out=out, mode="clip")
 
     def backward(self, grad: Array) -> Gradients:

@@ -1,8 +1,8 @@
-"""The tape: tensors that remember how they were computed, and ``backward`` that walks back.
+"""Tensors, and the tape: the record of ops that ``backward`` walks in reverse.
 
-A :class:`Tensor` holds a NumPy array. :func:`apply` computes a new tensor from others by an
-:class:`~minidiff.engine.op.Op`. If an input requires a gradient, the result keeps a :class:`Node`:
-the op and the tensors it was applied to. The nodes that hang together are the tape.
+A :class:`Tensor` holds a NumPy array. :func:`apply` applies an :class:`~minidiff.engine.op.Op` to
+tensors and returns a new tensor. If an input requires a gradient, the result keeps a :class:`Node`:
+the op and its inputs. Linked nodes form the tape.
 """
 
 import math
@@ -24,13 +24,13 @@ __all__ = ["Tensor", "apply", "no_grad"]
 TensorLike: TypeAlias = Union["Tensor", Array, float, int]
 
 _FLOATS = {np.dtype(np.float32), np.dtype(np.float64)}
-_clock = count(1)  # numbers the nodes in the order in which they are made
+_clock = count(1)  # numbers the nodes in order of creation
 _recording: ContextVar[bool] = ContextVar("recording", default=True)
 
 
 @contextmanager
 def no_grad() -> Iterator[None]:
-    """Compute without recording: results require no gradient and keep no tape.
+    """Compute without a tape: results require no gradient.
 
     Examples
     --------
@@ -48,12 +48,12 @@ def no_grad() -> Iterator[None]:
 
 
 class Node(NamedTuple):
-    """One application of an op, on the tape."""
+    """One application of an op, recorded on the tape."""
 
     op: Op
     inputs: "tuple[Tensor, ...]"
-    versions: list[int]  # of the inputs, to notice a change before backward
-    time: int  # larger than that of every node it depends on
+    versions: list[int]  # of the inputs, to detect a change before backward
+    time: int  # larger than the time of every node that this node depends on
 
 
 def apply(op: Op, *inputs: TensorLike) -> "Tensor":
@@ -62,9 +62,10 @@ def apply(op: Op, *inputs: TensorLike) -> "Tensor":
     Parameters
     ----------
     op
-        A new object: it keeps what its ``backward`` needs of this application.
+        A new object, because the op stores the values that its ``backward`` needs.
     inputs
-        Tensors, or what :class:`Tensor` takes. Plain numbers take the dtype of the tensors.
+        Tensors, arrays, lists or numbers. All but tensors are converted to the common float dtype
+        of the tensors and arrays, or to float32 if there is none.
 
     Raises
     ------
@@ -119,27 +120,27 @@ class Tensor:
     Parameters
     ----------
     array
-        float32 and float64 arrays are taken as they are, not copied; anything else (lists,
-        integers, booleans) becomes float32.
+        Real numbers. A float32 or float64 array is shared, not copied; lists, integers and
+        booleans become float32.
     requires_grad
-        Whether ``backward`` leaves a gradient here.
+        Whether ``backward`` computes ``grad``.
 
     Attributes
     ----------
     data : ndarray
-        The values. Read-only in a tensor that is on the tape.
+        The values. Read-only in a result on the tape, and in a tensor with ``live`` set.
     grad : ndarray or None
-        The sum of all gradients that ``backward`` has left here, of the same shape and dtype.
+        The sum of all gradients from ``backward``, with the shape and dtype of ``data``.
     requires_grad : bool
     live : ndarray of int64, or None
-        The live rows (slices along axis 0). All other rows are zero, and their gradient has no
-        influence, so ops may skip them: they are multiplied by a closed gate, whose value and slope
-        are 0. None stands for all rows.
+        The live rows (slices along axis 0), or None for all rows. All other rows are multiplied by
+        a closed gate, whose value and slope are 0. So these rows are zero, their gradient has no
+        effect, and ops may skip them.
 
     Raises
     ------
     TypeError
-        If the array is not of real numbers.
+        If the array does not hold real numbers, or is a Tensor.
 
     Examples
     --------
@@ -153,7 +154,7 @@ class Tensor:
         "__weakref__", "grad_rows", "live", "node",
         "raw", "raw_grad", "requires_grad", "version",
     )  # fmt: skip
-    __array_ufunc__ = None  # ndarray + Tensor is left to Tensor
+    __array_ufunc__ = None  # so ndarray + Tensor calls Tensor.__radd__
 
     def __init__(self, array: Any, requires_grad: bool = False) -> None:
         if isinstance(array, Tensor):
@@ -168,14 +169,14 @@ class Tensor:
         # The only rows that can ever get a gradient; other rows of raw_grad are uninitialised.
         self.grad_rows: Indices | None = None
         self.node: Node | None = None
-        self.version = 0  # how often the data was replaced
+        self.version = 0  # counts the changes that make recorded ops invalid
 
     @property
     def data(self) -> Array:
-        """The values, an ndarray."""
+        """The values, an ndarray with zeros in dead rows."""
         if self.node is None and self.live is None:
             return self.raw
-        # Neither taped values nor dead rows may change, so NumPy refuses to write.
+        # Read-only, so neither taped values nor implied zeros can change.
         return read_only(filled(self.raw, self.live))
 
     @data.setter
@@ -187,15 +188,15 @@ class Tensor:
             )
         if np.shape(values) != self.shape:
             raise ValueError(f"new data has shape {np.shape(values)}; expected {self.shape}.")
-        # ``t.data -= step`` has changed the array in place. And ops that have skipped dead rows
-        # must not go backward once these rows are live.
+        # ``t.data -= step`` changes the array in place, so ops that stored the array are invalid.
+        # Ops that skipped dead rows are invalid too, because all rows are live now.
         if values is self.raw or self.live is not None:
             self.version += 1
         self.raw, self.live = np.asarray(values, self.dtype), None
 
     @property
     def grad(self) -> Array | None:
-        """The sum of all gradients that ``backward`` has left here."""
+        """The sum of all gradients from ``backward``, or None."""
         if self.raw_grad is not None and self.grad_rows is not None:
             dead = np.ones(len(self.raw_grad), np.bool_)
             dead[self.grad_rows] = False
@@ -204,11 +205,11 @@ class Tensor:
 
     @grad.setter
     def grad(self, grad: Array | None) -> None:
-        if grad is not self.raw_grad:  # nothing is known of the rows of another array
+        if grad is not self.raw_grad:  # all rows of a new array may hold a gradient
             self.raw_grad, self.grad_rows = grad, None
 
     def __array__(self, *args: Any, **kwargs: Any) -> Array:
-        """Refuse: NumPy would put the tensor itself, one object, into an array."""
+        """Refuse, because NumPy would wrap the tensor in an array of objects."""
         raise TypeError("a Tensor is not an array; NumPy functions take its .data.")
 
     @property
@@ -232,7 +233,10 @@ class Tensor:
         return self.raw.dtype
 
     def detach(self) -> "Tensor":
-        """Return a tensor of the same values, sharing memory, that is not on the tape."""
+        """Return a tensor with the same values that is not on the tape.
+
+        Both tensors share memory, unless rows are dead.
+        """
         return Tensor(self.data)
 
     def item(self) -> float:
@@ -242,21 +246,22 @@ class Tensor:
     def backward(self, grad: Array | None = None) -> None:
         """Add the derivative of this tensor to ``.grad`` of every leaf it was computed from.
 
-        A leaf is a tensor that is not the result of an op and requires a gradient. The tape stays:
-        a second call adds the same once more.
+        A leaf requires a gradient and is not the result of an op. The tape stays, so a second call
+        adds the same gradients again.
 
         Parameters
         ----------
         grad
-            The gradient with respect to this tensor, of its shape; 1 for a tensor of one element.
+            The gradient with respect to this tensor, with the same shape. If this tensor has one
+            element, the default is 1.
 
         Raises
         ------
         RuntimeError
-            If this tensor requires no gradient, or an input of an op has changed since: by an
-            optimiser, or ``t.data -= ...``. Writing into elements, ``t.data[:] = 0``, goes unseen.
+            If this tensor requires no gradient, or if an optimiser or ``t.data -= ...`` has changed
+            an input of an op. Writes into elements, as in ``t.data[:] = 0``, are not detected.
         ValueError
-            If ``grad`` has the wrong shape, or is left out where it cannot be.
+            If ``grad`` has the wrong shape, or is missing and this tensor has not one element.
         """
         if not self.requires_grad:
             raise RuntimeError(
@@ -271,13 +276,13 @@ class Tensor:
         grad = np.ones(self.shape) if grad is None else grad
         if np.shape(grad) != self.shape:
             raise ValueError(f"grad has shape {np.shape(grad)}; expected {self.shape}.")
-        # Gradients wait here until all that use a tensor have added theirs. With each come
-        # ``rows``, the only rows that can ever get a gradient. A waiting gradient may be
-        # uninitialised outside ``rows``, and outside the tensor's live rows; zeros are filled in
-        # before it is added up.
+        # Gradients wait here until every op that uses the tensor has added its part. Each gradient
+        # comes with ``rows``, the only rows that can ever get a gradient. Outside ``rows`` and
+        # outside the tensor's live rows a waiting gradient may be uninitialised, so zeros are
+        # filled in before gradients are added.
         pending: dict[int, tuple[Array, Indices | None]] = {}
         pending[id(self)] = np.asarray(grad, self.dtype), None
-        # Leaves come last, so an error on the way leaves every .grad as it was.
+        # Leaves come last, so an error in an op leaves every .grad unchanged.
         for tensor in _latest_first(self):
             grad, rows = pending.pop(id(tensor))
             if tensor.node is None:
@@ -379,7 +384,7 @@ class Tensor:
         return total * (total.size / self.size if self.size else math.nan)
 
     def max(self, axis: Axes = None, keepdims: bool = False) -> "Tensor":
-        """Largest over ``axis``; equal largest elements share the gradient."""
+        """Maximum over ``axis``; tied maxima share the gradient equally."""
         return apply(ops.Max(axis, keepdims), self)
 
     def reshape(self, *shape: SupportsIndex) -> "Tensor":
@@ -420,19 +425,19 @@ class Tensor:
         return apply(ops.Erf(), self)
 
     def maximum(self, other: TensorLike) -> "Tensor":
-        """Larger of two, element by element; where equal, each gets half the gradient."""
+        """Elementwise maximum; at a tie each input gets half of the gradient."""
         return apply(ops.Maximum(), self, other)
 
     def clip(self, low: float | None, high: float | None) -> "Tensor":
-        """Limit to [low, high]; no gradient flows where the value is outside."""
+        """Limit to [low, high]; the gradient is 0 where the value is outside."""
         return apply(ops.Clip(low, high), self)
 
 
 def _latest_first(root: Tensor) -> list[Tensor]:
-    """List every tensor that ``root`` depends on and that needs a gradient, latest first.
+    """List ``root`` and all tensors it depends on that need a gradient, latest first.
 
-    A tensor comes before all that it was computed from, so its gradient is complete when its turn
-    comes. The stack takes the place of recursion: depth costs nothing.
+    A tensor comes before the tensors it was computed from, so its gradient is complete when
+    ``backward`` reaches it. A stack replaces recursion, so the depth of the tape is not limited.
     """
     found, seen, stack = [], {id(root)}, [root]
     while stack:
@@ -490,9 +495,9 @@ def _unbroadcast(grad: Array, shape: Shape, op: Op) -> Array:
 def _union(a: Indices | None, b: Indices | None) -> Indices | None:
     if a is None or b is None:
         return None
-    if np.array_equal(a, b):  # the open gates, for the data and for the surrogate
+    if np.array_equal(a, b):  # the usual case: data and surrogate list the same open gates
         return a
-    # Marking is a hundred times faster than np.union1d, which matters to gates on single weights.
+    # Marking is 100 times faster than np.union1d, which matters for gates on single weights.
     listed = np.zeros(max(a.max(initial=-1), b.max(initial=-1)) + 1, np.bool_)
     listed[a] = listed[b] = True
     return listed.nonzero()[0]
