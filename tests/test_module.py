@@ -121,7 +121,7 @@ def test_subclasses_may_hold_more_and_have_a_forward_of_their_own():
     [
         *(([nn.ReLU(), bad], {}, "layer 1 is .*expected a module") for bad in ([], nn.ReLU, None)),
         *(([], {name: nn.ReLU()}, r"expected no \. or /") for name in ("", "a.b", "a/b")),
-        *(([], {name: nn.ReLU()}, "that of an attribute") for name in ("forward", "layers")),
+        *(([], {name: nn.ReLU()}, "the name of an attribute") for name in ("forward", "layers")),
         ([nn.ReLU()], {"0": nn.ReLU()}, "two layers have the name '0'"),
     ],
 )

@@ -1,7 +1,7 @@
 """Functions of neural networks, batch last: each checks its arguments and applies an op.
 
 Activations are (C, H, W, N) or (D, N): channels or features first, the samples of the batch last.
-Each function takes Tensors, or what :class:`~minidiff.Tensor` takes, and returns a Tensor.
+Each function takes Tensors, arrays, lists or numbers, and returns a Tensor.
 """
 
 from typing import Any, TypeAlias
@@ -45,7 +45,7 @@ def float_dtype(dtype: DTypeLike) -> np.dtype[Any]:
 
 
 def generator(rng: Any) -> np.random.Generator:
-    """Return rng; TypeError for a seed, with which every layer would draw the same numbers."""
+    """Return rng; TypeError for a seed, because every layer would draw the same numbers."""
     if not isinstance(rng, np.random.Generator):
         raise TypeError(
             f"rng is {rng!r}; expected a numpy.random.Generator, such as "
@@ -62,7 +62,7 @@ def conv2d(
     stride: Pair = 1,
     padding: Pair = 0,
 ) -> Tensor:
-    """Convolve images (cross-correlation, as everywhere in deep learning), batch last.
+    """Convolve images, batch last: cross-correlation, as is usual in deep learning.
 
     Parameters
     ----------
@@ -73,20 +73,22 @@ def conv2d(
     bias
         Shape (O,), or None.
     stride, padding
-        An int or a pair (vertical, horizontal); padding is with zeros, on both sides.
+        An int or a pair (vertical, horizontal); zero padding on both sides.
 
     Returns
     -------
-    Tensor of shape (O, (H + 2*padding - KH) // stride + 1, likewise for W, N)
+    Tensor of shape (O, H', W', N)
+        H' is (H + 2*padding - KH) // stride + 1, and W' likewise.
 
     Raises
     ------
     ValueError
-        If the shapes do not fit, the dtypes differ, or ``stride`` or ``padding`` is out of range.
+        If shapes do not fit or are empty, dtypes differ, or ``stride`` or ``padding`` is out of
+        range.
 
     Examples
     --------
-    How many pixels of a 3x3 image each output reads:
+    Each output is the number of pixels of a 3x3 image that it reads:
 
     >>> conv2d(np.ones((1, 3, 3, 1)), np.ones((1, 1, 3, 3)), padding=1).data[0, :, :, 0]
     array([[4., 6., 4.],
@@ -131,7 +133,7 @@ def linear(x: TensorLike, weight: TensorLike, bias: TensorLike | None = None) ->
     Raises
     ------
     ValueError
-        If the shapes do not fit, or the dtypes differ.
+        If shapes do not fit or are empty, or dtypes differ.
 
     Examples
     --------
@@ -194,7 +196,7 @@ def relu(x: TensorLike) -> Tensor:
 def dropout(x: TensorLike, p: float, rng: np.random.Generator) -> Tensor:
     """Set each element to zero with probability ``p``, and scale the others by 1 / (1 - p).
 
-    So the expected value stays as it is, and evaluation needs no factor (Srivastava et al. 2014,
+    The scaling keeps the expected value, so evaluation needs no factor (Srivastava et al. 2014,
     JMLR 15, section 10).
 
     Parameters
@@ -202,9 +204,9 @@ def dropout(x: TensorLike, p: float, rng: np.random.Generator) -> Tensor:
     x
         Any shape.
     p
-        In [0, 1).
+        A probability in [0, 1).
     rng
-        Draws one number for each element; none if ``p`` is 0.
+        Generator that draws one number for each element, or none if ``p`` is 0.
 
     Raises
     ------
@@ -225,7 +227,7 @@ def dropout(x: TensorLike, p: float, rng: np.random.Generator) -> Tensor:
 def max_pool2d(
     x: TensorLike, kernel: Pair, *, stride: Pair | None = None, relu: bool = False
 ) -> Tensor:
-    """Take the largest value of each window of each channel.
+    """Return the maximum of each window of each channel.
 
     Parameters
     ----------
@@ -234,14 +236,15 @@ def max_pool2d(
     kernel
         Height and width of the window, an int or a pair; at most 256 positions (255 with relu).
     stride
-        An int or a pair; None for the size of the window. Positions at the far edges that fill no
-        whole window are left out.
+        An int or a pair; None means the size of the window. Windows that do not fit at the far
+        edges are left out.
     relu
         Whether to apply :func:`relu` too, in the same pass over memory.
 
     Returns
     -------
-    Tensor of shape (C, (H - KH) // stride + 1, likewise for W, N)
+    Tensor of shape (C, H', W', N)
+        H' is (H - KH) // stride + 1, and W' likewise.
 
     Raises
     ------
@@ -255,13 +258,13 @@ def max_pool2d(
            [13., 15.]])
     """
     x, window, strides = _pool_arguments("max_pool2d", x, kernel, stride)
-    if window[0] * window[1] > 256 - relu:  # a byte says which position is the largest
+    if window[0] * window[1] > 256 - relu:  # one byte stores the position of the maximum
         raise ValueError(f"max_pool2d: kernel {window} has over {256 - relu} positions.")
     return apply(ops.MaxPool2d(window, strides, relu), x)
 
 
 def avg_pool2d(x: TensorLike, kernel: Pair, *, stride: Pair | None = None) -> Tensor:
-    """Average each window of each channel.
+    """Return the mean of each window of each channel.
 
     Parameters
     ----------
@@ -272,7 +275,8 @@ def avg_pool2d(x: TensorLike, kernel: Pair, *, stride: Pair | None = None) -> Te
 
     Returns
     -------
-    Tensor of the shape that :func:`max_pool2d` returns
+    Tensor of shape (C, H', W', N)
+        As in :func:`max_pool2d`.
 
     Raises
     ------
@@ -302,17 +306,17 @@ def _pool_arguments(
 
 
 def flatten(x: TensorLike) -> Tensor:
-    """Turn (C, H, W, N) into (C*H*W, N); free, as the batch is last.
+    """Reshape (C, H, W, N) to (C*H*W, N), without a copy because the batch is last.
 
     Parameters
     ----------
     x
-        At least two axes.
+        Shape (..., N), with at least two axes.
 
     Raises
     ------
     ValueError
-        If there are fewer.
+        If x has fewer than two axes.
 
     Examples
     --------
@@ -342,7 +346,7 @@ def select(x: TensorLike, indices: NDArray[Any]) -> Tensor:
     Raises
     ------
     ValueError
-        If the indices are not such.
+        If the indices are not integers, are empty, do not increase, or are out of range.
 
     Examples
     --------
@@ -357,7 +361,7 @@ def select(x: TensorLike, indices: NDArray[Any]) -> Tensor:
 
 
 def increasing(indices: Any, name: str) -> Indices:
-    """Return the indices as int64; ValueError unless there are some, 0 or more, that increase."""
+    """Return the indices as int64; ValueError unless they are integers >= 0 that increase."""
     given = np.asarray(indices)
     if given.ndim != 1 or not given.size or given.dtype.kind not in "iu":
         raise ValueError(
@@ -373,7 +377,7 @@ def increasing(indices: Any, name: str) -> Indices:
 def cross_entropy(
     logits: TensorLike, labels: NDArray[Any], *, label_smoothing: float = 0.0
 ) -> Tensor:
-    """Mean softmax cross-entropy, in nats, computed without overflow.
+    """Return the mean softmax cross-entropy, in nats, without overflow.
 
     Parameters
     ----------
@@ -382,8 +386,8 @@ def cross_entropy(
     labels
         Integers in 0..classes-1, shape (N,).
     label_smoothing
-        The share of the target that is spread evenly over all classes, in [0, 1) (Szegedy et al.
-        2016, arXiv:1512.00567, section 7).
+        The fraction of the target that is spread evenly over all classes, in [0, 1) (Szegedy et
+        al. 2016, arXiv:1512.00567, section 7).
 
     Returns
     -------
@@ -397,7 +401,7 @@ def cross_entropy(
 
     Examples
     --------
-    Ten classes that are equally likely, log 10:
+    For ten equally likely classes the loss is log 10:
 
     >>> round(cross_entropy(np.zeros((10, 4)), np.arange(4)).item(), 4)
     2.3026
@@ -425,7 +429,7 @@ def cross_entropy(
 
 
 def softmax(logits: TensorLike) -> Tensor:
-    """Probabilities over the classes of each sample, computed without overflow.
+    """Return the probabilities of the classes for each sample, without overflow.
 
     Parameters
     ----------

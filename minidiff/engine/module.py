@@ -1,8 +1,8 @@
-"""Modules: parameters in a tree, and Sequential, layers one after another.
+"""Module, a node in a tree of parameters, and Sequential, which applies layers in order.
 
-The class of a layer says all that the rest of minidiff needs to know of it: how it computes, what
-becomes of channels (for counting, the surrogate and compaction), how it is saved, predicted and
-exported. A new layer is one class; ``docs/howto/add-a-layer.md`` writes one.
+The class of a layer tells the rest of minidiff how the layer computes, how it maps channels (for
+counts, the surrogate and compaction), and how to save, compile and export it. A new layer is one
+class; ``docs/howto/add-a-layer.md`` writes one.
 """
 
 from collections.abc import Iterator, Mapping
@@ -24,7 +24,7 @@ class Parameter(Tensor):
     Parameters
     ----------
     array
-        What :class:`~minidiff.Tensor` takes.
+        The initial values, as for :class:`~minidiff.Tensor`.
 
     Examples
     --------
@@ -39,28 +39,29 @@ class Parameter(Tensor):
 
 
 class Module:
-    """Something with parameters and a ``forward``.
+    """The base class of layers and networks: parameters, submodules and a ``forward``.
 
-    Parameters and modules that are set as attributes, or stand in a list or tuple that is one, are
-    found in the order in which they were set. One that is found in two places counts once.
+    A module finds its parameters and submodules among its attributes, and in attributes that are
+    lists or tuples, in the order of assignment. A parameter found twice counts once.
 
-    A subclass with a ``forward`` of its own inherits no ``channelwise``, ``homogeneous``,
-    ``map_channels``, ``compile`` or ``onnx``, which described another computation. One with a
-    constructor of its own inherits no ``settings``.
+    A subclass that defines ``forward`` does not inherit ``channelwise``, ``homogeneous``,
+    ``map_channels``, ``compile`` and ``onnx``, which describe the computation of its parent. A
+    subclass that defines a constructor does not inherit ``settings``.
 
     Attributes
     ----------
     training : bool
-        Whether it computes as in training or as in evaluation; see :meth:`train`, :meth:`eval`.
+        Whether the module computes as in training or as in evaluation; see :meth:`train` and
+        :meth:`eval`.
     channelwise : bool
-        Whether channel c of the output depends on channel c of the input alone. A class says so;
-        otherwise counting and compaction refuse the layer, unless it has its own
+        Whether channel c of the output depends on channel c of the input alone. The surrogate,
+        counts and compaction refuse a layer that is not channelwise and does not define
         :meth:`map_channels`.
     homogeneous : bool
-        Whether f(z x) = z f(x) for every z >= 0, so that a gate in front of the layer may be folded
-        into weights behind it.
+        Whether f(z x) = z f(x) for every z >= 0. If so, a gate in front of the layer can be folded
+        into the weights behind the layer.
     settings : tuple of str, or None
-        The arguments of the constructor that a file keeps, each an attribute of the same name.
+        The arguments of the constructor that a file stores, each an attribute of the same name.
         None if the layer cannot be saved.
 
     Examples
@@ -80,7 +81,7 @@ class Module:
     settings: tuple[str, ...] | None = None
 
     def __init_subclass__(cls) -> None:
-        """Inherit nothing that describes another ``forward`` or another constructor."""
+        """Do not inherit what describes the parent's ``forward`` or constructor."""
         own = vars(cls).keys()
         another = {"forward", "apply"} & own
         parent: Any = super(cls, cls)
@@ -101,17 +102,18 @@ class Module:
     def output_shape(self, shape: Shape) -> Shape:
         """Return the shape of the output, without the batch, for an input of ``shape``.
 
-        Layers that keep the shape need not define it. Raises ValueError if the layer does not fit.
+        A layer that keeps the shape need not define this method. Raises ValueError if the layer
+        does not fit the input.
         """
         return shape
 
     def map_channels(self, channels: Any, shape: Shape) -> Any:
-        """Return what becomes of the channels of an input of ``shape`` (without the batch).
+        """Return the output channels, given the input channels and ``shape`` without the batch.
 
         ``channels`` is a ``Channels`` of ``minidiff/pruning/network.py``, which has a method for
-        each thing that can happen to channels. A channelwise layer need not define it: then
-        channels stay in order, and their positions may move. Raises TypeError if the class does not
-        say what becomes of channels.
+        each thing that a layer can do to channels. A channelwise layer need not define
+        ``map_channels``: its channels stay in order, and their positions may move. Raises TypeError
+        if the class is not channelwise and does not define ``map_channels``.
         """
         if not self.channelwise:
             raise TypeError(
@@ -124,7 +126,7 @@ class Module:
     def compile(self, program: Any) -> None:
         """Add this layer to a ``Program`` of ``minidiff/predict/predictor.py``.
 
-        A Predictor runs a layer without ``compile`` by its ``forward``.
+        If a layer does not define ``compile``, a Predictor calls its ``forward``.
         """
         raise NotImplementedError
 
@@ -137,7 +139,7 @@ class Module:
     # -- the tree of modules -------------------------------------------------------------------
 
     def members(self) -> Iterator[tuple[str, Any]]:
-        """Yield (name, attribute); those in a list or tuple one by one, as in "weights.0"."""
+        """Yield (name, attribute), and each item of a list or tuple by a name like "weights.0"."""
         for name, value in vars(self).items():
             if isinstance(value, list | tuple):
                 yield from ((f"{name}.{i}", item) for i, item in enumerate(value))
@@ -149,7 +151,7 @@ class Module:
         return ((name, value) for name, value in self.members() if isinstance(value, Module))
 
     def modules(self) -> Iterator["Module"]:
-        """Yield this module and all below it, each once."""
+        """Yield this module and all modules below it, each once."""
         found: dict[int, Module] = {id(self): self}
         for _, child in self.children():
             found |= {id(module): module for module in child.modules()}
@@ -175,13 +177,13 @@ class Module:
         return [parameter for _, parameter in self.named_parameters()]
 
     def train(self: Self, mode: bool = True) -> Self:
-        """Switch this module and all below it to training (or not); return it."""
+        """Set ``training`` to ``mode`` in this module and all below it; return this module."""
         for module in self.modules():
             module.training = mode
         return self
 
     def eval(self: Self) -> Self:
-        """Switch this module and all below it to evaluation; return it."""
+        """Set ``training`` to False in this module and all below it; return this module."""
         return self.train(False)
 
     def state_dict(self) -> dict[str, Array]:
@@ -189,9 +191,10 @@ class Module:
         return {name: p.data.copy() for name, p in self.named_parameters()}
 
     def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """Set every parameter from ``state``, which must fit in all names and shapes.
+        """Set every parameter from ``state``.
 
-        Raises ValueError, which names every mismatch, and then changes nothing.
+        Raises ValueError if a name or shape does not match. The error lists every mismatch, and no
+        parameter changes.
         """
         parameters = dict(self.named_parameters())
         arrays = fitting(state, {name: p.data for name, p in parameters.items()}, self)
@@ -209,7 +212,7 @@ class Module:
 
 @contextmanager
 def evaluation(model: Module) -> Iterator[None]:
-    """Compute as in evaluation, without a tape; then every module is as it was."""
+    """Compute as in evaluation, without a tape; then restore the mode of every module."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         with no_grad():
@@ -223,7 +226,7 @@ def evaluation(model: Module) -> Iterator[None]:
 def fitting(
     state: Mapping[str, NDArray[Any]], expected: Mapping[str, Array], owner: object
 ) -> dict[str, Array]:
-    """Return copies of the arrays of a state, in the dtypes expected; ValueError if they differ."""
+    """Copy the arrays of a state in the expected dtypes; ValueError if names or shapes differ."""
     wrong = [f"{name} is missing" for name in expected if name not in state]
     wrong += [f"{name} is unknown" for name in state if name not in expected]
     wrong += [
@@ -237,7 +240,7 @@ def fitting(
 
 
 class Sequential(Module):
-    """Layers one after another, numbered, or named by keyword.
+    """Layers applied in order; their names are numbers or keywords.
 
     Parameters
     ----------
@@ -247,10 +250,10 @@ class Sequential(Module):
     Raises
     ------
     TypeError
-        If a layer is none, such as a list of layers or a class.
+        If a layer is not a module but, for example, a list of layers or a class.
     ValueError
-        If two layers have one name, or a name is empty, has "." or "/" in it, or is that of an
-        attribute of every Sequential.
+        If two layers have the same name, or if a name is empty, contains "." or "/", or is the name
+        of an attribute of Sequential.
 
     Examples
     --------
@@ -268,7 +271,7 @@ class Sequential(Module):
             if not isinstance(layer, Module):
                 kind = f"the class {layer.__name__}" if isinstance(layer, type) else repr(layer)
                 raise TypeError(
-                    f"Sequential: layer {i} is {kind}; expected a module (of a list, *layers)."
+                    f"Sequential: layer {i} is {kind}; expected a module (unpack a list: *layers)."
                 )
         self.names = [*map(str, range(len(layers))), *named]
         own = {*dir(type(self)), "layers", "names"}
@@ -279,15 +282,15 @@ class Sequential(Module):
                 raise ValueError(f"Sequential: a layer has the name {name!r}; expected no . or /.")
             if name in own:
                 raise ValueError(
-                    f"Sequential: a layer has the name {name!r}, which is that of an attribute."
+                    f"Sequential: a layer has the name {name!r}, which is the name of an attribute."
                 )
 
     def items(self) -> Iterator[tuple[str, Module]]:
-        """Yield (name, layer) in order, and nothing that a subclass holds besides."""
+        """Yield (name, layer) in order, without the other attributes of a subclass."""
         return zip(self.names, self.layers, strict=True)
 
     def members(self) -> Iterator[tuple[str, Any]]:
-        """Yield (name, attribute): the layers, then what a subclass has besides."""
+        """Yield (name, attribute): the layers, then the other attributes of a subclass."""
         yield from self.items()
         for name, value in super().members():
             if name.partition(".")[0] not in ("layers", "names"):
@@ -301,7 +304,7 @@ class Sequential(Module):
     def __setitem__(self, key: int | str, layer: Module) -> None:
         """Replace a layer."""
         if not isinstance(layer, Module):
-            raise TypeError(f"Sequential: {layer!r} is no layer; expected a module.")
+            raise TypeError(f"Sequential: {layer!r} is not a layer; expected a module.")
         self.layers[self._index(key)] = layer
 
     def __getitem__(self, key: int | str) -> Any:  # each class has attributes of its own
@@ -326,14 +329,14 @@ class Sequential(Module):
         return x
 
     def output_shape(self, shape: Shape) -> Shape:
-        """Return the shape that the last layer gives."""
+        """Return the output shape of the last layer."""
         for layer in self.layers:
             shape = layer.output_shape(shape)
         return shape
 
 
 def chain(model: Module, prefix: str = "") -> Iterator[tuple[str, Module]]:
-    """Yield (dotted name, layer) in order, with the layers of Sequentials in their place."""
+    """Yield (dotted name, layer) in order; a Sequential is replaced by its layers."""
     if isinstance(model, Sequential) and type(model).forward is Sequential.forward:
         for name, layer in model.items():
             yield from chain(layer, f"{prefix}.{name}" if prefix else name)

@@ -1,7 +1,4 @@
-"""The layers that most networks are made of; :class:`Module` says what a layer is.
-
-Methods that a layer overrides are described there.
-"""
+"""The layers of most networks. :class:`Module` documents the methods that layers override."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -38,21 +35,21 @@ __all__ = [
 class Weighted(Module):
     """A layer with a weight (O, I, ...) and a bias (O,): the base of Conv2d and Linear.
 
-    A subclass computes in :meth:`apply`, so that gates can hand it a gated weight and bias.
+    A subclass computes in :meth:`apply`, so that gates can pass a gated weight and bias.
 
     Parameters
     ----------
     shape
-        Of the weight: outputs, inputs, and the size of the kernel if there is one.
+        Shape of the weight: outputs, inputs, and the kernel size of a convolution.
     rng
-        Draws the initial weights, as in :class:`Conv2d`; biases start at 0.
+        Generator that draws the initial weights, as in :class:`Conv2d`; biases start at 0.
     dtype
         float32 or float64.
 
     Raises
     ------
     TypeError
-        If ``dtype`` is another, or ``rng`` is no generator.
+        If ``dtype`` is not float32 or float64, or ``rng`` is not a numpy.random.Generator.
     ValueError
         If the number of outputs or of inputs is not an integer >= 1.
 
@@ -103,24 +100,24 @@ class Conv2d(Weighted):
     Parameters
     ----------
     in_channels, out_channels
-        C and O.
+        The numbers of channels, C, and of filters, O.
     kernel
         An int or a pair (vertical, horizontal).
     stride, padding
-        An int or a pair; padding is with zeros.
+        An int or a pair; zero padding on both sides.
     rng
-        Draws the initial weights, normal with variance 2 / fan-in (He et al. 2015,
-        arXiv:1502.01852, equation 10); biases start at 0.
+        Generator that draws the initial weights from a normal distribution with variance
+        2 / fan-in (He et al. 2015, arXiv:1502.01852, equation 10); biases start at 0.
     dtype
         float32 or float64.
 
     Raises
     ------
     TypeError
-        If ``dtype`` is another, or ``rng`` is no generator.
+        If ``dtype`` is not float32 or float64, or ``rng`` is not a numpy.random.Generator.
     ValueError
-        If a size is not an integer >= 1 (for padding, >= 0). When called, if the input does not
-        fit.
+        If a size is not an integer >= 1, or ``padding`` is not an integer >= 0. When called, if the
+        input does not fit.
 
     Examples
     --------
@@ -181,14 +178,14 @@ class Linear(Weighted):
     Parameters
     ----------
     in_features, out_features
-        D and O.
+        The numbers of features, D, and of units, O.
     rng, dtype
         As in :class:`Conv2d`.
 
     Raises
     ------
     TypeError
-        If ``dtype`` is another, or ``rng`` is no generator.
+        If ``dtype`` is not float32 or float64, or ``rng`` is not a numpy.random.Generator.
     ValueError
         If a size is not an integer >= 1. When called, if the input does not fit.
 
@@ -241,7 +238,7 @@ class Linear(Weighted):
 
 
 class ReLU(Module):
-    """max(x, 0), of any shape.
+    """max(x, 0), for an input of any shape.
 
     Examples
     --------
@@ -266,7 +263,7 @@ class ReLU(Module):
 
 
 class Dropout(Module):
-    """Zeros with probability ``p`` while training; nothing in evaluation.
+    """Set elements to 0 with probability ``p`` in training; do nothing in evaluation.
 
     Parameters
     ----------
@@ -299,10 +296,10 @@ class Dropout(Module):
         return channels  # each number stays in its position
 
     def compile(self, program: Any) -> None:
-        """Add nothing: in evaluation a Dropout does nothing."""
+        """Add nothing, because Dropout does nothing in evaluation."""
 
     def onnx(self, graph: Any) -> None:
-        """Add nothing, likewise."""
+        """Add nothing, because Dropout does nothing in evaluation."""
 
 
 class _Pool2d(Module):
@@ -321,7 +318,7 @@ class _Pool2d(Module):
 
 
 class MaxPool2d(_Pool2d):
-    """Largest of each window, (C, H, W, N) to (C, H', W', N).
+    """Maximum of each window, (C, H, W, N) to (C, H', W', N).
 
     Parameters
     ----------
@@ -415,19 +412,20 @@ class Flatten(Module):
 
 
 class Select(Module):
-    """Some of the channels or features, as a compact network has them.
+    """Keep some of the channels or features, as in a compact network.
 
     Parameters
     ----------
     indices
-        Of the channels to keep, increasing.
+        The indices of the channels to keep, increasing.
     size
-        How many channels there are before.
+        The number of channels of the input.
 
     Raises
     ------
     ValueError
-        If the indices do not increase within 0..size-1. When called, if the input has another size.
+        If the indices do not increase within 0..size-1. When called, if the input does not have
+        ``size`` channels.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Optimisers: SGD and Adam over groups of parameters, the cosine schedule, averages of weights."""
+"""Optimisers: SGD and Adam over parameter groups, the cosine schedule, weight averaging."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,9 +27,9 @@ class ParameterGroup:
     lr : float
         The learning rate; a schedule may set it before each step.
     weight_decay : float
-        The factor d of the penalty ``d/2 * |w|^2`` whose gradient is added.
+        The factor d of the penalty ``d/2 * |w|^2``. Its gradient ``d * w`` is added in each step.
     state : list of dict
-        The arrays that the optimiser keeps for each parameter, by name; empty before its first
+        The arrays that the optimiser stores for each parameter, by name; empty before the first
         step.
 
     Raises
@@ -37,8 +37,8 @@ class ParameterGroup:
     TypeError
         If a parameter is not a tensor.
     ValueError
-        If ``lr`` or ``weight_decay`` is not a finite number, 0 or more, or a tensor is the result
-        of an op.
+        If ``lr`` or ``weight_decay`` is not a finite number >= 0, or a tensor is the result of an
+        op.
 
     Examples
     --------
@@ -67,12 +67,12 @@ class ParameterGroup:
             if parameter.node is not None:
                 raise ValueError(
                     f"parameters: a tensor of shape {parameter.shape} is the result of an op, so "
-                    f"no step on it would change anything; give the tensors it comes from."
+                    f"a step would have no effect; expected leaf tensors."
                 )
         self.reset()
 
     def reset(self) -> None:
-        """Drop the state, as for parameters that have changed their meaning."""
+        """Drop the state, for example after gates are folded into the weights."""
         self.state = [{} for _ in self.parameters]
 
 
@@ -83,16 +83,16 @@ def _check(name: str, value: float, below: float = math.inf) -> None:
 
 
 class Optimizer:
-    """What SGD and Adam share: groups of parameters, ``step``, ``zero_grad`` and a state.
+    """The base class of SGD and Adam: parameter groups, ``step``, ``zero_grad`` and the state.
 
-    A subclass has ``_initial`` and ``_update``.
+    A subclass defines ``_initial`` and ``_update``.
 
     Parameters
     ----------
     parameters
-        Tensors, or :class:`ParameterGroup` objects with settings of their own.
+        Tensors, or :class:`ParameterGroup` objects with their own settings.
     lr, weight_decay
-        For tensors that come without a group.
+        The settings of tensors without a group.
 
     Attributes
     ----------
@@ -101,9 +101,9 @@ class Optimizer:
     Raises
     ------
     TypeError
-        If ``parameters`` are neither tensors nor ParameterGroups, or both.
+        If ``parameters`` is not a list of only tensors or only ParameterGroups.
     ValueError
-        If there are none, one is given twice, or a setting is out of range.
+        If there are no parameters, a parameter is given twice, or a setting is out of range.
 
     Examples
     --------
@@ -134,11 +134,11 @@ class Optimizer:
         seen = [id(parameter) for group in self.groups for parameter in group.parameters]
         if len(set(seen)) < len(seen):
             raise ValueError("a parameter is given twice; it would take two steps in one.")
-        for group in self.groups:  # another optimiser may have used it before
+        for group in self.groups:  # another optimiser may have used the group
             group.reset()
 
     def zero_grad(self) -> None:
-        """Drop the gradients."""
+        """Set the gradient of every parameter to None."""
         for group in self.groups:
             for parameter in group.parameters:
                 parameter.grad = None
@@ -146,9 +146,9 @@ class Optimizer:
     def step(self) -> None:
         """Update every parameter that has a gradient, in place.
 
-        Rows that can never get a gradient, as their gate is closed for good, stay as they are.
-        Raises ValueError if a parameter is read-only or its gradient has another shape; then no
-        parameter changes.
+        A row whose gate is closed for good can never get a gradient, and does not change. Raises
+        ValueError if a parameter is read-only or its gradient has another shape; then no parameter
+        changes.
         """
         moving = [
             (parameter, parameter.raw_grad, state, group)
@@ -179,9 +179,9 @@ class Optimizer:
             parameter.version += 1
 
     def state_dict(self) -> dict[str, Array]:
-        """Return a copy of the arrays that the optimiser keeps, without settings.
+        """Return a copy of the arrays that the optimiser stores, without settings.
 
-        A name is as in "0.3.velocity": of group 0, parameter 3.
+        For example, "0.3.velocity" is the velocity of parameter 3 in group 0.
         """
         return {
             f"{i}.{j}.{key}": array.copy()
@@ -191,9 +191,10 @@ class Optimizer:
         }
 
     def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """Set what :meth:`state_dict` returned; parameters absent from it restart without state.
+        """Restore a :meth:`state_dict`. Parameters absent from ``state`` restart with empty state.
 
-        Raises ValueError, which names every mismatch, and then changes nothing.
+        Raises ValueError if a name or shape does not match. The error lists every mismatch, and
+        nothing changes.
         """
         begun = {name.rpartition(".")[0] for name in state}
         expected = {
@@ -211,7 +212,7 @@ class Optimizer:
             self.groups[int(i)].state[int(j)][key] = array
 
     def _initial(self, weight: Array) -> dict[str, Array]:
-        """Return the state of a parameter that takes its first step."""
+        """Return the state of a parameter before its first step."""
         raise NotImplementedError
 
     def _update(
@@ -230,8 +231,8 @@ class Optimizer:
 def _flushed(x: Any) -> Any:
     """Return x, or 0 for a subnormal number.
 
-    Numbers that decay without a gradient become subnormal, stay so by rounding, and take the
-    processor thirty times as long. They are too small to change anything.
+    Without a gradient, state decays until it is subnormal, and rounding keeps it there. Subnormal
+    arithmetic is 30 times slower, and the values are too small to matter.
     """
     number = type(x)
     return number(0) if abs(x) < np.finfo(number).tiny else x  # NaN is kept
@@ -240,7 +241,7 @@ def _flushed(x: Any) -> Any:
 @threaded
 def _sgd(w: Array, grad: Array, velocity: Array, rows: Indices, settings: tuple[Any, ...]) -> None:
     """Take one step of SGD on the rows listed, in place; arrays are (rows, columns)."""
-    number = w.dtype.type  # otherwise all would be computed in float64
+    number = w.dtype.type  # Python floats would promote the arithmetic to float64
     rate, momentum, decay, nesterov = settings
     lr, m, d = number(rate), number(momentum), number(decay)
     for task in prange(rows.size):
@@ -260,18 +261,18 @@ class SGD(Optimizer):
     Parameters
     ----------
     parameters
-        Tensors, or :class:`ParameterGroup` objects with settings of their own.
+        Tensors, or :class:`ParameterGroup` objects with their own settings.
     lr, weight_decay
-        For tensors that come without a group.
+        The settings of tensors without a group.
     momentum
-        In [0, 1).
+        The momentum, in [0, 1).
     nesterov
-        Whether to look ahead.
+        Whether to use Nesterov's look-ahead, which needs momentum above 0.
 
     Raises
     ------
     TypeError, ValueError
-        As in :class:`Optimizer`, and if ``nesterov`` comes without momentum.
+        As in :class:`Optimizer`. ValueError also if ``nesterov`` is set and momentum is 0.
 
     Examples
     --------
@@ -340,7 +341,7 @@ class Adam(Optimizer):
     betas
         The decay rates of the two moments, in [0, 1).
     eps
-        Is added to the root.
+        The number added to the root in the denominator.
 
     Raises
     ------
@@ -349,7 +350,7 @@ class Adam(Optimizer):
 
     Examples
     --------
-    Its first step is as long as ``lr``, however steep the slope:
+    The first step moves each element by ``lr``, however steep the slope:
 
     >>> w = Tensor([1.0, 1.0], requires_grad=True)
     >>> (w * np.float32([1, 100])).sum().backward()
@@ -370,7 +371,7 @@ class Adam(Optimizer):
         super().__init__(parameters, lr, weight_decay)
         for beta in betas:
             _check("beta", beta, below=1)
-        least = float(np.finfo(np.float32).tiny)  # 0 divides 0 by 0 where a gradient is 0
+        least = float(np.finfo(np.float32).tiny)  # eps = 0 would give 0 / 0 for a gradient of 0
         if not least <= eps < math.inf:
             raise ValueError(f"eps is {eps}; expected a finite number, at least {least:.2g}.")
         self.betas, self.eps = (float(betas[0]), float(betas[1])), float(eps)
@@ -389,7 +390,7 @@ class Adam(Optimizer):
     ) -> None:
         state["steps"] += 1
         steps, (beta1, beta2) = float(state["steps"][0]), self.betas
-        # Divided by 1 - beta^steps the moments have no bias.
+        # Division by 1 - beta^steps removes the bias of the moments.
         rate, unbias = float(group.lr) / (1 - beta1**steps), 1 / (1 - beta2**steps)
         settings = rate, unbias, 1 - beta1, 1 - beta2, self.eps, float(group.weight_decay)
         _adam(weight, grad, matrix(state["mean"]), matrix(state["square"]), rows, settings)
@@ -398,14 +399,14 @@ class Adam(Optimizer):
 class Average:
     """The mean of parameters over the steps of an optimiser.
 
-    At a constant learning rate SGD wanders about a minimum, and the mean is nearer to it than any
-    of its steps, where the loss is flat (stochastic weight averaging, SWA: Izmailov et al. 2018,
-    arXiv:1803.05407).
+    At a constant learning rate SGD wanders around a minimum. The mean of the steps is nearer to the
+    minimum than a single step, in a flatter part of the loss (stochastic weight averaging, SWA:
+    Izmailov et al. 2018, arXiv:1803.05407).
 
     Parameters
     ----------
     parameters
-        Tensors.
+        The tensors to average.
 
     Examples
     --------
@@ -422,11 +423,11 @@ class Average:
     def __init__(self, parameters: Iterable[Tensor]) -> None:
         self.parameters = list(parameters)
         self.count = 0
-        # In float64: over thousands of steps float32 would lose digits.
+        # Sums over thousands of steps would lose digits in float32.
         self.sums: list[Array] = [np.zeros(p.shape) for p in self.parameters]
 
     def update(self) -> None:
-        """Add the parameters as they are now to the mean."""
+        """Add the current values of the parameters to the mean."""
         self.count += 1
         for total, parameter in zip(self.sums, self.parameters, strict=True):
             total += parameter.data
@@ -439,12 +440,12 @@ class Average:
             parameter.data = np.asarray(total / self.count, parameter.dtype)
 
     def state_dict(self) -> dict[str, Array]:
-        """Return a copy of the sums, by the number of the parameter, and of the count."""
+        """Return copies of the count and of each sum, named by the number of its parameter."""
         sums = {str(i): total.copy() for i, total in enumerate(self.sums)}
         return {"count": np.array([float(self.count)]), **sums}
 
     def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """Set what :meth:`state_dict` returned; ValueError if it is of other parameters."""
+        """Restore a :meth:`state_dict`; ValueError if it does not fit the parameters."""
         arrays = fitting(state, self.state_dict(), self)
         self.count = int(arrays["count"][0])
         self.sums = [arrays[str(i)] for i in range(len(self.sums))]
@@ -453,17 +454,17 @@ class Average:
 def cosine(step: int, steps: int, *, warmup: int = 0) -> float:
     """Return the factor of the learning rate at ``step``: up linearly, then down along a cosine.
 
-    It is 1 at the end of the warm-up and, unless that is all there is, 0 after the last step
-    (Loshchilov & Hutter 2017, arXiv:1608.03983, equation 5, without restarts).
+    The factor is 1 at the end of the warm-up, and 0 after the last step if there are steps after
+    the warm-up (Loshchilov & Hutter 2017, arXiv:1608.03983, equation 5, without restarts).
 
     Parameters
     ----------
     step
-        Counted from 0.
+        The number of the step, counted from 0.
     steps
         The number of steps.
     warmup
-        The number of steps of the rise.
+        The number of steps in the linear warm-up.
 
     Raises
     ------
