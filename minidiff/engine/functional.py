@@ -210,6 +210,8 @@ def dropout(x: TensorLike, p: float, rng: np.random.Generator) -> Tensor:
 
     Raises
     ------
+    TypeError
+        If ``rng`` is not a numpy.random.Generator.
     ValueError
         If ``p`` is out of range.
 

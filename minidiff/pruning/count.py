@@ -1,4 +1,4 @@
-"""Counts of what is left of a network, layer by layer."""
+"""Counts of the inputs, outputs, weights and MACs left in each layer of a network."""
 
 from dataclasses import dataclass
 
@@ -15,17 +15,17 @@ __all__ = ["LayerCount", "architecture", "count", "gated_sizes", "in_use"]
 
 @dataclass(frozen=True)
 class LayerCount:
-    """What is left of a layer, and what it had; without biases.
+    """The sizes left in a layer, and its dense sizes, without biases.
 
     Attributes
     ----------
     name : str
     inputs, outputs, weights, macs : (int, int)
-        Left, and of how many. MACs are multiply-adds a sample.
+        (left, dense). MACs are multiply-adds per sample.
     gated : tuple of str
-        The roles that gates have in it: "inputs", "outputs", "weights", "biases".
+        The roles of the gates on the layer: "inputs", "outputs", "weights", "biases".
     dense : bool
-        Whether it is a dense layer.
+        Whether the layer is a Linear.
 
     Examples
     --------
@@ -45,12 +45,11 @@ class LayerCount:
 
 
 def count(model: Module, shape: Shape) -> list[LayerCount]:
-    """Count what is left of each layer: inputs, outputs, weights and MACs.
+    """Count the inputs, outputs, weights and MACs left in each layer.
 
-    A weight that cannot change the network's output does not count, though its own gate may be
-    open: the weights of a channel that no later layer uses, for instance.
-    (:func:`~minidiff.compact` may leave less: a unit without weights of its own is a constant,
-    which goes into the next layer's biases.)
+    A weight that cannot change the network's output does not count, even if its own gate is open:
+    for example, the weights of a channel that no later layer uses. :func:`~minidiff.compact` may
+    leave less: a unit without weights is a constant, which goes into the next layer's biases.
 
     Parameters
     ----------
@@ -62,11 +61,11 @@ def count(model: Module, shape: Shape) -> list[LayerCount]:
     ValueError
         If a layer does not fit its input.
     TypeError
-        If a module does not say what becomes of channels.
+        If a module does not define how it maps channels.
 
     Examples
     --------
-    A unit that is closed takes weights of the next layer with it:
+    A closed unit removes weights of its own layer and of the next layer:
 
     >>> from minidiff.pruning.gated import Gated
     >>> from minidiff.pruning.gates import Gate
@@ -92,7 +91,7 @@ def count(model: Module, shape: Shape) -> list[LayerCount]:
 
 
 def in_use(model: Module, shape: Shape) -> dict[str, Bools]:
-    """Return which inputs and outputs of each layer :func:`~minidiff.count` counts.
+    """Return which inputs and outputs of each layer :func:`~minidiff.count` counts as left.
 
     Parameters
     ----------
@@ -102,7 +101,7 @@ def in_use(model: Module, shape: Shape) -> dict[str, Bools]:
     Returns
     -------
     dict of bool arrays
-        By layer and role, such as "conv1.outputs", whether there are gates or not.
+        One array for each layer and role, such as "conv1.outputs", with or without gates.
 
     Raises
     ------
@@ -145,12 +144,12 @@ def _used(model: Module, shape: Shape) -> list[tuple[Stage, Bools, Bools, Bools]
 
 
 def gated_sizes(counts: list[LayerCount]) -> dict[str, tuple[int, int]]:
-    """Return (left, of how many) for each gated role, by name, as in "conv1.outputs".
+    """Return (left, dense) sizes for each gated role, by a name like "conv1.outputs".
 
     Parameters
     ----------
     counts
-        Of all layers, from :func:`~minidiff.count`.
+        The counts of all layers, from :func:`~minidiff.count`.
 
     Examples
     --------
@@ -168,17 +167,17 @@ def gated_sizes(counts: list[LayerCount]) -> dict[str, tuple[int, int]]:
 
 
 def architecture(counts: list[LayerCount], *, dense: bool = False) -> str:
-    """Write the sizes that are left, or were at first, as in the literature: "8-10-112-68".
+    """Return the sizes left, or the dense sizes, as the literature writes them: "8-10-112-68".
 
-    It lists the outputs of each layer but the last, and the inputs of a dense layer where they
-    are not the outputs before it: of the first layer, and behind a Flatten.
+    The text lists the outputs of each layer but the last. It also lists the inputs of a dense layer
+    that differ from the outputs of the layer before: in the first layer, and behind a Flatten.
 
     Parameters
     ----------
     counts
-        Of all layers, from :func:`~minidiff.count`.
+        The counts of all layers, from :func:`~minidiff.count`.
     dense
-        Whether to write the sizes at first.
+        Whether to return the dense sizes.
 
     Examples
     --------

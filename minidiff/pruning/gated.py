@@ -30,14 +30,14 @@ class Mask(Module):
     Parameters
     ----------
     gate
-        A gate for each group.
+        One gate for each group.
     groups
-        Of the array, without the batch: of shape (C, H, W) for activations of a convolution.
+        The groups of the array without the batch: (C, H, W) for activations of a convolution.
 
     Raises
     ------
     TypeError
-        If one of these is something else.
+        If ``gate`` is not a Gate, or ``groups`` is not a Groups.
     ValueError
         If there is not one gate for each group. When called, if the groups do not fit the input.
 
@@ -73,11 +73,11 @@ class Mask(Module):
         return scale(x, self.gate.values(), labels)
 
     def scale(self, parameter: Tensor, z: Tensor) -> Tensor:
-        """Multiply the elements of a parameter by the gate's values."""
+        """Multiply the elements of a parameter by the gate values z."""
         return scale(parameter, z, self.groups.labels_in(parameter.shape))
 
     def open_columns(self, z: Array) -> NDArray[np.bool_]:
-        """Return which slices along axis 1 hold an open gate, or one for all."""
+        """Return which slices along axis 1 hold an open gate; length 1 if they share gates."""
         laid_out = (
             z.reshape(self.groups.labels.shape) if self.groups.in_order else z[self.groups.labels]
         )
@@ -103,24 +103,24 @@ Layout = list[tuple[Gate, Indices]]  # gates, with the group of each element of 
 
 
 class Gated(Module):
-    """A layer whose weight and bias are multiplied by gates, and computed only where open.
+    """A layer whose weight and bias are multiplied by gates. Closed rows are not computed.
 
     Parameters
     ----------
     layer
-        A Conv2d or Linear.
+        A Conv2d or Linear, or a subclass of Weighted.
     outputs
-        A gate for each filter or unit: multiplies row o of the weight, and bias o.
+        A gate for each filter or unit. Gate o multiplies row o of the weight, and bias o.
     inputs
-        A gate for each input channel or feature: multiplies column i of the weight, which is
-        the same as multiplying input i.
+        A gate for each input channel or feature. Gate i multiplies input i, which is the same as
+        multiplying column i of the weight.
     weights, biases
-        A :class:`Mask`, or several, on the elements of the weight, and of the bias.
+        A :class:`Mask` or a list of them, on the elements of the weight or of the bias.
 
     Raises
     ------
     TypeError
-        If the layer is something else.
+        If the layer is not a Weighted layer.
     ValueError
         If a gate or a mask does not fit the layer, or a gate draws noise per sample.
 
@@ -175,7 +175,7 @@ class Gated(Module):
             )
 
     def gates(self) -> list[tuple[str, Gate]]:
-        """List (role, gate) for the gates there are."""
+        """List (role, gate) for each gate of the layer."""
         gates = [("inputs", self.inputs), ("outputs", self.outputs)]
         found = [(role, gate) for role, gate in gates if gate is not None]
         found += [("weights", mask.gate) for mask in self.weights]
@@ -227,35 +227,35 @@ def gate(
     Parameters
     ----------
     layer
-        A Conv2d or Linear, or one that is Gated already, to which gates are added.
+        A Conv2d or Linear, or a Gated layer, which keeps its gates.
     roles
         What to gate; "outputs" if none is given.
 
         "outputs"
-            Each filter or unit, with its bias. A closed one saves its work.
+            Each filter or unit, with its bias. A closed gate saves the work of its filter or unit.
         "inputs"
-            Each input channel or feature. A closed one saves work in this layer, and in the layer
-            before where a whole channel is closed.
+            Each input channel or feature. A closed gate saves work in this layer and, after
+            compaction, in the layer before if the input is a whole channel.
         "weights"
-            Groups of the weight, by default each weight by itself (unstructured). It saves storage,
-            and work only where whole filters, units or inputs lose all their weights. A layer may
-            get several such gates, which multiply.
+            Each group of weights; by default each weight (unstructured). A closed gate saves
+            storage. Work is saved only where a filter, unit or input loses all its weights.
+            Several such gates on a layer multiply.
     groups
-        For "weights": of the elements of the weight.
+        The groups of the elements of the weight, for "weights".
     kind
         The class of the gates; ``docs/howto/add-a-gate.md`` writes one.
     settings
-        Of the gates: width, initial, noise, sigma, rng and so on.
+        The settings of the gates: width, initial, noise, sigma, rng and so on.
 
     Returns
     -------
     Gated
-        It shares the layer, and the gates it had.
+        A new layer that shares ``layer`` and its gates.
 
     Raises
     ------
     TypeError
-        If the layer, ``kind`` or ``groups`` is something else.
+        If the layer, ``kind`` or ``groups`` has the wrong type.
     ValueError
         If a role is unknown, the layer has such a gate already, or a setting is out of range.
 
@@ -296,8 +296,8 @@ def gate(
 
 
 def _close_unread(x: Tensor, is_read: NDArray[np.bool_]) -> Tensor:
-    """Return x, in which the rows that no weight reads are dead."""
-    if is_read.all() or len(is_read) != len(x):  # then the layer says what does not fit
+    """Return x with dead rows where no weight reads them."""
+    if is_read.all() or len(is_read) != len(x):  # the layer raises if the length does not fit
         return x
     read = Tensor(is_read.astype(x.dtype))
     read.live = is_read.nonzero()[0]
@@ -305,17 +305,17 @@ def _close_unread(x: Tensor, is_read: NDArray[np.bool_]) -> Tensor:
 
 
 def fold_gates(model: Module) -> None:
-    """Multiply the gates of layers into weights and biases, in place; then gates are 0 or 1.
+    """Multiply the gates of layers into weights and biases, in place; then set gates to 0 or 1.
 
     Outputs in evaluation stay the same, up to rounding. A gate of value z scales the effective
     learning rate by z^2, but not the weight decay, so weights fine-tune better once gates are
-    binary. Gates that stand as layers, on activations, stay as they are, and so do gates that
-    layers share with them.
+    binary. Gates that stand as layers, on activations, do not change, even if a Gated layer shares
+    them.
 
     Parameters
     ----------
     model
-        With :class:`Gated` layers. Gates take the values of evaluation.
+        A model with :class:`Gated` layers. Gates multiply by their values of evaluation.
 
     Raises
     ------
@@ -364,13 +364,13 @@ def fold_gates(model: Module) -> None:
 
 
 def multiplied(array: Array, layout: Layout) -> Array:
-    """Return an array times the gates laid out over it, with their values of evaluation."""
+    """Return an array times the evaluation values of the gates laid out over the array."""
     for gate, labels in layout:
         array = multiply(array, gate.evaluated()[labels])
     return array
 
 
 def multiply(array: Array, z: Array) -> Array:
-    """Multiply by gate values; elements that they close are 0, whatever they were."""
+    """Multiply by gate values; closed elements become 0, even if they are not finite."""
     z = np.broadcast_to(z, array.shape)
     return np.multiply(array, z, out=np.zeros_like(array), where=z != 0, casting="same_kind")

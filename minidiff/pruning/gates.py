@@ -5,7 +5,7 @@ gate is ``z = g(phi + sigma * noise)`` while training. Once z is 0, phi gets no 
 data (fact 3 of :mod:`~minidiff.pruning.transform`), and everything that the gate multiplies is
 skipped.
 
-A :class:`Gate` has the values; :class:`Scale` is the op that multiplies by them. ``gated.py`` puts
+A :class:`Gate` computes the values, and the op :class:`Scale` multiplies by them. ``gated.py`` puts
 gates on layers.
 
 The idea is the paper's (Shulman 2020, arXiv:2012.03653); the formulas are ours.
@@ -39,7 +39,7 @@ class Gate(Module):
     without an input it returns its values; :class:`Gated` multiplies parameters by them. The idea
     is the paper's (Shulman 2020, arXiv:2012.03653); the formula, :func:`binary_gate`, is ours.
 
-    A subclass may have another ``transform``, ``limits`` or ``tail``, and no other ``values``;
+    A subclass may override ``transform``, ``limits`` and ``tail``, but not ``values``;
     ``docs/howto/add-a-gate.md`` writes one.
 
     Parameters
@@ -47,21 +47,21 @@ class Gate(Module):
     count
         The number of groups.
     width
-        Transition width w of the gate transform.
+        The transition width w of the gate transform, in units of phi.
     initial
-        The initial phi; above width/2 the gates start fully open.
+        The initial phi; from width/2 on, the gates start fully open.
     noise
         None for deterministic gates; "normal" (standard deviation 1), "logistic" (scale 1) or
-        "uniform" (in -1..1) for stochastic ones. They are stochastic only while training. Gates
-        that uniform noise cannot close, as phi is above ``sigma - width / 2``, never learn.
+        "uniform" (in -1..1) for gates that are stochastic in training. Uniform noise cannot close a
+        gate with phi above ``sigma - width / 2``, so the surrogate gives this gate no gradient.
     sigma
-        Scale of the noise. For deterministic gates, scale of the noise that
-        :meth:`open_probability` imagines, so that the surrogate has a gradient.
+        The scale of the noise. For deterministic gates, the scale of the normal noise that
+        :meth:`open_probability` assumes, so that the surrogate has a gradient.
     per_sample
         Whether stochastic gates draw noise for each sample of a batch. Only for gates on
-        activations, as samples share their parameters; nothing is skipped in training.
+        activations, because samples share parameters. Training then skips nothing.
     rng
-        Draws the noise; stochastic gates need it.
+        Generator that draws the noise; required for stochastic gates.
     dtype
         float32 or float64.
 
@@ -75,9 +75,9 @@ class Gate(Module):
     Raises
     ------
     TypeError
-        If ``dtype`` is another.
+        If ``dtype`` is not float32 or float64, or ``rng`` is not a numpy.random.Generator.
     ValueError
-        If a setting is out of range. When called, if the input has not ``count`` rows.
+        If a setting is out of range. When called, if the input does not have ``count`` rows.
 
     Examples
     --------
@@ -138,31 +138,31 @@ class Gate(Module):
 
     @property
     def stochastic(self) -> bool:
-        """Whether the values are random, as they are in training with noise unless frozen."""
+        """Whether the values are random: in training, with noise, and not frozen."""
         return self.noise is not None and self.training and not self.frozen
 
     @property
     def closes_for_good(self) -> bool:
         """Whether a closed gate stays closed.
 
-        It gets no gradient from the data, and none from the surrogate, which counts it as closed.
-        A stochastic gate may be open again in the next step.
+        A closed gate without noise gets no gradient, neither from the data nor from the surrogate.
+        A stochastic gate may open again in the next step.
         """
         return self.noise is None or self.frozen
 
     def learned_phi(self) -> Tensor:
-        """Return phi; of frozen gates, a copy that passes no gradient on."""
+        """Return phi, detached from the tape if the gates are frozen."""
         return self.phi.detach() if self.frozen else self.phi
 
     def transform(self) -> GateTransform:
-        """Return the op from phi (with noise) to gate values, as now in training or evaluation."""
+        """Return a new op from phi (plus noise) to gate values, for the current mode."""
         return BinaryGate(self.width)
 
     def values(self, *, samples: int | None = None) -> Tensor:
-        """Return the gates' values, shape (count,); for each sample, (count, samples).
+        """Return the gate values, of shape (count,), or (count, samples) for each sample.
 
-        Stochastic gates in training draw new noise at each call. Without noise all samples have
-        the same values, and the shape is (count, 1).
+        Stochastic gates in training draw new noise at each call. Without noise all samples share
+        the values, and the shape for samples is (count, 1).
         """
         phi = self.learned_phi()
         shape = (self.count,) if samples is None else (self.count, samples)
@@ -187,11 +187,11 @@ class Gate(Module):
     # -- as a layer ----------------------------------------------------------------------------
 
     def __call__(self, x: Any = None) -> Tensor:
-        """Return x gated; without x, the gates' values."""
+        """Return x times the gates; without x, return the gate values."""
         return self.values() if x is None else super().__call__(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Multiply the rows of x by the gates; closed rows are not computed."""
+        """Multiply the rows of x by the gates; skip closed rows unless noise is per sample."""
         if x.shape[:1] != (self.count,):
             raise ValueError(f"a Gate of {self.count} does not fit an input of shape {x.shape}.")
         if self.per_sample and self.stochastic:
@@ -213,16 +213,16 @@ class Gate(Module):
 
     @property
     def limits(self) -> tuple[float, float]:
-        """Two numbers: a gate is closed up to the first, and fully open from the second on.
+        """Two values of phi: in evaluation, a gate is closed up to the first, which is smaller.
 
-        They are those of evaluation. The first is below the second.
+        From the second value on, a gate is fully open.
         """
         return -self.width / 2, self.width / 2
 
     def evaluated(self) -> Array:
-        """Return the gates' values as in evaluation, whatever the mode, shape (count,).
+        """Return the gate values of evaluation, in any mode, of shape (count,).
 
-        Raises ValueError if a value is not in [0, 1]: then gates could not be folded into weights.
+        Raises ValueError if a value is not in [0, 1], because gates must fold into weights.
         """
         training, self.training = self.training, False
         try:
@@ -236,14 +236,14 @@ class Gate(Module):
         return z
 
     def is_open(self) -> NDArray[np.bool_]:
-        """Return which groups are open in evaluation, shape (count,)."""
+        """Return which groups are open in evaluation, of shape (count,)."""
         return np.asarray(self.evaluated() > 0)
 
     def set_open(self, is_open: NDArray[np.bool_]) -> None:
-        """Open fully, or close, each group.
+        """Fully open or close each group.
 
-        Raises ValueError if ``is_open`` is not boolean, of shape (count,), or if the class has
-        ``limits`` that do not fit its ``transform``; then nothing changes.
+        Raises ValueError if ``is_open`` is not a boolean array of shape (count,), or if the
+        ``limits`` of the class do not fit its ``transform``; then nothing changes.
         """
         given = np.asarray(is_open)
         if given.shape != (self.count,) or given.dtype != np.bool_:
@@ -266,14 +266,14 @@ class Gate(Module):
     def open_probability(self) -> Tensor:
         """Return the probability that each gate is open, shape (count,), differentiable in phi.
 
-        That is P(phi + sigma * noise > limits[0]), for a stochastic gate in a training step. For a
-        deterministic gate it is a stand-in, with normal noise: smooth, with a gradient where the
-        gate is fully open and has none itself, and 0 once the gate has closed.
+        For a stochastic gate in training, this is P(phi + sigma * noise > limits[0]). For a
+        deterministic gate, this is a smooth stand-in with normal noise. The stand-in has a gradient
+        where the gate is fully open, and is 0 once the gate has closed.
         """
         return apply(OpenProbability(self), self.learned_phi())
 
     def tail(self, phi: Array) -> tuple[Array, Array]:
-        """Return the values of :meth:`open_probability` and their derivative."""
+        """Return the values of :meth:`open_probability` and their derivative in phi."""
         number = phi.dtype.type
         closed, factor = number(self.limits[0]), number(1 / self.sigma)
         if self.noise is None:
@@ -323,8 +323,8 @@ def grad_scale_rows(
 ) -> None:
     """Compute both gradients of :func:`scale_rows` in one pass.
 
-    ``written`` lists the rows of out, the gradient of x, to write: zeros in those not in ``rows``.
-    Of totals, the gradient of factors, only what is in ``rows`` is changed.
+    ``out`` is the gradient of x: the rows in ``written`` are written, with zeros outside ``rows``.
+    ``totals`` is the gradient of factors: only the elements in ``rows`` are written.
     """
     listed = np.zeros(len(x), np.bool_)
     listed[rows] = True
@@ -341,12 +341,12 @@ def grad_scale_rows(
 
 
 class Scale(Op):
-    """x times gate values z: each row, or each element, times the value of its group.
+    """Multiply each row, or each element, of x by the gate value of its group.
 
-    Skipping closed rows is exact only because of the promise of
+    Skipping closed rows is exact because of the promise of
     :class:`~minidiff.pruning.transform.GateTransform`: the derivative of a closed gate is 0, so the
-    gradient of its value does not matter, and is given as 0. The same holds for a gate that is
-    fully open; if all gates that are not closed are fully open, nothing is computed.
+    gradient of its value has no effect, and ``backward`` returns 0. The same holds for a fully open
+    gate. If every row has a closed or a fully open gate, ``forward`` returns x.
     """
 
     skips_dead_rows = True
@@ -385,7 +385,7 @@ class Scale(Op):
 
     def _rows_backward(self, grad: Array) -> Gradients:
         rows, grad_z = row_list(self.live, len(self.x)), np.zeros(len(self.z), grad.dtype)
-        # Closed rows of x need zeros for a gradient, unless they can never open again.
+        # Closed rows of x need a gradient of zeros, unless they can never open again.
         written = rows if self.closed_for_good else row_list(self.live_in[0], len(self.x))
         grad_x = grad
         if not (self.passes and len(written) == len(rows)):
@@ -416,9 +416,9 @@ def scale(
 ) -> Tensor:
     """Multiply x by gate values z.
 
-    ``labels`` is the group of each row of x (one axis), or of each element (as many axes as x);
-    None stands for groups that are the rows, or the elements, in order. ``closed_for_good``
-    promises that closed gates never open again.
+    ``labels`` has the group of each row of x (one axis), or of each element (as many axes as x).
+    None means one group for each row, or for each element, in order. ``closed_for_good`` promises
+    that closed gates never open again.
     """
     transform = z.node.op if z.node else None
     fully_open = transform.fully_open() if isinstance(transform, GateTransform) else z.raw == 1

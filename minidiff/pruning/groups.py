@@ -15,18 +15,18 @@ __all__ = ["Groups"]
 
 @dataclass(frozen=True, eq=False)
 class Groups:
-    """Which group each element of an array belongs to.
+    """A partition of the elements of an array.
 
     Attributes
     ----------
     labels : ndarray of int64
         The group of each element, 0..count-1, with as many axes as the array. An axis of length 1
-        stands for all positions along it. No group is empty.
+        broadcasts. No group is empty.
 
     Raises
     ------
     ValueError
-        If the labels are not integers, or leave out a number below the largest.
+        If the labels are empty, not integers, or not all the numbers from 0 to the largest.
 
     Examples
     --------
@@ -65,21 +65,22 @@ class Groups:
 
     @cached_property
     def rows(self) -> Indices | None:
-        """The group of each row (slice along axis 0), or one for all; None if a row has several.
+        """The group of each row (slice along axis 0); None if a row has several groups.
 
-        Rows are channels, features or filters: closing one saves work.
+        The length is 1 if one group covers all rows. Rows are channels, features or filters, so
+        closing a row saves work.
         """
         rows = self.labels.reshape(len(self.labels), -1)
         return np.asarray(rows[:, 0]) if (rows == rows[:, :1]).all() else None
 
     def labels_in(self, shape: Shape) -> Indices | None:
-        """Return the labels; None if the groups are the rows, or the elements, of such an array."""
+        """Return the labels; None if the groups of an array of ``shape`` are rows or elements."""
         sizes = self.labels.shape
         ordered = self.in_order and (sizes == shape or sizes == (shape[0], *[1] * (len(shape) - 1)))
         return None if ordered else self.labels
 
     def fits(self, shape: Shape) -> bool:
-        """Return whether the labels broadcast to an array of that shape, without a group lost."""
+        """Return whether the labels broadcast to ``shape``, with the same number of axes."""
         sizes = self.labels.shape
         return len(sizes) == len(shape) and all(
             n in (1, m) for n, m in zip(sizes, shape, strict=True)
@@ -87,9 +88,9 @@ class Groups:
 
     @classmethod
     def along(cls, shape: Iterable[int], axes: int | Iterable[int]) -> "Groups":
-        """Group by position along ``axes``: elements that differ only along others belong together.
+        """Group by position along ``axes``; elements that differ only along other axes share one.
 
-        Raises ValueError if the array has no such axes; negative ones are not meant.
+        Raises ValueError if ``axes`` is empty or an axis is not in 0..len(shape)-1.
 
         >>> Groups.along((2, 3), 1).labels
         array([[0, 1, 2]])
@@ -111,9 +112,9 @@ class Groups:
     def blocks(cls, shape: Iterable[int], block: Iterable[int]) -> "Groups":
         """Cut an array into blocks along its first axes; blocks at the far ends may be smaller.
 
-        Elements that differ only along axes without a block size belong together: blocks (4, 4) of
-        a convolution's weight (O, I, KH, KW) hold whole kernels. Raises ValueError if ``block`` is
-        not of integers >= 1, or has more of them than the array has axes.
+        Elements that differ only along axes without a block size share a group: blocks (4, 4) of a
+        convolution's weight (O, I, KH, KW) hold whole kernels. Raises ValueError unless ``block``
+        has integers >= 1, at most one for each axis.
 
         >>> Groups.blocks((2, 5), (2, 2)).labels
         array([[0, 0, 1, 1, 2],

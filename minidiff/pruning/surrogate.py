@@ -1,17 +1,16 @@
 """The L0 surrogate: the expected cost of the weights that gates leave.
 
 A weight is left only if the gates of its output, of its input and of itself are all open. So the
-number of weights of a layer, *coupled* with its neighbours, is
+number of weights left in a layer, *coupled* with its neighbours, is
 
     K * sum_i open_in[i] * sum_o open_out[o]
 
-with K positions of the kernel (1 for a dense layer). With the probability that a gate is open in
-place of ``open`` this is the expected number, if gates are independent: the surrogate. A
-deterministic gate has no such probability; that of a stochastic gate stands in for it, so there is
-a gradient where it is fully open. Once it has closed it counts as closed.
+with K kernel positions (1 for a dense layer). The surrogate replaces ``open`` by the probability
+that the gate is open. If gates are independent, the surrogate is the expected number of weights. A
+deterministic gate uses the probability of a stochastic gate, which has a gradient where the gate is
+fully open. Once a deterministic gate has closed, its probability is 0.
 
-The formula is ours; the paper (Shulman 2020, arXiv:2012.03653) speaks of a surrogate of the L0
-loss.
+The formula is ours; the paper (Shulman 2020, arXiv:2012.03653) mentions a surrogate of the L0 loss.
 """
 
 from collections.abc import Callable
@@ -28,8 +27,8 @@ from .network import Stage, Values, gates_of, walk
 
 __all__ = ["COSTS", "Surrogate"]
 
-#: The cost of a weight that is used at so many output positions. Most weights are in dense layers,
-#: most MACs (multiply-adds) in convolutions. None: the cost counts groups, not weights.
+#: The cost of a weight, given the number of output positions that use the weight. Most weights are
+#: in dense layers, most MACs (multiply-adds) in convolutions. None: the cost counts groups.
 COSTS: dict[str, Callable[[int], float] | None] = {
     "weights": lambda positions: 1.0,
     "macs": lambda positions: float(positions),
@@ -39,34 +38,34 @@ COSTS: dict[str, Callable[[int], float] | None] = {
 
 
 class Surrogate:
-    """The L0 surrogate of a model: the expected cost of what its gates leave.
+    """The L0 surrogate of a model: the expected cost of the weights that its gates leave.
 
-    For a layer whose kernel has K positions, ``K * sum(p_in) * sum(p_out)`` weights are expected,
-    where p are the probabilities that gates of inputs and outputs are open. The formula is ours;
-    the paper (Shulman 2020, arXiv:2012.03653) speaks of a surrogate of the L0 loss. Building it
-    walks through the network once; each call is quick.
+    A layer with K kernel positions has ``K * sum(p_in) * sum(p_out)`` expected weights, where p_in
+    and p_out are the probabilities that the gates of inputs and outputs are open. The formula is
+    ours; the paper (Shulman 2020, arXiv:2012.03653) mentions a surrogate of the L0 loss. The
+    constructor walks through the network once, so each call is fast.
 
     Parameters
     ----------
     model
         Layers in Sequentials, with gates.
     shape
-        Of one input, without the batch: (C, H, W) or (D,).
+        Shape of one input without the batch: (C, H, W) or (D,).
     cost
-        The cost of a weight: "weights", 1; "macs", its multiply-adds a sample; "balanced", the
-        cube root of these. Or "groups": every group of every gate costs 1.
+        The cost of a weight: 1 for "weights", its multiply-adds per sample for "macs", and the
+        cube root of these for "balanced". For "groups", every group of every gate costs 1.
 
     Raises
     ------
     ValueError
-        If ``cost`` is unknown, a layer does not fit its input, or closing a gate saves nothing
-        that the cost counts.
+        If ``cost`` is unknown, a layer does not fit its input, or closing a gate does not lower
+        the cost.
     TypeError
-        If a module does not say what becomes of channels.
+        If a module does not define how it maps channels.
 
     Examples
     --------
-    Twelve weights, each there with the probability that normal noise is above -2:
+    Each of twelve weights is left with the probability that normal noise is above -2:
 
     >>> from minidiff import nn
     >>> from minidiff.pruning.gated import Gated
@@ -100,10 +99,10 @@ class Surrogate:
 
 
 class ExpectedCost(Op):
-    """The expected cost as a function of phi, with its derivative computed along the way."""
+    """The expected cost as a function of phi; ``forward`` computes the derivative too."""
 
     def __init__(self, gates: list[Gate], costs: list[tuple[Stage, float]] | None) -> None:
-        self.gates, self.costs = gates, costs  # costs of a weight of each stage
+        self.gates, self.costs = gates, costs  # the cost of one weight of each stage
 
     def forward(self, *phis: Array) -> Array:
         tails = [gate.tail(phi) for gate, phi in zip(self.gates, phis, strict=True)]
@@ -132,7 +131,7 @@ class ExpectedCost(Op):
 def _expected_weights(stage: Stage, p: Values, grad: float, grads: dict[Gate, Array]) -> float:
     """Return the expected number of weights left, given the probabilities that gates are open.
 
-    ``grad`` times its derivative is added to ``grads``.
+    Add ``grad`` times the derivative to ``grads``.
     """
     outs, ins, weights = stage.products
     if not weights.factors:
@@ -145,7 +144,7 @@ def _expected_weights(stage: Stage, p: Values, grad: float, grads: dict[Gate, Ar
         return weights.total(p)
     p_out, p_in = outs.values(p)[:, None], ins.values(p)
     left = weights.values(p).sum(axis=2)  # (O, I)
-    # No products of matrices: the order of their sums changes with the number of threads.
+    # No matrix products: the order of their sums changes with the number of threads.
     by_output = (left * p_in).sum(axis=1)
     ins.backward(grad * (p_out * left).sum(axis=0), p, grads)
     outs.backward(grad * by_output, p, grads)

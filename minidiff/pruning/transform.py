@@ -32,18 +32,18 @@ __all__ = ["GateTransform", "binary_gate"]
 
 
 class GateTransform(Op):
-    """From a real number to the value of a gate, in [0, 1].
+    """The base class of ops that map real numbers to gate values in [0, 1].
 
-    Ops that skip closed and fully open gates rely on one promise: where the value is 0, and where
-    it is ``fully_open``, the derivative is 0. Any other gradient there is dropped. The live rows of
-    a vector are the gates that are not closed.
+    Ops that skip closed and fully open gates rely on one promise: the derivative is 0 where the
+    value is 0, and where the gate is ``fully_open``. Any other gradient there is dropped. The live
+    rows of a vector are the gates that are not closed.
 
-    A subclass has ``compute`` and ``fully_open``, and ``backward`` as every
-    :class:`~minidiff.engine.op.Op`. ``docs/howto/add-a-gate.md`` writes one.
+    A subclass defines ``compute``, ``fully_open`` and ``backward``.
+    ``docs/howto/add-a-gate.md`` writes one.
 
     Examples
     --------
-    A step from closed to open, which learns nothing:
+    A hard step from closed to open, whose gradient is 0 everywhere:
 
     >>> class Step(GateTransform):
     ...     def compute(self, x):
@@ -65,15 +65,15 @@ class GateTransform(Op):
     def forward(self, x: Array) -> Array:
         z = np.asarray(self.compute(read_only(x)), x.dtype)
         if x.ndim == 1:
-            self.live = (z != 0).nonzero()[0]  # quicker on booleans
+            self.live = (z != 0).nonzero()[0]  # faster on booleans
         return z
 
     def compute(self, x: Array) -> Array:
-        """Compute the values, of the shape of x."""
+        """Compute the gate values, with the shape of x."""
         raise NotImplementedError
 
     def fully_open(self) -> NDArray[np.bool_]:
-        """Return where the value is 1 and its derivative 0, after ``compute``."""
+        """Return where the last ``compute`` gave the value 1 with derivative 0."""
         raise NotImplementedError
 
 
@@ -89,9 +89,9 @@ def smoothstep(t: Array, out: Array) -> None:
 
 @serial
 def grad_smoothstep(grad: Array, t: Array, width: float, out: Array) -> None:
-    """Compute the gradient of x, where t is x / width + 1/2, limited by :func:`smoothstep`.
+    """Compute the gradient of x, given t = x / width + 1/2 as limited by :func:`smoothstep`.
 
-    Where the slope is 0 the gradient that is given may be uninitialised.
+    ``grad`` may be uninitialised where the slope is 0.
     """
     number = t.dtype.type
     factor, zero, one = number(6 / width), number(0), number(1)
@@ -107,7 +107,7 @@ class BinaryGate(GateTransform):
         self.width = width
 
     def compute(self, x: Array) -> Array:
-        # NumPy divides: in kernels division is only as exact as it needs to be to be fast.
+        # NumPy divides exactly; a kernel may multiply by a rounded reciprocal instead.
         self.t = np.ascontiguousarray(x / x.dtype.type(self.width) + x.dtype.type(0.5))
         z = np.empty(x.shape, x.dtype)
         smoothstep(self.t.reshape(-1), z.reshape(-1))
@@ -150,7 +150,7 @@ def binary_gate(x: Tensor | NDArray[Any], width: float = 1.0) -> Tensor | Array:
     ValueError
         If ``width`` is not a finite number above 0 that the dtype can hold.
     TypeError
-        If x is of another dtype.
+        If x has another dtype.
 
     Examples
     --------
