@@ -1,21 +1,22 @@
 """Prediction: a trained network as a function from images to logits, in one compiled call.
 
-In training, each op is a call from Python, and threads meet after each. For one image that is all
-overhead, and many images send every activation through memory. So a network is translated, once,
-into *programs*: tables of steps that one compiled function runs from the first layer to the last.
+In training, Python calls each op, and threads synchronise after each. For one image this overhead
+dominates; for many images every activation passes through memory. So a Predictor translates the
+network once into *programs*: tables of steps that one compiled function runs from the first layer
+to the last.
 
-Many images are taken in blocks of TILE samples, *batch last* as in training: a number of a program
-is a run of samples, and each thread runs whole blocks by itself. A few images have no batch for
-vectors to run along. They are *channels last*, (H, W, C) without gaps, one image after another, and
-a vector holds channels. Each step writes whole vectors there; excess lanes spill into the next
-position and are overwritten, or into spare room.
+Many images run in blocks of TILE samples, *batch last* as in training: a number of a program is a
+run of samples, and each thread runs whole blocks by itself. A few images do not fill vectors along
+the batch. They run one after another, *channels last*, (H, W, C) without gaps, and a vector holds
+channels. Each step writes whole vectors; excess lanes spill into the next position and are
+overwritten, or spill into spare memory.
 
-A program has three kinds of steps. A CONV is any layer with weights (a dense layer has one position
-with many channels). A POOL takes the largest or the mean of each window. A GATHER copies numbers to
-where the next step wants them; it serves Flatten, Select and padding, which only rearrange a table
-of addresses while the network is translated.
+A program has three kinds of steps. A CONV is any layer with weights; a dense layer has one position
+with many channels. A POOL takes the maximum or the mean of each window. Flatten, Select and padding
+only rearrange a table of addresses during translation. A GATHER then copies numbers into the order
+that the next step reads.
 
-A layer that cannot be compiled runs by its ``forward``, between two programs.
+A layer without ``compile`` runs its ``forward`` between two programs.
 """
 
 import math
@@ -34,21 +35,21 @@ from .kernels import CONV, GATHER, POOL, SPARE, STEP, run_few, run_many
 
 __all__ = ["Predictor"]
 
-FEW = 12  # images, up to which channels last is quicker
-LIMIT = 1 << 28  # bytes that a block of images may take; above, images run one by one
+FEW = 12  # images: up to this number, channels last is faster
+LIMIT = 1 << 28  # bytes of memory for a block of images; above, images run one by one
 
 
 class Predictor:
-    """A network, ready to predict.
+    """A trained network as a compiled function from images to outputs.
 
     Parameters
     ----------
     model
-        Layers in Sequentials, as :func:`minidiff.compact` returns. The weights of compiled layers
-        are copied: later training changes nothing here. Other layers, gates among them, run by
+        Layers in Sequentials, as :func:`minidiff.compact` returns. The Predictor copies the weights
+        of compiled layers, so later training does not change them. Other layers, such as gates, run
         their ``forward``.
     shape
-        Of one input, without the batch: (C, H, W) or (D,).
+        Shape of one input without the batch: (C, H, W) or (D,).
     mean, std
         The normalisation of inputs in training: each number becomes (number - mean) / std.
 
@@ -57,7 +58,8 @@ class Predictor:
     TypeError
         If weights are not float32.
     ValueError
-        If a layer does not fit the shape, or ``std`` is not above 0.
+        If a layer does not fit its input, ``mean`` is not finite, or ``std`` is not finite and
+        above 0.
 
     Examples
     --------
@@ -95,13 +97,13 @@ class Predictor:
                 stage.finish()
 
     def __call__(self, images: NDArray[Any]) -> NDArray[np.float32]:
-        """Return the network's outputs, for classes the logits.
+        """Return the outputs of the network: the logits of a classifier.
 
         Parameters
         ----------
         images
-            Shape (N, C, H, W), or (N, D); N may be 0. uint8 counts as 0..1 in steps of 1/255;
-            floats are taken as they are.
+            Shape (N, C, H, W) or (N, D); N may be 0. uint8 images are divided by 255, floats are
+            not. Both are then normalised by ``mean`` and ``std``.
 
         Returns
         -------
@@ -112,7 +114,7 @@ class Predictor:
         ValueError
             If the shape does not fit.
         TypeError
-            If the images are of another dtype.
+            If the images are neither uint8 nor floats.
         """
         images = np.asarray(images)
         if images.dtype != np.uint8 and images.dtype.kind != "f":
@@ -133,7 +135,7 @@ class Predictor:
 
 
 def _forward(layer: Module, x: Array) -> NDArray[np.float32]:
-    """Run a layer as in evaluation; its batch is last, the predictor's first."""
+    """Run a layer in evaluation; the layer's batch is last, the predictor's is first."""
     with evaluation(layer):
         out = layer(Tensor(np.ascontiguousarray(np.moveaxis(x, 0, -1)))).data
     return np.ascontiguousarray(np.moveaxis(out, -1, 0), np.float32)
@@ -163,15 +165,15 @@ class _Compiled:
 
 
 class Program:
-    """Steps for a kernel, while layers add them by their method ``compile``.
+    """The steps of a kernel, which layers add in their method ``compile``.
 
-    ``at`` has the shape of the current output, without the batch, and holds the address of each of
-    its numbers in the memory that the program works in.
+    ``at`` has the shape of the current output without the batch. It holds the address of each
+    number of this output in the memory of the program.
     """
 
     def __init__(self, shape: Shape, *, channels_last: bool) -> None:
         self.channels_last = channels_last
-        self.size = 1  # of the memory; the number at address 0 is 0, and pads inputs
+        self.size = 1  # of the memory; address 0 holds the 0 that pads inputs
         self._steps: list[dict[str, int]] = []
         self._tables: dict[str, list[NDArray[Any]]] = {"weights": [], "biases": [], "indices": []}
         self._used = dict.fromkeys(self._tables, 0)
@@ -201,13 +203,13 @@ class Program:
         self.at = self.at.ravel()
 
     def pool(self, kernel: Shape, stride: tuple[int, int], *, largest: int, relu: int = 0) -> None:
-        """Add a pool: the largest, or the mean, of each window."""
+        """Add a pool: the maximum of each window if ``largest``, else the mean."""
         self._window(kernel, stride, kind=POOL, largest=largest, relu=relu)
 
     def relu(self) -> None:
         """Apply ReLU to the output of the last step."""
         if self._steps:
-            self._steps[-1]["relu"] = 1  # anything since then has moved numbers, not computed
+            self._steps[-1]["relu"] = 1  # layers since then only moved numbers
         else:
             self.pool((1, 1), (1, 1), largest=1, relu=1)
 
@@ -228,7 +230,10 @@ class Program:
         outputs: int | None = None,
         **settings: int,
     ) -> None:
-        """Add a step whose windows move over the input, with ``outputs`` channels, or as many."""
+        """Add a step with windows that move over the input; ``outputs`` are its output channels.
+
+        By default, the output has the channels of the input.
+        """
         shape = self.at.shape
         at = self.at.reshape(*shape, *[1] * (3 - len(shape)))
         channels, height, width = at.shape
@@ -252,7 +257,7 @@ class Program:
             self.at = new.reshape(outputs, *positions)
 
     def _packed(self, at: Indices) -> int:
-        """Return the address of the input in the order of the layout; gather it if need be."""
+        """Return the address of the input in the order of the layout; add a GATHER if needed."""
         wanted = (at.transpose(1, 2, 0) if self.channels_last else at).ravel()
         if (np.diff(wanted) == 1).all():
             return int(wanted[0])
@@ -263,7 +268,7 @@ class Program:
         return target
 
     def _room(self, count: int) -> int:
-        """Set memory aside; return its address."""
+        """Reserve memory for ``count`` numbers; return its address."""
         first = self.size
         self.size += count + SPARE
         return first
@@ -276,7 +281,7 @@ class Program:
         return first
 
     def finish(self) -> None:
-        """Make arrays of the tables, for kernels."""
+        """Convert the tables to arrays for the kernels."""
         steps = np.zeros(len(self._steps), STEP)
         for i, step in enumerate(self._steps):
             steps[i] = tuple(step.get(name, 0) for name in STEP.names or ())
@@ -290,7 +295,7 @@ class Program:
         self._arguments = (steps, *arrays, self.at.ravel())
 
     def run(self, numbers: Array, scale: np.float32, offset: np.float32) -> NDArray[np.float32]:
-        """Compute the outputs for (N, inputs), normalised first."""
+        """Normalise inputs of shape (N, inputs), and compute the outputs."""
         out = np.empty((len(numbers), *self.at.shape), np.float32)
         if self.channels_last:
             run_few(*self._arguments, self.size, numbers, scale, offset, matrix(out))

@@ -1,17 +1,17 @@
-"""Compaction: closed groups are cut out, and an ordinary smaller network without gates remains.
+"""Compaction cuts closed groups out, and returns an ordinary smaller network without gates.
 
 Four passes over the layers with weights:
 
-1. *Fold.* Gates are multiplied into the weights behind or before them. Gates are never negative,
-   so a gated channel may pass ReLU or a pool before it meets its weights.
-2. *Fold constants.* An output whose weights are all zero is a constant, its bias. Its part of the
-   next layer's sums goes into the next layer's biases. Zero padding makes the constant depend on
-   the position; then the filter stays.
-3. *Keep*, from the end: the inputs for which kept outputs have weights, and nothing else. Behind a
-   Flatten these may be some positions of a channel and not others.
-4. *Cut.*
+1. *Fold.* Multiply gates into the weights behind or before them. Gates are never negative, so a
+   gated channel may pass ReLU or a pool before its weights.
+2. *Fold constants.* An output whose weights are all zero equals its bias. Fold this constant into
+   the biases of the next layer. Zero padding makes the constant depend on the position, so the
+   filter stays.
+3. *Keep.* From the last layer to the first, keep only the inputs that a kept output has weights
+   for. Behind a Flatten, these may be only some positions of a channel.
+4. *Cut.* Take the kept inputs and outputs out of each layer.
 
-Zeros decide, whatever has made them, so a network pruned by other means is compacted as well.
+Only zero weights decide what to cut, so a network pruned by other methods is compacted as well.
 """
 
 import copy
@@ -34,50 +34,50 @@ __all__ = ["compact"]
 
 @dataclass
 class Folded:
-    """A layer with gates folded into its weights, and what is kept of it."""
+    """A layer with gates folded into its weights, and the inputs and outputs that it keeps."""
 
     stage: Stage
     weight: Array  # (O, I, K)
     bias: Array  # (O,)
-    inputs: Bools = field(init=False)  # (I,) that depend on the network's input; later, are kept
-    outputs: Bools = field(init=False)  # (O,) that are kept
+    inputs: Bools = field(init=False)  # (I,) varies with the input of the network; later, kept
+    outputs: Bools = field(init=False)  # (O,) kept
 
 
 def compact(model: Module, shape: Shape) -> Sequential:
     """Return an ordinary network without gates that computes the same, in less memory and time.
 
-    Filters, inputs and units that are closed, or of no use to those that are open, are cut out.
-    The result shares nothing with ``model``, all its parameters require a gradient, and it can be
-    trained on, gated again, and compacted again.
+    Compaction cuts out filters, inputs and units that are closed or that no open one uses. The
+    result shares nothing with ``model``, and all its parameters require a gradient. You can train
+    the result, gate it and compact it again.
 
     Parameters
     ----------
     model
         Layers in Sequentials of any depth, with gates.
     shape
-        Of one input, without the batch: (C, H, W) or (D,).
+        Shape of one input without the batch: (C, H, W) or (D,).
 
     Returns
     -------
     Sequential
-        With the names of ``model``; those of inner Sequentials are joined by an underscore. Its
-        outputs are those of ``model`` in evaluation, up to rounding. A Select stands before a
-        layer of which only some inputs are left.
+        A network with the layer names of ``model``; names in inner Sequentials are joined by an
+        underscore. Its outputs equal those of ``model`` in evaluation, up to rounding. A Select
+        stands before a layer that reads only some of the channels left.
 
     Raises
     ------
     TypeError
-        If a module does not say what becomes of channels.
+        If a module does not define how it maps channels.
     ValueError
-        If a layer does not fit its input, no layer has weights, or a gate cannot be folded into
-        weights: one on single positions of channels that no Flatten makes into features, or one
-        between layers that are not homogeneous. Also if a layer of your own says something wrong of
-        channels, so that the outputs would differ.
+        If a layer does not fit its input, or no layer has weights. If a gate cannot be folded: a
+        gate on single positions that no Flatten turns into features, or a gate in front of a layer
+        that is not homogeneous. If outputs would differ, because a class of your own describes its
+        channels or gates wrongly.
 
     Warns
     -----
     UserWarning
-        If nothing is left of some layer, so that the output is the same for any input.
+        If no inputs of a layer are left, so that the output is the same for any input.
 
     Examples
     --------
@@ -101,7 +101,7 @@ def compact(model: Module, shape: Shape) -> Sequential:
 
 
 def _check_own_classes(model: Module, small: Module, shape: Shape) -> None:
-    """Compare outputs if a class is not minidiff's: what it says of channels may be wrong."""
+    """Compare outputs if a class is not from minidiff, because its channel map may be wrong."""
     classes = {type(module) for module in model.modules()}
     own = sorted(c.__name__ for c in classes if not c.__module__.startswith("minidiff."))
     if not own:
@@ -120,8 +120,8 @@ def _check_own_classes(model: Module, small: Module, shape: Shape) -> None:
             return
         reason = f"outputs differ by {error:.2g}"
     raise ValueError(
-        f"the compact network computes something else: {reason}. Check what {', '.join(own)} "
-        f"say of channels (channelwise, homogeneous, map_channels) and of gates (transform)."
+        f"the compact network computes something else: {reason}. Check how {', '.join(own)} "
+        f"describe channels (channelwise, homogeneous, map_channels) and gates (transform)."
     )
 
 
@@ -143,8 +143,8 @@ def _fold(network: Network) -> list[Folded]:
     homogeneous = all(module.homogeneous for _, module in network.behind)
     if end.scales and (end.positions > 1 or not homogeneous):
         raise ValueError(
-            "a gate stands behind the last layer with weights, and behind a layer through which it "
-            "cannot be folded back."
+            "a gate behind the last layer with weights cannot be folded back through a layer "
+            "between them."
         )
     scale = np.ones(end.source)
     scale[end.origin // end.positions] = multiplied(np.ones(len(end.origin)), end.scales)
@@ -167,7 +167,7 @@ def _refuse_stuck(name: str, channels: Channels) -> None:
 
 
 def _fold_constants(layers: list[Folded]) -> None:
-    """Find the inputs that depend on the network's input; the others go into biases."""
+    """Find the inputs that depend on the network's input; fold the others into biases."""
     source = layers[0].stage.inputs.source
     varies: Bools = np.ones(source, np.bool_)
     values: Array = np.zeros(source)
@@ -180,7 +180,7 @@ def _fold_constants(layers: list[Folded]) -> None:
         if any(getattr(stage.layer, "padding", ())):
             layer.inputs |= constant != 0
         constant_inputs = ~layer.inputs & (constant != 0)
-        # Sums of many numbers, in float64. Where an output has no weights it does not read.
+        # Sum in float64. An output without weights for an input does not read the constant.
         weight = layer.weight[:, constant_inputs]
         sums, read = weight.sum(axis=2, dtype=np.float64), weight.any(axis=2)
         more = np.multiply(sums, constant[constant_inputs], out=np.zeros_like(sums), where=read)
@@ -190,7 +190,7 @@ def _fold_constants(layers: list[Folded]) -> None:
 
 
 def _pass_constants(stage: Stage, values: Array) -> Array:
-    """Return what the layers in front of a stage make of constant channels: (inputs, positions)."""
+    """Pass constant channels through the layers in front of a stage; return (inputs, positions)."""
     x = np.broadcast_to(values.reshape(-1, *[1] * len(stage.shape)), (*stage.shape, 1))
     out = Tensor(x.astype(np.float64))
     with no_grad(), np.errstate(all="ignore"):
@@ -207,7 +207,7 @@ def _without_gates(layers: list[tuple[str, Module]]) -> list[tuple[str, Module]]
 
 
 def _keep(layers: list[Folded], end: Channels) -> None:
-    """Find what is of use, from the end; every layer keeps at least one input."""
+    """Find what to keep, from the last layer to the first; every layer keeps at least one input."""
     empty: str | None = None
     layers[-1].outputs = _sources(end, np.ones(len(end.origin), np.bool_))
     for layer, before in zip(reversed(layers), [*layers[-2::-1], None], strict=True):
@@ -219,7 +219,7 @@ def _keep(layers: list[Folded], end: Channels) -> None:
             layer.weight = np.zeros_like(layer.weight)
         if before is not None:
             before.outputs = _sources(layer.stage.inputs, layer.inputs)
-            if nothing:  # what no output reads shall cost nothing either
+            if nothing:  # nothing reads the layer before, so it keeps no weights
                 before.weight, before.bias = (
                     np.zeros_like(before.weight),
                     np.zeros_like(before.bias),
@@ -233,7 +233,7 @@ def _keep(layers: list[Folded], end: Channels) -> None:
 
 
 def _sources(channels: Channels, kept: Bools) -> Bools:
-    """Return which outputs of the layer before the kept channels come from."""
+    """Return which outputs of the layer before are the sources of the kept channels."""
     out = np.zeros(channels.source, np.bool_)
     out[channels.origin[kept] // channels.positions] = True
     return out
@@ -243,7 +243,7 @@ def _sources(channels: Channels, kept: Bools) -> Bools:
 
 
 def _cut(network: Network, layers: list[Folded]) -> Sequential:
-    copies: dict[int, object] = {}  # what several modules hold, a generator say, is copied once
+    copies: dict[int, object] = {}  # copy once what modules share, such as a generator
     cut: dict[str, Module] = {}
 
     def add(name: str, module: Module) -> None:
@@ -280,9 +280,9 @@ def _cut(network: Network, layers: list[Folded]) -> Sequential:
 
 
 def _select(channels: Channels, kept: Bools, left: Bools) -> nn.Select | None:
-    """Return the layer that takes the kept channels from the sources left, unless it takes all."""
+    """Return the Select of the kept channels among the sources left; None if all are kept."""
     origin: Indices = channels.origin[kept]
-    rank = np.cumsum(left) - 1  # the sources that are left, numbered anew
+    rank = np.cumsum(left) - 1  # the new numbers of the sources left
     positions = channels.positions
     indices = rank[origin // positions] * positions + origin % positions
     size = int(left.sum()) * positions

@@ -213,9 +213,9 @@ class Gate(Module):
 
     @property
     def limits(self) -> tuple[float, float]:
-        """Two values of phi: in evaluation, a gate is closed up to the first, which is smaller.
+        """Two limits of phi in evaluation: closed up to the first, fully open from the second on.
 
-        From the second value on, a gate is fully open.
+        The first limit is below the second.
         """
         return -self.width / 2, self.width / 2
 

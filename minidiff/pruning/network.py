@@ -1,9 +1,9 @@
-"""One walk through a network: which gates lie on the path of each weight, and where it leads.
+"""One walk through a network, which finds the gates on the path of each weight.
 
-The walk meets layer after layer. Between two layers with weights it carries :class:`Channels`: the
-gates that multiply each channel, and the output of the earlier layer that each channel comes from.
-Each layer with weights becomes a :class:`Stage`. The surrogate, the count and compaction all start
-from the stages, so what is penalised, what is reported and what is left cannot drift apart.
+The walk visits the layers in order. Between two layers with weights it carries :class:`Channels`:
+the gates that multiply each channel, and the output of the earlier layer that each channel comes
+from. Each layer with weights becomes a :class:`Stage`. The surrogate, the counts and compaction all
+start from the stages, so they cannot disagree.
 """
 
 import math
@@ -25,7 +25,7 @@ from .gates import Gate
 __all__ = ["gates_of", "split_parameters"]
 
 Bools = NDArray[np.bool_]
-Values = Mapping[Gate, NDArray[Any]]  # for each group of each gate a number, or whether it is open
+Values = Mapping[Gate, NDArray[Any]]  # for each gate, a number or a bool for each group
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Factor:
         return np.array_equal(self.labels.ravel(), np.arange(self.gate.count))
 
     def values(self, values: Values) -> NDArray[Any]:
-        """Return what multiplies each element: 1 where the group is counted already."""
+        """Return the factor of each element: 1 where an earlier factor counted the group."""
         value = values[self.gate]
         value = value.reshape(self.labels.shape) if self.in_order else value[self.labels]
         return value if self.first is None else np.where(self.first, value, value.dtype.type(1))
@@ -52,7 +52,7 @@ class Factor:
         if self.first is not None:
             grad = np.where(self.first, grad, 0)
         if self.in_order and self.labels.shape == shape:
-            # One number for all groups need not be laid out.
+            # A scalar gradient need not be broadcast to all groups.
             return np.asarray(grad) if np.ndim(grad) == 0 else np.broadcast_to(grad, shape).ravel()
         labels, grad = np.broadcast_to(self.labels, shape), np.broadcast_to(grad, shape)
         return np.bincount(labels.ravel(), grad.ravel(), self.gate.count)
@@ -60,9 +60,9 @@ class Factor:
 
 @dataclass(frozen=True)
 class Product:
-    """For each element of an array, the product over the gates on its path.
+    """For each element of an array, the product of the gates on its path.
 
-    A group that is on the path twice counts once: the element is there if the group is open.
+    A group that is on the path twice counts once, because a gate is open or closed as a whole.
     """
 
     shape: Shape
@@ -80,14 +80,14 @@ class Product:
         return replace(self, factors=(*self.factors, Factor(gate, labels, first)))
 
     def taken(self, elements: Indices) -> "Product":
-        """Put these elements of a vector, some left out or repeated, in place of all."""
+        """Return the product for the listed elements of a vector, which may repeat."""
         product = Product((len(elements),))
         for factor in self.factors:
             product = product.times(factor.gate, factor.labels[elements])
         return product
 
     def values(self, values: Values) -> NDArray[Any]:
-        """Multiply the values of the gates; of the array's shape."""
+        """Multiply the values of the gates; return an array of shape ``self.shape``."""
         if not self.factors:
             return np.ones(self.shape)
         out = self.factors[0].values(values)
@@ -100,7 +100,7 @@ class Product:
         return float(self.values(values).sum()) if self.factors else float(math.prod(self.shape))
 
     def backward(self, grad: Any, values: Values, grads: dict[Gate, Array]) -> None:
-        """Add the derivative of ``(grad * values).sum()`` to ``grads`` of each gate."""
+        """Add the derivative of ``(grad * values).sum()`` by each gate to ``grads``."""
         for i, factor in enumerate(self.factors):
             others = Product(self.shape, self.factors[:i] + self.factors[i + 1 :])
             part = grad * others.values(values) if others.factors else grad
@@ -109,25 +109,25 @@ class Product:
 
 @dataclass(frozen=True)
 class Channels:
-    """The channels, or features, on the way from one layer with weights to the next.
+    """The channels, or features, between a layer with weights and the next one.
 
     Attributes
     ----------
     product : Product
-        Over channels: every gate on the path of each channel since its layer.
+        The gates on the path of each channel, from the source on.
     source : int
         The number of outputs of the layer before, or of channels of the network's input.
     positions : int
-        How many positions of each source channel a Flatten has made features of; 1 before.
+        The number of features that a Flatten makes of each source channel; 1 without a Flatten.
     origin : ndarray of int64
-        Where each channel comes from: ``source channel * positions + position``.
+        The source of each channel: ``source channel * positions + position``.
     scales : list of (Gate, ndarray of int64)
-        Gates to be folded into the weights that follow, with the group of each channel.
+        Gates to fold into the next weights, with the group of each channel.
     masks : list of (Gate, ndarray of int64)
-        Gates on single positions, with groups of shape (C, H, W); a Flatten makes them gates on
-        features.
+        Gates on single positions, with groups of shape (C, H, W). A Flatten turns them into gates
+        on features.
     stuck : list of Gate
-        Gates that cannot be folded into the weights that follow.
+        Gates that cannot be folded into the next weights.
     """
 
     product: Product
@@ -140,13 +140,13 @@ class Channels:
 
     @classmethod
     def of(cls, product: Product) -> "Channels":
-        """Return the outputs of a layer, or the channels of an input."""
+        """Return the channels of a layer's output, or of the network's input."""
         (count,) = product.shape
         return cls(product, count, np.arange(count))
 
     @cached_property
     def direct(self) -> bool:
-        """Whether the channels are the source's: closing one saves its work there too."""
+        """Whether the channels are those of the source; then closing one saves work there too."""
         return self.positions == 1 and np.array_equal(self.origin, np.arange(self.source))
 
     # -- what layers do to channels ------------------------------------------------------------
@@ -157,11 +157,11 @@ class Channels:
         return replace(self, product=product, scales=scales)
 
     def masked(self, gate: Gate, labels: Indices) -> "Channels":
-        """Multiply single positions by a gate, given the group of each."""
+        """Multiply single positions by a gate, given the group of each position."""
         return replace(self, masks=[*self.masks, (gate, labels)])
 
     def pooled(self) -> "Channels":
-        """Move or mix the positions of each channel: no gate on single positions passes."""
+        """Move or mix the positions of each channel: no gate on positions can be folded through."""
         gates = [gate for gate, _ in self.masks]
         return replace(self, masks=[], stuck=[*self.stuck, *gates]) if gates else self
 
@@ -181,7 +181,7 @@ class Channels:
         )
 
     def flattened(self, shape: Shape) -> "Channels":
-        """Make a feature of each position of each channel, from (C, H, W)."""
+        """Make a feature of each position of each channel; ``shape`` is (C, H, W)."""
         positions = math.prod(shape[1:])
         features = replace(self, masks=[]).selected(np.repeat(np.arange(shape[0]), positions))
         origin = features.origin * positions + np.tile(np.arange(positions), shape[0])
@@ -193,7 +193,7 @@ class Channels:
 
 @dataclass(frozen=True)
 class Stage:
-    """A layer with weights, met on the walk."""
+    """A layer with weights, as the walk finds it."""
 
     name: str
     layer: Weighted
@@ -201,7 +201,7 @@ class Stage:
     before: list[tuple[str, Module]]  # the layers without weights in front of it
     shape: Shape  # of the input of ``before``, without the batch
     inputs: Channels
-    outputs: Product  # the gates on its outputs, and on the channels behind that are its outputs
+    outputs: Product  # the gates on its outputs, and on later channels that equal its outputs
     positions: int  # of the output, H' * W'
 
     @property
@@ -211,10 +211,10 @@ class Stage:
 
     @cached_property
     def products(self) -> tuple[Product, Product, Product]:
-        """Which gates lie on outputs (O,), inputs (I,), and on the weights themselves (O, I, K).
+        """The gates on outputs (O,), on inputs (I,), and on the weights themselves (O, I, K).
 
-        A weight is left if all three are open. A gate that is in two of them makes them dependent;
-        then all gates are in the third.
+        A weight is left if all three are open. A gate in two of the products makes them dependent;
+        then the third product holds all gates.
         """
         shape = (*self.layer.weight.shape[:2], self.kernel_size)
         outs, ins, weights = self.outputs, self.inputs.product, Product(shape)
@@ -238,7 +238,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Network:
-    """The layers with weights of a network, and what lies behind the last of them."""
+    """The layers with weights of a network, and the layers behind the last of them."""
 
     stages: list[Stage]
     behind: list[tuple[str, Module]]
@@ -249,7 +249,7 @@ class Network:
 def walk(model: Module, shape: Shape) -> Network:
     """Walk through a network for inputs of ``shape`` without the batch.
 
-    Raises TypeError for a module that does not say what becomes of channels, and ValueError for a
+    Raises TypeError for a module that does not define how it maps channels, and ValueError for a
     layer that does not fit its input.
     """
     first = shape = tuple(shape)
@@ -269,7 +269,7 @@ def walk(model: Module, shape: Shape) -> Network:
                 channels = layer.map_channels(channels, shape)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{name or 'the model'}: {error}") from None
-        if stages and channels.direct:  # a channel that is closed here is of no use before
+        if stages and channels.direct:  # a channel closed here is not needed before
             stages[-1] = replace(stages[-1], outputs=channels.product)
         if isinstance(layer, Weighted):
             product = Product(after[:1])
@@ -290,7 +290,7 @@ def gates_of(model: Module) -> dict[str, Gate]:
     Parameters
     ----------
     model
-        Of any modules.
+        A tree of any modules.
 
     Examples
     --------
@@ -312,13 +312,13 @@ def gates_of(model: Module) -> dict[str, Gate]:
 def split_parameters(model: Module) -> tuple[list[Parameter], list[Parameter]]:
     """Return the weights and biases of a network, and phi of its gates: one list per optimiser.
 
-    Weights are for SGD with weight decay. The slope of a gate that is nearly open or closed is
-    tiny, so phi is for Adam, without decay.
+    Train the weights by SGD with weight decay. Train phi by Adam without decay, because the slope
+    of a gate that is nearly open or closed is tiny.
 
     Parameters
     ----------
     model
-        Of any modules.
+        A tree of any modules.
 
     Examples
     --------
