@@ -42,7 +42,7 @@ class Module:
     """The base class of layers and networks: parameters, submodules and a ``forward``.
 
     A module finds its parameters and submodules among its attributes, and in attributes that are
-    lists or tuples, in the order of assignment. A parameter found twice counts once.
+    lists or tuples, in the order of assignment. Each counts once, even if found twice.
 
     A subclass that defines ``forward`` does not inherit ``channelwise``, ``homogeneous``,
     ``map_channels``, ``compile`` and ``onnx``, which describe the computation of its parent. A

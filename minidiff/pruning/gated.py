@@ -108,7 +108,7 @@ class Gated(Module):
     Parameters
     ----------
     layer
-        A Conv2d or Linear, or a subclass of Weighted.
+        A Conv2d, a Linear or another Weighted layer.
     outputs
         A gate for each filter or unit. Gate o multiplies row o of the weight, and bias o.
     inputs

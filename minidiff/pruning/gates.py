@@ -7,8 +7,6 @@ skipped.
 
 A :class:`Gate` computes the values, and the op :class:`Scale` multiplies by them. ``gated.py`` puts
 gates on layers.
-
-The idea is the paper's (Shulman 2020, arXiv:2012.03653); the formulas are ours.
 """
 
 import math

@@ -88,7 +88,7 @@ class Groups:
 
     @classmethod
     def along(cls, shape: Iterable[int], axes: int | Iterable[int]) -> "Groups":
-        """Group by position along ``axes``; elements that differ only along other axes share one.
+        """Group elements by position along ``axes``, and share a group along all other axes.
 
         Raises ValueError if ``axes`` is empty or an axis is not in 0..len(shape)-1.
 

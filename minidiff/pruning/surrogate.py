@@ -9,8 +9,6 @@ with K kernel positions (1 for a dense layer). The surrogate replaces ``open`` b
 that the gate is open. If gates are independent, the surrogate is the expected number of weights. A
 deterministic gate uses the probability of a stochastic gate, which has a gradient where the gate is
 fully open. Once a deterministic gate has closed, its probability is 0.
-
-The formula is ours; the paper (Shulman 2020, arXiv:2012.03653) mentions a surrogate of the L0 loss.
 """
 
 from collections.abc import Callable
