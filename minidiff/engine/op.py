@@ -38,17 +38,20 @@ class Op:
         Which inputs need a gradient; set before ``forward``.
     skips_dead_rows : bool
         Whether the op computes live rows only. Then dead rows of its arguments and results may be
-        uninitialised, and its arguments are writeable, as kernels need them. Other ops get
-        read-only arrays with zeros in dead rows.
+        uninitialised, and its arguments are writeable, as kernels need them. ``backward`` must
+        still write every row of an input's gradient that is in ``live_in`` (and in ``grad_rows``,
+        if given): zeros where only the output is dead. Other ops get read-only arrays with zeros in
+        dead rows.
     live_in : tuple of (ndarray of int64, or None)
         The live rows of each input, or None for all rows; set before ``forward``. All other rows
         are zero, and their gradient has no effect.
     live : ndarray of int64, or None
-        The live rows of the output. ``forward`` sets ``live`` if some rows are known to be zero.
+        The live rows of the output. ``forward`` sets ``live`` if some rows are known to be zero,
+        whether the op skips or not; otherwise later ops compute all rows.
     grad_rows : tuple of (ndarray of int64, or None)
         For each input, the rows that can get a gradient in this pass or in a later one, or None
-        for all rows; empty if all are None. The optimiser does not update other rows. A row that a
-        stochastic gate closes is dead now, but may get a gradient in the next step.
+        for all rows; empty if all are None. The optimiser does not update rows outside this list.
+        Being dead is not enough for that: a stochastic gate may open again in the next step.
 
     Examples
     --------

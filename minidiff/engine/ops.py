@@ -35,7 +35,8 @@ class Weighted(Op):
         self.ins = row_list(live_x, len(x))  # rows to sum over
         self.outs = self.written = row_list(live_weight, len(weight))  # rows to compute
         self.live = live_weight
-        if live_weight is not live_bias:  # a gate on weights alone leaves the biases live
+        # One gate on both gives both the same list. A gate on weights alone leaves biases live.
+        if live_weight is not live_bias:
             self.written = np.union1d(self.outs, row_list(live_bias, len(bias)))
             self.live = None if live_weight is None or live_bias is None else self.written
             bias = filled(bias, live_bias)
@@ -87,6 +88,7 @@ class Conv2d(Weighted):
             )  # fmt: skip
         if self.needs[1]:
             spans, taps = self.forward_map.spans, self.forward_map.taps
+            # Lists name rows only, so columns of dead inputs must be zero.
             grad_weight = arrays.zeros(self.weight.shape, grad.dtype)
             kernels.grad_weight(
                 matrix(self.x), matrix(grad), self.ins, self.outs, spans, taps, samples,

@@ -189,7 +189,8 @@ class Tensor:
         if np.shape(values) != self.shape:
             raise ValueError(f"new data has shape {np.shape(values)}; expected {self.shape}.")
         # ``t.data -= step`` changes the array in place, so ops that stored the array are invalid.
-        # Ops that skipped dead rows are invalid too, because all rows are live now.
+        # Ops that skipped dead rows are invalid too: all rows are live now, and ``backward`` would
+        # read the gradients that these ops have left uninitialised.
         if values is self.raw or self.live is not None:
             self.version += 1
         self.raw, self.live = np.asarray(values, self.dtype), None
@@ -277,18 +278,18 @@ class Tensor:
         if np.shape(grad) != self.shape:
             raise ValueError(f"grad has shape {np.shape(grad)}; expected {self.shape}.")
         # Gradients wait here until every op that uses the tensor has added its part. Each gradient
-        # comes with ``rows``, the only rows that can ever get a gradient. Outside ``rows`` and
-        # outside the tensor's live rows a waiting gradient may be uninitialised, so zeros are
-        # filled in before gradients are added.
+        # comes with ``grad_rows``, the only rows that can get a gradient now or later, as far as
+        # the ops of this pass know. Outside ``grad_rows`` and outside the tensor's live rows a
+        # waiting gradient may be uninitialised, so zeros are filled in before gradients are added.
         pending: dict[int, tuple[Array, Indices | None]] = {}
         pending[id(self)] = np.asarray(grad, self.dtype), None
         # Leaves come last, so an error in an op leaves every .grad unchanged.
         for tensor in _latest_first(self):
-            grad, rows = pending.pop(id(tensor))
-            if tensor.node is None:
-                tensor._add_grad(grad, tensor.live if rows is None else rows)
+            grad, grad_rows = pending.pop(id(tensor))
+            if tensor.node is None:  # a leaf; hardly any has dead rows, and none has both lists
+                tensor._add_grad(grad, tensor.live if grad_rows is None else grad_rows)
                 continue
-            grad = filled(grad, rows)
+            grad = filled(grad, grad_rows)
             for parent, part, part_rows in _input_gradients(tensor.node, grad, tensor.live):
                 if id(parent) in pending:
                     other, other_rows = pending[id(parent)]

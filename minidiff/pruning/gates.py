@@ -179,7 +179,7 @@ class Gate(Module):
             )
         z = apply(op, phi)
         if self.closes_for_good and op.live is not None:
-            op.grad_rows = (op.live,)
+            op.grad_rows = (op.live,)  # in time: the tape reads it in backward
         return z
 
     # -- as a layer ----------------------------------------------------------------------------
@@ -211,9 +211,9 @@ class Gate(Module):
 
     @property
     def limits(self) -> tuple[float, float]:
-        """Two limits of phi in evaluation: closed up to the first, fully open from the second on.
+        """The phi up to which gates are closed, and the larger phi from which they are fully open.
 
-        The first limit is below the second.
+        Both are for evaluation.
         """
         return -self.width / 2, self.width / 2
 
@@ -416,8 +416,10 @@ def scale(
 
     ``labels`` has the group of each row of x (one axis), or of each element (as many axes as x).
     None means one group for each row, or for each element, in order. ``closed_for_good`` promises
-    that closed gates never open again.
+    that closed gates never open again, so that an optimiser may leave their rows of x alone; it is
+    for rows of parameters.
     """
     transform = z.node.op if z.node else None
+    # Any other z is a constant, which has no gradient to lose.
     fully_open = transform.fully_open() if isinstance(transform, GateTransform) else z.raw == 1
     return apply(Scale(fully_open, labels, closed_for_good), x, z)
