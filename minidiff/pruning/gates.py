@@ -136,7 +136,7 @@ class Gate(Module):
 
     @property
     def stochastic(self) -> bool:
-        """Whether the values are random: in training, with noise, and not frozen."""
+        """Whether values are random now, in training with noise and not frozen."""
         return self.noise is not None and self.training and not self.frozen
 
     @property
