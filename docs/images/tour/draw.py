@@ -128,7 +128,7 @@ def live_rows() -> None:
     p.box(550, 101, 120, 72, "sums over\n2 rows of 6", line=BLUE, ink=BLUE)
     p.line(504, 96, 546, 122, arrow=True)
     p.line(504, 198, 546, 152, arrow=True)
-    p.text(40, 280, "live = [1, 4]   dashed rows are never read and never written", size=13,
+    p.text(40, 280, "live = [1, 4]   no op computes the dashed rows", size=13,
            ink=MUTED, anchor="start")  # fmt: skip
     p.write("live-rows")
 
