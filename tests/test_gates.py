@@ -81,7 +81,7 @@ def test_gates_draw_at_each_call_in_training_and_only_then(noise, seed):
     assert all(len(np.unique(z)) > 2 for z in found)  # each group has noise of its own
 
 
-def test_deterministic_gates_start_open_and_leave_their_generator_alone():
+def test_deterministic_gates_start_open_and_draw_nothing():
     noise = rng()
     assert Gate(3, rng=noise)().data.tolist() == [1, 1, 1]
     assert noise.random() == rng().random()
@@ -273,7 +273,7 @@ def test_a_kind_with_limits_of_its_own_needs_no_tail():
     assert abs((noisy.values().data > 0).mean() - expected) < 0.01
 
 
-def test_limits_that_do_not_fit_the_transform_are_errors_and_change_nothing():
+def test_limits_that_do_not_fit_the_transform_are_errors():
     for limits in ((0.0, 0.0), (-3.0, -2.0), (0.5, 0.6)):
         gate = kind(Linear, limits)(2, initial=0.4)
         with pytest.raises(ValueError, match="expected limits that fit transform"):

@@ -103,7 +103,7 @@ def test_files_have_at_most_650_lines_and_folders_12_files():
     assert {folder: count for folder, count in folders.items() if count > 12} == {}
 
 
-def test_extras_are_imported_where_they_are_needed_and_nothing_pickles():
+def test_extras_are_imported_where_needed_and_nothing_pickles():
     allowed = CORE | set(sys.stdlib_module_names)
     pickles = {"pickle", "cPickle", "dill", "marshal", "shelve"}
     for module, text in TEXTS.items():

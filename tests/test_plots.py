@@ -31,7 +31,7 @@ def texts(figure: Figure) -> str:
     return " | ".join(text.get_text().replace("\n", " ") for text in figure.findobj(Text))
 
 
-def test_a_run_is_written_as_png_and_svg_with_the_same_bytes_each_time(tmp_path: Path) -> None:
+def test_a_run_is_drawn_with_the_same_bytes_each_time(tmp_path: Path) -> None:
     new = tmp_path / "new" / "place"
     paths = plots.plot_run(new, RUN, GATES, LIMITS, FILTERS, KEPT)
     assert {path.stem for path in paths} == DENSE_FIGURES | GATE_FIGURES
@@ -164,7 +164,7 @@ def test_groups_on_the_limits_are_closed_and_fully_open() -> None:
         assert said in written
 
 
-def test_maps_show_kept_unused_and_closed_groups_in_blocks_of_channels() -> None:
+def test_maps_show_kept_unused_and_closed_groups_in_blocks() -> None:
     is_open = (np.arange(800) >= 32) & (np.arange(800) < 192)
     used = is_open & (np.arange(800) < 160)
     gates = {"dense1.inputs": is_open, "dense1.outputs": np.arange(500) < 7}

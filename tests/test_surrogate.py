@@ -115,7 +115,7 @@ def test_gates_that_save_nothing_are_counted_by_groups_only():
     assert surrogate().item() == pytest.approx(6)
 
 
-def test_costs_without_gates_unknown_ones_and_a_phi_that_is_no_number():
+def test_costs_without_gates_of_unknown_kinds_and_of_nan():
     assert md.Surrogate(dense(4, 3), (4,))().item() == 12
     with pytest.raises(ValueError, match="cost is 'flops'; expected one of weights, macs"):
         md.Surrogate(dense(4, 3), (4,), cost="flops")()
