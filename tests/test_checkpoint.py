@@ -76,7 +76,7 @@ class Named(nn.Module):
 
     settings = ("type",)
 
-    def __init__(self, type):  # noqa: A002
+    def __init__(self, type):  # noqa: A002 - the name is what is tested
         self.type = type
 
 

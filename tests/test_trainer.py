@@ -242,7 +242,7 @@ def test_the_learning_rate_has_one_cosine_or_one_on_each_side(config: Config) ->
     assert max(rates) == pytest.approx(1)
     assert rates[-1] < 0.05
     if config.gated and config.restart:
-        # Gates are frozen after 42 of 60 steps; a warm-up takes at most half of what is left.
+        # Gates are frozen after 42 of 60 steps; a warm-up takes at most half of the rest.
         assert rises == [*range(1, 20), *range(42, 51)]
         assert rates[41] < 0.02
         assert rates[50] == pytest.approx(1)

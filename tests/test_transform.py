@@ -138,7 +138,7 @@ def test_a_gaussian_copula_gives_a_law_that_independent_gates_cannot():
 def test_where_it_is_0_its_derivative_is_exactly_0(width, dtype, seed):
     leaf = md.Tensor(numbers(width, dtype, seed), requires_grad=True)
     z = md.binary_gate(leaf, width)
-    z.backward(np.where(z.data == 0, np.nan, 1))  # gradients of what is closed do not matter
+    z.backward(np.where(z.data == 0, np.nan, 1))  # closed gates need no gradient
     assert not leaf.grad[z.data == 0].any()
     assert (leaf.grad[abs(leaf.data) < 0.49 * width] > 0).all()
 
