@@ -120,3 +120,19 @@ def test_wrong_arguments_and_missing_packages_are_told(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(ImportError, match=r"onnx could not .*pip install -e '.\[onnx\]'"):
         md.export(tmp_path / "m.onnx", FLOATS, (3,))
+
+
+class Twice(nn.Dropout):
+    """A Dropout that does more."""
+
+    channelwise = homogeneous = True
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def test_npz_names_layers_that_only_derive_from_dropout(tmp_path):
+    model = nn.Sequential(FLOATS, nn.Dropout(0.5, rng=rng()), Twice(0.5, rng=rng()))
+    md.export(tmp_path / "m.npz", model, (3,))
+    with np.load(tmp_path / "m.npz") as arrays:
+        assert arrays["layers"].tolist() == ["Linear", "Twice"]
