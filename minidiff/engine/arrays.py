@@ -46,6 +46,38 @@ def zeros(shape: Shape, dtype: Any) -> NDArray[Any]:
     return out
 
 
+def real(values: Any, dtype: Any = None) -> Array:
+    """Return real numbers in ``dtype``; share an array that has this dtype already.
+
+    Without a dtype, arrays of float64 keep it and all else becomes float32. Floats are rounded to
+    the dtype. TypeError for anything but real numbers of at most 64 bits. ValueError for a number
+    beyond the range of the dtype, or if an array holds integers that the dtype would round.
+    """
+    given = np.asarray(values)
+    if given.dtype.kind not in "biuf" or given.dtype.itemsize > 8:
+        raise TypeError(
+            f"array is of {given.dtype}; expected real numbers of at most 64 bits, such as float32."
+        )
+    if isinstance(values, np.ma.MaskedArray):
+        raise TypeError("array is masked; expected an array without a mask, as .filled(0) gives.")
+    if dtype is None:
+        typed = isinstance(values, np.ndarray | np.generic)
+        is_double = typed and given.dtype.kind == "f" and given.dtype.itemsize == 8
+        dtype = np.float64 if is_double else np.float32
+    with np.errstate(over="ignore", invalid="ignore"):
+        out: Array = given.astype(dtype, copy=False)
+        if out is given:
+            return out
+        # A single number is rounded, as 0.1 is.
+        rounded = given.dtype.kind in "iu" and given.ndim and out.astype(given.dtype) != given
+    if np.any(rounded) or (np.isinf(out) & np.isfinite(given)).any():
+        raise ValueError(
+            f"array is of {given.dtype}, up to {np.abs(given).max():.8g}, which {out.dtype} cannot "
+            f"hold; expected smaller numbers, or an array of float64."
+        )
+    return out
+
+
 def plain(x: Array) -> Array:
     """Return ``x`` if it is contiguous and writeable, else a copy.
 
@@ -87,6 +119,15 @@ def read_only(x: Array) -> Array:
     view = x.view()
     view.flags.writeable = False
     return view
+
+
+def shares(x: Array, y: Array) -> bool:
+    """Return whether two arrays are views of one array."""
+    return _owner(x) is _owner(y)
+
+
+def _owner(x: Array) -> Array:
+    return x.base if isinstance(x.base, np.ndarray) else x
 
 
 def _address(x: NDArray[Any]) -> int:

@@ -1,15 +1,17 @@
-"""Functions of neural networks, batch last: each checks its arguments and applies an op.
+"""Functions of tensors: each checks its arguments and applies an op.
 
-Activations are (C, H, W, N) or (D, N): channels or features first, the samples of the batch last.
-Each function takes Tensors, arrays, lists or numbers, and returns a Tensor.
+Those of neural networks are batch last. Their activations are (C, H, W, N) or (D, N): channels or
+features first, the samples of the batch last. Each function takes Tensors, arrays, lists or
+numbers, and returns a Tensor.
 """
 
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from . import ops
+from . import op, ops
 from .arrays import Indices
 from .tensor import Tensor, TensorLike, apply
 
@@ -17,6 +19,7 @@ Pair: TypeAlias = int | tuple[int, int]
 
 __all__ = [
     "avg_pool2d",
+    "concatenate",
     "conv2d",
     "cross_entropy",
     "dropout",
@@ -26,6 +29,8 @@ __all__ = [
     "relu",
     "select",
     "softmax",
+    "stack",
+    "where",
 ]
 
 
@@ -447,3 +452,82 @@ def softmax(logits: TensorLike) -> Tensor:
     logits = _tensor(logits)
     powers = (logits - np.asarray(logits.data.max(axis=0))).exp()
     return powers / powers.sum(axis=0)
+
+
+# -- as in NumPy -----------------------------------------------------------------------------
+
+
+def concatenate(tensors: Sequence[TensorLike], axis: int = 0) -> Tensor:
+    """Join tensors along an axis.
+
+    Parameters
+    ----------
+    tensors
+        One or more, of the same shape but along ``axis``.
+    axis
+        From either end.
+
+    Raises
+    ------
+    ValueError
+        If there are no tensors, or their shapes or ``axis`` do not fit.
+
+    Examples
+    --------
+    >>> concatenate([[1.0], [2.0, 3.0]]).data
+    array([1., 2., 3.], dtype=float32)
+    """
+    return apply(op.Concatenate(axis), *tensors)
+
+
+def stack(tensors: Sequence[TensorLike], axis: int = 0) -> Tensor:
+    """Join tensors of one shape along a new axis.
+
+    Parameters
+    ----------
+    tensors
+        One or more.
+    axis
+        The place of the new axis in the result, from either end.
+
+    Raises
+    ------
+    ValueError
+        If there are no tensors, or their shapes or ``axis`` do not fit.
+
+    Examples
+    --------
+    >>> stack([[1.0, 2.0], [3.0, 4.0]], axis=1).data
+    array([[1., 3.],
+           [2., 4.]], dtype=float32)
+    """
+    wide = [_tensor(t) for t in tensors]
+    shapes = [np.expand_dims(np.empty(t.shape), axis).shape for t in wide]
+    return concatenate([t.reshape(shape) for t, shape in zip(wide, shapes, strict=True)], axis)
+
+
+def where(condition: NDArray[Any], a: TensorLike, b: TensorLike) -> Tensor:
+    """Return ``a`` where a condition holds, else ``b``.
+
+    Parameters
+    ----------
+    condition
+        An array of booleans, such as ``x > 0``.
+    a, b
+        Of shapes that broadcast with the condition.
+
+    Raises
+    ------
+    TypeError
+        If the condition is not an array of booleans.
+
+    Examples
+    --------
+    >>> x = Tensor([-1.0, 4.0])
+    >>> where(x > 0, x.sqrt(), 0.0).data
+    array([0., 2.], dtype=float32)
+    """
+    is_a = np.array(condition)  # a copy, because the caller may change it
+    if is_a.dtype != np.bool_:
+        raise TypeError(f"where: the condition is of {is_a.dtype}; expected booleans.")
+    return apply(op.Where(is_a), a, b)

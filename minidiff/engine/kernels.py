@@ -52,6 +52,7 @@ ROWS, PRODUCTS = 5, (5 if WIDE else 2)
 # order than the loops over 4 and 5.
 FEWEST = 3 if WIDE else 4
 SUMS = ROWS * PRODUCTS * LANES
+CHUNK = 1024  # products that a register sums up; longer sums in float32 would lose digits
 _rows, _products, _tile, _lanes, _zero = U(ROWS), U(PRODUCTS), U(TILE), U(LANES), U(0)
 _SUMS_SHAPE = (ROWS, PRODUCTS, LANES)
 
@@ -275,10 +276,11 @@ def correlate(x, weight, swapped, bias, ins, outs, spans, taps, samples, out):
 
 
 @inner
-def _product_tile(x, inputs, first_input, grad, outputs, length, sums, at):
+def _product_tile(x, inputs, first_input, grad, outputs, begin, end, sums, at):
     """Multiply ROWS spans of grad by PRODUCTS spans of x, and add LANES partial sums for each pair.
 
-    The spans of x begin at ``inputs[first_input:]``. The sums are added to ``sums[at:]``.
+    Numbers ``begin`` to ``end`` of each span count. The spans of x begin at
+    ``inputs[first_input:]``. The sums are added to ``sums[at:]``.
     """
     products = tile(registers(x), _SUMS_SHAPE)
     b, a = tile(registers(outputs), ROWS), tile(registers(inputs), PRODUCTS)
@@ -290,8 +292,8 @@ def _product_tile(x, inputs, first_input, grad, outputs, length, sums, at):
         for i in range(_rows):
             for j in range(_products):
                 products[i, j, s] = 0
-    whole = length - length % _lanes
-    for first in range(_zero, whole, _lanes):
+    whole = end - (end - begin) % _lanes
+    for first in range(begin, whole, _lanes):
         for s in range(_lanes):
             for i in range(_rows):
                 for j in range(_products):
@@ -300,7 +302,7 @@ def _product_tile(x, inputs, first_input, grad, outputs, length, sums, at):
         for i in range(_rows):
             for j in range(_products):
                 sums[at + (i * _products + j) * _lanes + s] += products[i, j, s]
-    for s in range(whole, length):
+    for s in range(whole, end):
         for i in range(_rows):
             for j in range(_products):
                 sums[at + (i * _products + j) * _lanes] += grad[b[i] + s] * x[a[j] + s]
@@ -321,7 +323,7 @@ def grad_weight(x, grad, ins, outs, spans, taps, samples, out):
         rows = min(ROWS, outs.size - first)
         outputs, inputs = np.empty(ROWS, U), np.empty(groups * PRODUCTS, U)
         tapped = np.empty(groups * PRODUCTS, np.bool_)
-        sums = np.zeros((groups + 1) * SUMS, x.dtype)
+        sums = np.zeros((groups + 1) * SUMS)
         for r in range(len(spans) - 1):
             if spans[r, 2] == spans[r + 1, 2]:  # reads padding only; the span may be longer than x
                 continue
@@ -339,10 +341,13 @@ def grad_weight(x, grad, ins, outs, spans, taps, samples, out):
                 whole = True
                 for j in range(PRODUCTS):
                     whole &= tapped[group * PRODUCTS + j]
-                _product_tile(
-                    flat_x, inputs, U(group * PRODUCTS), flat_grad, outputs,
-                    U(spans[r, 1] * samples), sums, U((group if whole else groups) * SUMS),
-                )  # fmt: skip
+                at, length = (group if whole else groups) * SUMS, spans[r, 1] * samples
+                for begin in range(0, length, CHUNK * LANES):
+                    end = min(begin + CHUNK * LANES, length)
+                    _product_tile(
+                        flat_x, inputs, U(group * PRODUCTS), flat_grad, outputs, U(begin), U(end),
+                        sums, U(at),
+                    )  # fmt: skip
                 if not whole:
                     for n in range(SUMS):
                         if tapped[group * PRODUCTS + n // LANES % PRODUCTS]:
@@ -351,7 +356,7 @@ def grad_weight(x, grad, ins, outs, spans, taps, samples, out):
         for i in range(rows):
             for k in range(kernel):
                 at = (k // PRODUCTS * ROWS + i) * PRODUCTS + k % PRODUCTS
-                total = x.dtype.type(0)
+                total = 0.0
                 for s in range(LANES):
                     total += sums[at * LANES + s]
                 out[outs[first + i], c, k] = total
@@ -454,10 +459,10 @@ def grad_relu(grad, out, rows, grad_x):
 
 @threaded
 def sum_rows(x, rows, out):
-    """Compute ``out[i] = sum(x[i])`` for the rows listed; x is (rows, columns)."""
+    """Compute ``out[i] = sum(x[i])``, in float64, for the rows listed; x is (rows, columns)."""
     for task in prange(rows.size):
         i = rows[task]
-        total = x.dtype.type(0)
+        total = 0.0
         for s in range(x.shape[1]):
             total += x[i, s]
         out[i] = total

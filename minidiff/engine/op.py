@@ -42,6 +42,9 @@ class Op:
         still write every row of an input's gradient that is in ``live_in`` (and in ``grad_rows``,
         if given): zeros where only the output is dead. Other ops get read-only arrays with zeros in
         dead rows.
+    shares_inputs : bool
+        Whether the output may share memory with an input that can still change, because no user
+        ever holds the output. Otherwise the tape copies such an output.
     live_in : tuple of (ndarray of int64, or None)
         The live rows of each input, or None for all rows; set before ``forward``. All other rows
         are zero, and their gradient has no effect.
@@ -70,6 +73,7 @@ class Op:
 
     needs: tuple[bool, ...] = ()
     skips_dead_rows = False
+    shares_inputs = False
     live_in: tuple[Indices | None, ...] = ()
     live: Indices | None = None
     grad_rows: tuple[Indices | None, ...] = ()
@@ -89,8 +93,8 @@ class Op:
 
 
 def number(value: Any) -> Any:
-    """Convert a NumPy scalar to a Python number, which does not promote float32."""
-    return value.item() if isinstance(value, np.generic) else value
+    """Convert a NumPy number to a Python number, which does not promote float32."""
+    return value.item() if isinstance(value, np.ndarray | np.generic) else value
 
 
 # -- arithmetic ------------------------------------------------------------------------------
@@ -175,6 +179,25 @@ class Power(Op):
         return grad * slope
 
 
+class Exponential(Op):
+    """base ** a, for a fixed base."""
+
+    def __init__(self, base: float) -> None:
+        if not isinstance(base, int | float | np.number) or not base > 0:
+            raise TypeError(
+                f"the base of a power is {base!r:.60}; expected a number above 0. For a tensor as "
+                f"base write (exponent * base.log()).exp()."
+            )
+        self.base: float = number(base)
+
+    def forward(self, a: Array) -> Array:
+        self.out: Array = self.base**a
+        return self.out
+
+    def backward(self, grad: Array) -> Gradients:
+        return grad * (self.out * math.log(self.base))
+
+
 class MatMul(Op):
     """a @ b, with NumPy's rules for vectors and for stacks of matrices."""
 
@@ -245,12 +268,27 @@ class Index(Op):
         return np.asarray(a[self.index])
 
     def backward(self, grad: Array) -> Gradients:
-        out = np.zeros(self.shape, grad.dtype)
+        out = np.zeros(self.shape, grad.dtype if self.picks_once else np.float64)
         if self.picks_once:
             out[self.index] = grad
         else:
             np.add.at(out, self.index, grad)  # an element picked twice gets both gradients
         return out
+
+
+class Concatenate(Op):
+    """Arrays joined along an axis."""
+
+    def __init__(self, axis: int) -> None:
+        self.axis = axis
+
+    def forward(self, *arrays: Array) -> Array:
+        out = np.concatenate(arrays, axis=self.axis)
+        self.ends = np.cumsum([a.shape[self.axis] for a in arrays])
+        return out
+
+    def backward(self, grad: Array) -> Gradients:
+        return tuple(np.split(grad, self.ends[:-1], axis=self.axis))
 
 
 # -- reductions ------------------------------------------------------------------------------
@@ -262,15 +300,29 @@ class Sum(Op):
     def __init__(self, axis: Axes, keepdims: bool) -> None:
         self.axis, self.keepdims = axis, keepdims
 
-    def forward(self, a: Array) -> Array:
+    def _total(self, a: Array) -> Array:
         self.shape = a.shape
-        total = a.sum(axis=self.axis, keepdims=self.keepdims, dtype=np.float64)
-        return np.asarray(total, a.dtype)
+        return np.asarray(a.sum(axis=self.axis, keepdims=self.keepdims, dtype=np.float64))
+
+    def forward(self, a: Array) -> Array:
+        return self._total(a).astype(a.dtype)
 
     def backward(self, grad: Array) -> Gradients:
         if not self.keepdims and self.axis is not None:
             grad = np.expand_dims(grad, self.axis)
         return np.broadcast_to(grad, self.shape)
+
+
+class Mean(Sum):
+    """Mean over axes, accumulated in float64; NaN over nothing."""
+
+    def forward(self, a: Array) -> Array:
+        total = self._total(a)
+        self.share = total.size / a.size if a.size else math.nan
+        return np.asarray(total * self.share, a.dtype)
+
+    def backward(self, grad: Array) -> Gradients:
+        return super().backward(grad * grad.dtype.type(self.share))
 
 
 class Max(Op):
@@ -287,11 +339,22 @@ class Max(Op):
     def backward(self, grad: Array) -> Gradients:
         if not self.keepdims and self.axis is not None:
             grad = np.expand_dims(grad, self.axis)
-        count = self.largest.sum(axis=self.axis, keepdims=True, dtype=grad.dtype)
+        count = self.largest.sum(axis=self.axis, keepdims=True)
         return np.asarray(self.largest * (grad / count))
 
 
 # -- functions of one element ----------------------------------------------------------------
+
+
+class Abs(Op):
+    """|a|."""
+
+    def forward(self, a: Array) -> Array:
+        self.sign: Array = np.sign(a)
+        return np.abs(a)
+
+    def backward(self, grad: Array) -> Gradients:
+        return grad * self.sign
 
 
 class Exp(Op):
@@ -387,10 +450,30 @@ class Maximum(Op):
         return grad * self.share, grad * (1 - self.share)
 
 
+class Where(Op):
+    """a where a condition holds, else b."""
+
+    def __init__(self, condition: NDArray[np.bool_]) -> None:
+        self.condition = condition
+
+    def forward(self, a: Array, b: Array) -> Array:
+        return np.where(self.condition, a, b)
+
+    def backward(self, grad: Array) -> Gradients:
+        zero = grad.dtype.type(0)
+        return np.where(self.condition, grad, zero), np.where(self.condition, zero, grad)
+
+
 class Clip(Op):
     """a limited to [low, high]."""
 
     def __init__(self, low: float | None, high: float | None) -> None:
+        for limit in (low, high):
+            if limit is not None and np.ndim(limit):
+                raise TypeError(
+                    f"clip: a limit has shape {np.shape(limit)}; expected numbers. For arrays "
+                    f"write x.maximum(low).minimum(high)."
+                )
         if low is not None and high is not None and low > high:
             raise ValueError(f"clip to [{low}, {high}]: low must not be above high.")
         self.low, self.high = number(low), number(high)

@@ -152,12 +152,18 @@ def _multiply(
     channel: a loop over many taps is faster than a loop over many channels with one tap each.
     """
     weight, stride = (a.reshape(1, -1, 1), a.shape[1]) if swapped else (a[:, None, :], 1)
-    taps = np.empty((columns.size, 2), np.int64)
-    taps[:, 0], taps[:, 1] = columns, columns * stride
-    spans = np.array(((0, 1, 0), (1, 0, columns.size)))
-    kernels.correlate(
-        b.reshape(1, -1), weight, swapped, bias, ONLY, rows, spans, taps, b.shape[1], out
-    )
+    spans, flat = np.zeros((2, 3), np.int64), b.reshape(1, -1)
+    spans[0, 1] = spans[1, 0] = 1
+    for first in range(0, max(1, columns.size), kernels.CHUNK):
+        chunk = columns[first : first + kernels.CHUNK]
+        taps = np.empty((chunk.size, 2), np.int64)
+        taps[:, 0], taps[:, 1], spans[1, 2] = chunk, chunk * stride, chunk.size
+        part = arrays.empty(out.shape, out.dtype) if first else out
+        kernels.correlate(flat, weight, swapped, bias, ONLY, rows, spans, taps, b.shape[1], part)
+        if first:
+            out[rows] += part[rows]
+        else:
+            bias = np.zeros_like(bias)
 
 
 # -- activations -----------------------------------------------------------------------------
@@ -251,7 +257,10 @@ class AvgPool2d(Op):
             for i in range(tall)
             for j in range(wide)
         ]
-        return np.asarray(sum(x[:, i, j] for i, j in self.inputs) / x.dtype.type(tall * wide))
+        total = np.zeros((len(x), rows, columns, x.shape[3]))  # in float64
+        for i, j in self.inputs:
+            total += x[:, i, j]
+        return np.asarray(total / (tall * wide), x.dtype)
 
     def backward(self, grad: Array) -> Gradients:
         grad_x, share = np.zeros(self.shape, grad.dtype), grad / grad.dtype.type(len(self.inputs))
@@ -310,16 +319,14 @@ class CrossEntropy(Op):
         # Subtracting the largest logit changes nothing but keeps exp from overflowing.
         shifted = logits - logits.max(axis=0)
         self.softmax = np.exp(shifted)
-        total = self.softmax.sum(axis=0)
-        self.softmax /= total
+        total = self.softmax.sum(axis=0, dtype=np.float64)
+        self.softmax = np.asarray(self.softmax / total, logits.dtype)
         self.picked = self.labels, np.arange(len(self.labels))
         target = shifted[self.picked]
         if self.smoothing:
-            number = logits.dtype.type
-            target = number(1 - self.smoothing) * target
-            target += number(self.smoothing) * shifted.mean(axis=0)
-        losses = np.log(total) - target
-        return np.asarray(losses.sum() * losses.dtype.type(1 / len(losses)))
+            mean = shifted.mean(axis=0, dtype=np.float64)
+            target = (1 - self.smoothing) * target + self.smoothing * mean
+        return np.asarray((np.log(total) - target).mean(), logits.dtype)
 
     def backward(self, grad: Array) -> Gradients:
         share = grad / len(self.labels)

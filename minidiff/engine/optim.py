@@ -1,6 +1,7 @@
 """Optimisers: SGD and Adam over parameter groups, the cosine schedule, weight averaging."""
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -147,8 +148,8 @@ class Optimizer:
         """Update every parameter that has a gradient, in place.
 
         A row whose gate is closed for good can never get a gradient, and does not change. Raises
-        ValueError if a parameter is read-only or its gradient has another shape; then no parameter
-        changes.
+        ValueError if a parameter is read-only; then no parameter changes. Warns if none has a
+        gradient.
         """
         moving = [
             (parameter, parameter.raw_grad, state, group)
@@ -156,16 +157,18 @@ class Optimizer:
             for parameter, state in zip(group.parameters, group.state, strict=True)
             if parameter.raw_grad is not None
         ]
-        for parameter, grad, _, _ in moving:
+        if not moving:
+            warnings.warn(
+                f"no parameter of this {type(self).__name__} has a gradient, so the step changes "
+                f"nothing. Call backward() before step(); after compact(), make an optimiser of "
+                f"the new network's parameters; and frozen gates need no steps.",
+                stacklevel=2,
+            )
+        for parameter, _, _, _ in moving:
             if not parameter.raw.flags.writeable:
                 raise ValueError(
                     f"a parameter of shape {parameter.shape} is read-only, so no step can change "
                     f"it; set its .data to a copy first."
-                )
-            if np.shape(grad) != parameter.shape:
-                raise ValueError(
-                    f"a parameter of shape {parameter.shape} has a gradient of shape "
-                    f"{np.shape(grad)}."
                 )
         for parameter, grad, state, group in moving:
             weight = parameter.raw
@@ -313,22 +316,37 @@ class SGD(Optimizer):
         _sgd(weight, grad, matrix(state["velocity"]), rows, settings)
 
 
+@inner
+def _length(a: Any, b: Any) -> Any:
+    """Return sqrt(a * a + b * b) without overflow or underflow."""
+    a, b = abs(a), abs(b)
+    large, small = max(a, b), min(a, b)
+    if large == 0 or large == math.inf:
+        return large
+    ratio = small / large
+    return large * np.sqrt(ratio * ratio + type(a)(1))
+
+
 @threaded
 def _adam(
-    w: Array, grad: Array, mean: Array, square: Array, rows: Indices, settings: tuple[Any, ...]
+    w: Array, grad: Array, mean: Array, root: Array, rows: Indices, settings: tuple[Any, ...]
 ) -> None:
-    """Take one step of Adam on the rows listed, in place; arrays are (rows, columns)."""
+    """Take one step of Adam on the rows listed, in place; arrays are (rows, columns).
+
+    ``root`` is the root of the mean square: squares would leave the range of float32.
+    """
     number = w.dtype.type
-    rate, unbias, share1, share2, eps, decay = settings
-    lr, scale, e, d = number(rate), number(unbias), number(eps), number(decay)
-    first, second = number(share1), number(share2)
+    lr, beta1, beta2, scale1, scale2, eps, decay = settings
+    first, second = number(beta1), number(math.sqrt(beta2))
+    rest1, rest2 = number(1 - beta1), number(math.sqrt(1 - beta2))
+    rate, unbias, e, d = number(lr * scale1), number(math.sqrt(scale2)), number(eps), number(decay)
     for task in prange(rows.size):
         i = rows[task]
         for j in range(w.shape[1]):
             g = grad[i, j] + d * w[i, j]
-            mean[i, j] = _flushed(mean[i, j] + first * (g - mean[i, j]))
-            square[i, j] = _flushed(square[i, j] + second * (g * g - square[i, j]))
-            w[i, j] -= lr * mean[i, j] / (np.sqrt(scale * square[i, j]) + e)
+            mean[i, j] = _flushed(first * mean[i, j] + rest1 * g)
+            root[i, j] = _flushed(_length(second * root[i, j], rest2 * g))
+            w[i, j] -= rate * (mean[i, j] / (unbias * root[i, j] + e))
 
 
 class Adam(Optimizer):
@@ -377,7 +395,7 @@ class Adam(Optimizer):
         self.betas, self.eps = (float(betas[0]), float(betas[1])), float(eps)
 
     def _initial(self, weight: Array) -> dict[str, Array]:
-        moments = {name: np.zeros(weight.shape, weight.dtype) for name in ("mean", "square")}
+        moments = {name: np.zeros(weight.shape, weight.dtype) for name in ("mean", "root")}
         return {**moments, "steps": np.zeros(1)}
 
     def _update(
@@ -391,9 +409,9 @@ class Adam(Optimizer):
         state["steps"] += 1
         steps, (beta1, beta2) = float(state["steps"][0]), self.betas
         # Division by 1 - beta^steps removes the bias of the moments.
-        rate, unbias = float(group.lr) / (1 - beta1**steps), 1 / (1 - beta2**steps)
-        settings = rate, unbias, 1 - beta1, 1 - beta2, self.eps, float(group.weight_decay)
-        _adam(weight, grad, matrix(state["mean"]), matrix(state["square"]), rows, settings)
+        unbias = 1 / (1 - beta1**steps), 1 / (1 - beta2**steps)
+        settings = float(group.lr), beta1, beta2, *unbias, self.eps, float(group.weight_decay)
+        _adam(weight, grad, matrix(state["mean"]), matrix(state["root"]), rows, settings)
 
 
 class Average:

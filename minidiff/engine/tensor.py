@@ -5,18 +5,16 @@ tensors and returns a new tensor. If an input requires a gradient, the result ke
 the op and its inputs. Linked nodes form the tape.
 """
 
-import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextvars import ContextVar
+from functools import wraps
 from itertools import compress, count
-from typing import Any, NamedTuple, SupportsIndex, TypeAlias, Union
+from typing import Any, NamedTuple, TypeAlias, Union
 
 import numpy as np
-from numpy.typing import NDArray
 
 from . import op as ops
-from .arrays import Array, Indices, Shape, filled, read_only
+from .arrays import Array, Indices, Shape, filled, read_only, real, shares
 from .op import Axes, Op
 
 __all__ = ["Tensor", "apply", "no_grad"]
@@ -25,12 +23,22 @@ TensorLike: TypeAlias = Union["Tensor", Array, float, int]
 
 _FLOATS = {np.dtype(np.float32), np.dtype(np.float64)}
 _clock = count(1)  # numbers the nodes in order of creation
-_recording: ContextVar[bool] = ContextVar("recording", default=True)
+# The blocks of no_grad() that were entered in this context; a block that has ended is empty.
+_blocks: ContextVar[tuple[list[str], ...]] = ContextVar("blocks", default=())
 
 
-@contextmanager
-def no_grad() -> Iterator[None]:
+class no_grad:  # noqa: N801 - used like a function
     """Compute without a tape: results require no gradient.
+
+    A context manager, or a decorator of functions. Do not ``yield`` inside the block: until the
+    generator goes on, its caller would compute without a tape too.
+
+    Raises
+    ------
+    TypeError
+        If a decorated function returns a generator or a coroutine, which would run after the block.
+    RuntimeError
+        If one object is entered again inside its own block.
 
     Examples
     --------
@@ -40,11 +48,36 @@ def no_grad() -> Iterator[None]:
     >>> y.requires_grad
     False
     """
-    token = _recording.set(False)
-    try:
-        yield
-    finally:
-        _recording.reset(token)
+
+    block: list[str] | None = None
+
+    def __enter__(self) -> None:
+        if self.block:
+            raise RuntimeError("this no_grad() is in use; write no_grad() anew for each block.")
+        self.block = ["open"]
+        _blocks.set((*filter(None, _blocks.get()), self.block))
+
+    def __exit__(self, *error: object) -> None:
+        # Whatever other blocks have begun or ended since, and in whichever thread this one ends.
+        assert self.block is not None
+        self.block.clear()
+
+    def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Decorate a function."""
+
+        @wraps(function)
+        def without_tape(*args: Any, **kwargs: Any) -> Any:
+            with no_grad():
+                result = function(*args, **kwargs)
+            if isinstance(result, Iterator | Awaitable | AsyncIterator):
+                raise TypeError(
+                    f"no_grad() decorates {getattr(function, '__name__', function)}, whose result, "
+                    f"a {type(result).__name__}, would compute later, with a tape; expected a "
+                    f"function that returns when all is computed. Write `with no_grad():` inside."
+                )
+            return result
+
+        return without_tape
 
 
 class Node(NamedTuple):
@@ -89,9 +122,19 @@ def apply(op: Op, *inputs: TensorLike) -> "Tensor":
         arrays = [t.raw for t in tensors]
     else:
         arrays = [read_only(filled(t.raw, t.live)) for t in tensors]
-    out = Tensor(np.asarray(op.forward(*arrays)))
+    if len({a.dtype for a in arrays}) > 1:  # a single number does not make float32 float64
+        dtype = np.result_type(*[a.dtype for a in arrays if a.ndim] or arrays)
+        arrays = [a if a.ndim else a.astype(dtype) for a in arrays]
+    values = np.asarray(op.forward(*arrays))
+    recorded = True in op.needs and not any(_blocks.get())
+    # An output may share memory with nothing that can still change.
+    if not op.shares_inputs and any(
+        shares(values, t.raw) for t in tensors if not (recorded and t.node)
+    ):
+        values = values.copy()
+    out = Tensor(values)
     out.live = op.live
-    if True in op.needs and _recording.get():
+    if recorded:
         out.node = Node(op, tensors, [t.version for t in tensors], next(_clock))
         out.requires_grad = True
     return out
@@ -100,18 +143,11 @@ def apply(op: Op, *inputs: TensorLike) -> "Tensor":
 def _as_tensors(inputs: tuple[TensorLike, ...]) -> "tuple[Tensor, ...]":
     if False not in [isinstance(value, Tensor) for value in inputs]:
         return inputs  # type: ignore[return-value]  # the test does not narrow the type
-    # Plain numbers take the dtype of the tensor they meet, so float32 stays float32.
-    dtypes = [v.dtype for v in inputs if isinstance(v, Tensor | np.ndarray)]
-    floats = [d for d in dtypes if d.kind == "f"]
-    dtype = np.result_type(*floats) if floats else np.dtype(np.float32)
-    return tuple(v if isinstance(v, Tensor) else Tensor(_real(v).astype(dtype)) for v in inputs)
-
-
-def _real(array: Any) -> NDArray[Any]:
-    values = np.asarray(array)
-    if values.dtype.kind not in "biuf":
-        raise TypeError(f"array is of {values.dtype}; expected real numbers.")
-    return values
+    # Numbers and arrays of integers take the dtype of what they meet, so float32 stays float32.
+    given = [v for v in inputs if isinstance(v, Tensor | np.ndarray) and v.dtype.kind == "f"]
+    dtypes = [v.dtype for v in given if v.ndim] or [v.dtype for v in given]
+    dtype = np.result_type(np.float32, *dtypes)
+    return tuple(v if isinstance(v, Tensor) else Tensor(real(v, dtype)) for v in inputs)
 
 
 class Tensor:
@@ -120,8 +156,8 @@ class Tensor:
     Parameters
     ----------
     array
-        Real numbers. A float32 or float64 array is shared, not copied; lists, integers and
-        booleans become float32.
+        Real numbers. A float32 or float64 array is shared, not copied. All else becomes float32:
+        lists, numbers, integers, booleans and float16.
     requires_grad
         Whether ``backward`` computes ``grad``.
 
@@ -140,7 +176,9 @@ class Tensor:
     Raises
     ------
     TypeError
-        If the array does not hold real numbers, or is a Tensor.
+        If the array does not hold real numbers of at most 64 bits, is masked, or is a Tensor.
+    ValueError
+        If float32 cannot hold a number, or would round integers in an array.
 
     Examples
     --------
@@ -154,15 +192,14 @@ class Tensor:
         "__weakref__", "grad_rows", "live", "node",
         "raw", "raw_grad", "requires_grad", "version",
     )  # fmt: skip
-    __array_ufunc__ = None  # so ndarray + Tensor calls Tensor.__radd__
+    __array_priority__ = 1000  # so ndarray + Tensor calls Tensor.__radd__
+    __hash__ = object.__hash__
 
     def __init__(self, array: Any, requires_grad: bool = False) -> None:
         if isinstance(array, Tensor):
             raise TypeError("array is a Tensor already; use it as it is, or pass its .data.")
-        values = _real(array)
-        if values.dtype not in _FLOATS or not isinstance(array, np.ndarray | np.generic):
-            values = values.astype(np.float32)
-        self.raw: Array = values  # dead rows may be uninitialised
+        kept = type(array) is np.ndarray and array.dtype in _FLOATS
+        self.raw: Array = array if kept else real(array)  # dead rows may be uninitialised
         self.live: Indices | None = None
         self.requires_grad = requires_grad
         self.raw_grad: Array | None = None
@@ -186,14 +223,15 @@ class Tensor:
                 f"the tape needs the data of this result of {self.node.op.name}; replace the data "
                 f"of a leaf, or of .detach()."
             )
-        if np.shape(values) != self.shape:
-            raise ValueError(f"new data has shape {np.shape(values)}; expected {self.shape}.")
+        new = real(values, self.dtype)
+        if new.shape != self.shape:
+            raise ValueError(f"new data has shape {new.shape}; expected {self.shape}.")
         # ``t.data -= step`` changes the array in place, so ops that stored the array are invalid.
         # Ops that skipped dead rows are invalid too: all rows are live now, and ``backward`` would
         # read the gradients that these ops have left uninitialised.
         if values is self.raw or self.live is not None:
             self.version += 1
-        self.raw, self.live = np.asarray(values, self.dtype), None
+        self.raw, self.live = new, None
 
     @property
     def grad(self) -> Array | None:
@@ -206,12 +244,21 @@ class Tensor:
 
     @grad.setter
     def grad(self, grad: Array | None) -> None:
-        if grad is not self.raw_grad:  # all rows of a new array may hold a gradient
-            self.raw_grad, self.grad_rows = grad, None
+        if grad is self.raw_grad:
+            return
+        new = None if grad is None else real(grad, self.dtype)
+        if new is not None and new.shape != self.shape:
+            raise ValueError(f"new grad has shape {new.shape}; expected {self.shape}.")
+        self.raw_grad, self.grad_rows = new, None  # all rows may hold a gradient
 
     def __array__(self, *args: Any, **kwargs: Any) -> Array:
         """Refuse, because NumPy would wrap the tensor in an array of objects."""
-        raise TypeError("a Tensor is not an array; NumPy functions take its .data.")
+        raise TypeError(
+            "a Tensor is not an array. NumPy functions take its .data; those with a gradient are "
+            "methods, such as t.exp() and t.sum(), or in minidiff.functional."
+        )
+
+    __array_function__ = __array__
 
     @property
     def shape(self) -> Shape:
@@ -275,14 +322,15 @@ class Tensor:
                 f"to one number first, or pass backward(grad)."
             )
         grad = np.ones(self.shape) if grad is None else grad
-        if np.shape(grad) != self.shape:
-            raise ValueError(f"grad has shape {np.shape(grad)}; expected {self.shape}.")
+        grad = real(grad, self.dtype)
+        if grad.shape != self.shape:
+            raise ValueError(f"grad has shape {grad.shape}; expected {self.shape}.")
         # Gradients wait here until every op that uses the tensor has added its part. Each gradient
         # comes with ``grad_rows``, the only rows that can get a gradient now or later, as far as
         # the ops of this pass know. Outside ``grad_rows`` and outside the tensor's live rows a
         # waiting gradient may be uninitialised, so zeros are filled in before gradients are added.
         pending: dict[int, tuple[Array, Indices | None]] = {}
-        pending[id(self)] = np.asarray(grad, self.dtype), None
+        pending[id(self)] = grad, None
         # Leaves come last, so an error in an op leaves every .grad unchanged.
         for tensor in _latest_first(self):
             grad, grad_rows = pending.pop(id(tensor))
@@ -345,8 +393,34 @@ class Tensor:
     def __pow__(self, exponent: float) -> "Tensor":
         return apply(ops.Power(exponent), self)
 
+    def __rpow__(self, base: float) -> "Tensor":
+        return apply(ops.Exponential(base), self)
+
     def __neg__(self) -> "Tensor":
         return apply(ops.Negate(), self)
+
+    def __abs__(self) -> "Tensor":
+        return self.abs()
+
+    # Comparisons have no gradient, so they return arrays of booleans.
+
+    def __eq__(self, other: object) -> Any:
+        return self.data == _data(other)
+
+    def __ne__(self, other: object) -> Any:
+        return self.data != _data(other)
+
+    def __lt__(self, other: TensorLike) -> Any:
+        return self.data < _data(other)
+
+    def __le__(self, other: TensorLike) -> Any:
+        return self.data <= _data(other)
+
+    def __gt__(self, other: TensorLike) -> Any:
+        return self.data > _data(other)
+
+    def __ge__(self, other: TensorLike) -> Any:
+        return self.data >= _data(other)
 
     def __getitem__(self, index: Any) -> "Tensor":
         return apply(ops.Index(index), self)
@@ -369,6 +443,9 @@ class Tensor:
     def __bool__(self) -> bool:
         return bool(self.data)  # ValueError if there are several elements, as in NumPy
 
+    def __format__(self, spec: str) -> str:
+        return format(self.item() if spec else str(self), spec)
+
     def __repr__(self) -> str:
         suffix = ", requires_grad=True" if self.requires_grad else ""
         return f"Tensor({np.array2string(self.data, separator=', ', prefix='Tensor(')}{suffix})"
@@ -381,25 +458,33 @@ class Tensor:
 
     def mean(self, axis: Axes = None, keepdims: bool = False) -> "Tensor":
         """Average over ``axis`` (an int, a tuple, or None for all)."""
-        total = self.sum(axis, keepdims)
-        return total * (total.size / self.size if self.size else math.nan)
+        return apply(ops.Mean(axis, keepdims), self)
 
     def max(self, axis: Axes = None, keepdims: bool = False) -> "Tensor":
         """Maximum over ``axis``; tied maxima share the gradient equally."""
         return apply(ops.Max(axis, keepdims), self)
 
-    def reshape(self, *shape: SupportsIndex) -> "Tensor":
-        """Return the same elements in another shape."""
+    def min(self, axis: Axes = None, keepdims: bool = False) -> "Tensor":
+        """Minimum over ``axis``; tied minima share the gradient equally."""
+        return -(-self).max(axis, keepdims)
+
+    def reshape(self, *shape: Any) -> "Tensor":
+        """Return the same elements in another shape, given as integers or as a tuple."""
         return apply(ops.Reshape(shape), self)
 
-    def transpose(self, *axes: int) -> "Tensor":
-        """Permute the axes; without arguments, reverse them."""
-        return apply(ops.Transpose(axes or None), self)
+    def transpose(self, *axes: Any) -> "Tensor":
+        """Permute the axes, given one by one or in a tuple; without arguments, reverse them."""
+        order = axes[0] if len(axes) == 1 and isinstance(axes[0], tuple | list) else axes
+        return apply(ops.Transpose(tuple(order) or None), self)
 
     @property
     def T(self) -> "Tensor":  # noqa: N802 - as in NumPy
         """The tensor with its axes reversed."""
         return self.transpose()
+
+    def abs(self) -> "Tensor":
+        """Absolute value; the derivative at 0 is 0."""
+        return apply(ops.Abs(), self)
 
     def exp(self) -> "Tensor":
         """Exponential."""
@@ -429,9 +514,17 @@ class Tensor:
         """Elementwise maximum; at a tie each input gets half of the gradient."""
         return apply(ops.Maximum(), self, other)
 
+    def minimum(self, other: TensorLike) -> "Tensor":
+        """Elementwise minimum; at a tie each input gets half of the gradient."""
+        return -(-self).maximum(-_as_tensors((self, other))[1])
+
     def clip(self, low: float | None, high: float | None) -> "Tensor":
         """Limit to [low, high]; the gradient is 0 where the value is outside."""
         return apply(ops.Clip(low, high), self)
+
+
+def _data(value: Any) -> Any:
+    return value.data if isinstance(value, Tensor) else value
 
 
 def _latest_first(root: Tensor) -> list[Tensor]:

@@ -149,8 +149,8 @@ def run_few(
     at: Indices,
     size: int,
     numbers: NDArray[np.float32],  # (N, inputs)
-    scale: np.float32,
-    offset: np.float32,
+    shift: np.float32,
+    factor: np.float32,
     out: NDArray[np.float32],  # (N, outputs)
 ) -> None:
     """Run a program for one row of numbers after another."""
@@ -158,7 +158,7 @@ def run_few(
     work[0] = 0
     for n in range(len(numbers)):
         for j in range(numbers.shape[1]):
-            work[1 + j] = numbers[n, j] * scale - offset
+            work[1 + j] = (numbers[n, j] - shift) * factor
         for i in range(len(steps)):
             step = steps[i]
             if step.kind == CONV:
@@ -234,8 +234,8 @@ def run_many(
     at: Indices,
     work: NDArray[np.float32],  # (threads, size * TILE)
     numbers: NDArray[np.float32],  # (N, inputs)
-    scale: np.float32,
-    offset: np.float32,
+    shift: np.float32,
+    factor: np.float32,
     out: NDArray[np.float32],  # (N, outputs)
 ) -> None:
     """Run a program for blocks of TILE rows of numbers; each thread takes a share of the blocks."""
@@ -250,7 +250,7 @@ def run_many(
                 for s in range(TILE):
                     n = first + min(s, count - 1)  # the last sample fills the block
                     for j in range(strip, min(strip + LANES, numbers.shape[1])):
-                        own[(1 + j) * TILE + s] = numbers[n, j] * scale - offset
+                        own[(1 + j) * TILE + s] = (numbers[n, j] - shift) * factor
             for i in range(len(steps)):
                 step = steps[i]
                 if step.kind == CONV:

@@ -36,6 +36,7 @@ from .kernels import CONV, GATHER, POOL, SPARE, STEP, run_few, run_many
 __all__ = ["Predictor"]
 
 FEW = 12  # images: up to this number, channels last is faster
+LEAST = 1e-35  # std; 1 / (255 * std) fits in float32 too
 LIMIT = 1 << 28  # bytes of memory for a block of images; above, images run one by one
 
 
@@ -58,8 +59,8 @@ class Predictor:
     TypeError
         If weights are not float32.
     ValueError
-        If a layer does not fit its input, ``mean`` is not finite, or ``std`` is not finite and
-        above 0.
+        If a layer does not fit its input, or if ``mean`` or ``std`` is out of range: ``std`` from
+        1e-35 to 1e35, ``mean`` up to 1e35.
 
     Examples
     --------
@@ -71,8 +72,11 @@ class Predictor:
     """
 
     def __init__(self, model: Module, shape: Shape, *, mean: float = 0.0, std: float = 1.0) -> None:
-        if not (math.isfinite(mean) and 0 < std < math.inf):
-            raise ValueError(f"mean is {mean} and std {std}; expected numbers, std above 0.")
+        if not (abs(mean) <= 1 / LEAST and LEAST <= std <= 1 / LEAST):
+            raise ValueError(
+                f"mean is {mean} and std is {std}; expected numbers that float32 can divide by: "
+                f"std from {LEAST} to {1 / LEAST:g}, and mean up to that."
+            )
         self.shape, self.mean, self.std = tuple(shape), mean, std
         self._stages: list[_Compiled | Module] = [_Compiled(self.shape)]
         shape = self.shape
@@ -103,7 +107,7 @@ class Predictor:
         ----------
         images
             Shape (N, C, H, W) or (N, D); N may be 0. uint8 images are divided by 255, floats are
-            not. Both are then normalised by ``mean`` and ``std``.
+            not. Both are then normalised by ``mean`` and ``std``, float64 in its own precision.
 
         Returns
         -------
@@ -122,13 +126,15 @@ class Predictor:
         if images.shape[1:] != self.shape or images.ndim != len(self.shape) + 1:
             expected = ", ".join(["N", *map(str, self.shape)])
             raise ValueError(f"images have shape {images.shape}; expected ({expected}).")
-        scale = 1 / (255 * self.std) if images.dtype == np.uint8 else 1 / self.std
-        offset = self.mean / self.std
+        white = 255 if images.dtype == np.uint8 else 1
+        shift, factor = white * self.mean, 1 / (white * self.std)
+        if images.dtype.itemsize > 4:  # only the difference may fit in float32
+            images, shift, factor = (images - shift) * factor, 0.0, 1.0
         x = np.ascontiguousarray(images, np.float32)
         for stage in self._stages:
             if isinstance(stage, _Compiled):
-                x = stage.run(x, np.float32(scale), np.float32(offset))
-                scale, offset = 1, 0  # the first stage normalises
+                x = stage.run(x, np.float32(shift), np.float32(factor))
+                shift, factor = 0.0, 1.0  # the first stage normalises
             else:
                 x = _forward(stage, x)
         return x
@@ -158,10 +164,10 @@ class _Compiled:
         self.few.finish()
         self.many.finish()
 
-    def run(self, x: Array, scale: np.float32, offset: np.float32) -> NDArray[np.float32]:
+    def run(self, x: Array, shift: np.float32, factor: np.float32) -> NDArray[np.float32]:
         large = 4 * self.many.size * TILE > LIMIT
         program = self.few if large or len(x) <= FEW else self.many
-        return program.run(matrix(x), scale, offset)
+        return program.run(matrix(x), shift, factor)
 
 
 class Program:
@@ -294,12 +300,12 @@ class Program:
         ]
         self._arguments = (steps, *arrays, self.at.ravel())
 
-    def run(self, numbers: Array, scale: np.float32, offset: np.float32) -> NDArray[np.float32]:
+    def run(self, numbers: Array, shift: np.float32, factor: np.float32) -> NDArray[np.float32]:
         """Normalise inputs of shape (N, inputs), and compute the outputs."""
         out = np.empty((len(numbers), *self.at.shape), np.float32)
         if self.channels_last:
-            run_few(*self._arguments, self.size, numbers, scale, offset, matrix(out))
+            run_few(*self._arguments, self.size, numbers, shift, factor, matrix(out))
         else:
             work = empty((numba.get_num_threads(), self.size * TILE), np.float32)
-            run_many(*self._arguments, work, numbers, scale, offset, matrix(out))
+            run_many(*self._arguments, work, numbers, shift, factor, matrix(out))
         return out

@@ -74,7 +74,7 @@ class Mask(Module):
 
     def scale(self, parameter: Tensor, z: Tensor) -> Tensor:
         """Multiply the elements of a parameter by the gate values z."""
-        return scale(parameter, z, self.groups.labels_in(parameter.shape))
+        return scale(parameter, z, self.groups.labels_in(parameter.shape), shares_inputs=True)
 
     def open_columns(self, z: Array) -> NDArray[np.bool_]:
         """Return which slices along axis 1 hold an open gate; length 1 if they share gates."""
@@ -192,8 +192,8 @@ class Gated(Module):
             bias = mask.scale(bias, mask.gate.values())
         if self.outputs is not None:
             z, final = self.outputs.values(), self.outputs.closes_for_good
-            weight = scale(weight, z, closed_for_good=final)
-            bias = scale(bias, z, closed_for_good=final)
+            weight = scale(weight, z, closed_for_good=final, shares_inputs=True)
+            bias = scale(bias, z, closed_for_good=final, shares_inputs=True)
         if self.inputs is not None:
             x = self.inputs(x)
         return self.layer.apply(x, weight, bias)
@@ -301,7 +301,7 @@ def _close_unread(x: Tensor, is_read: NDArray[np.bool_]) -> Tensor:
         return x
     read = Tensor(is_read.astype(x.dtype))
     read.live = is_read.nonzero()[0]
-    return scale(x, read)
+    return scale(x, read, shares_inputs=True)
 
 
 def fold_gates(model: Module) -> None:

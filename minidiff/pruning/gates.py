@@ -193,6 +193,11 @@ class Gate(Module):
         if x.shape[:1] != (self.count,):
             raise ValueError(f"a Gate of {self.count} does not fit an input of shape {x.shape}.")
         if self.per_sample and self.stochastic:
+            if x.ndim < 2:
+                raise ValueError(
+                    f"a Gate with noise per sample was given an input of shape {x.shape}; expected "
+                    f"({self.count}, ..., N), with the batch last."
+                )
             z = self.values(samples=x.shape[-1])
             return x * z.reshape(self.count, *[1] * (x.ndim - 2), x.shape[-1])
         return scale(x, self.values())
@@ -329,7 +334,7 @@ def grad_scale_rows(
     for task in prange(written.size):
         i = written[task]
         if listed[i]:
-            total = x.dtype.type(0)
+            total = 0.0
             for s in range(x.shape[1]):
                 out[i, s] = factors[i] * grad[i, s]
                 total += grad[i, s] * x[i, s]
@@ -350,9 +355,14 @@ class Scale(Op):
     skips_dead_rows = True
 
     def __init__(
-        self, fully_open: NDArray[np.bool_], labels: Indices | None, closed_for_good: bool
+        self,
+        fully_open: NDArray[np.bool_],
+        labels: Indices | None,
+        closed_for_good: bool,
+        shares_inputs: bool,
     ) -> None:
         self.fully_open, self.labels, self.closed_for_good = fully_open, labels, closed_for_good
+        self.shares_inputs = shares_inputs
 
     def forward(self, x: Array, z: Array) -> Array:
         (live_x, live_z), self.count = self.live_in, len(z)
@@ -369,7 +379,7 @@ class Scale(Op):
         if not self.by_row:
             self.live = rows if len(rows) < len(x) else None
             self.x = filled(x, live_x)
-            return self.x * z
+            return _closed_to_zero(self.x, z, z)
         self.live, self.x = rows, plain(x)
         self.passes = bool(self.fully_open[rows].all())
         if self.passes:
@@ -395,9 +405,10 @@ class Scale(Op):
 
     def _elements_backward(self, grad: Array) -> Gradients:
         grad = filled(grad, self.live)
+        grad_x = _closed_to_zero(grad, self.z, self.z)
         if not self.needs[1]:
-            return grad * self.z, None
-        return grad * self.z, self._by_group(grad * self.x)
+            return grad_x, None
+        return grad_x, self._by_group(_closed_to_zero(grad, self.x, self.z))
 
     def _by_group(self, grad: Array) -> Array:
         """Sum the gradient of each row or element over the groups, in float64."""
@@ -409,17 +420,31 @@ class Scale(Op):
         return np.asarray(sums)
 
 
+def _closed_to_zero(a: Array, b: Array, z: Array) -> Array:
+    """Return a * b, but 0 where z is 0, whatever is multiplied there."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        product = a * b
+        finite = np.isfinite(product.sum())
+    return product if finite else np.where(z == 0, product.dtype.type(0), product)
+
+
 def scale(
-    x: Tensor, z: Tensor, labels: Indices | None = None, *, closed_for_good: bool = False
+    x: Tensor,
+    z: Tensor,
+    labels: Indices | None = None,
+    *,
+    closed_for_good: bool = False,
+    shares_inputs: bool = False,
 ) -> Tensor:
     """Multiply x by gate values z.
 
     ``labels`` has the group of each row of x (one axis), or of each element (as many axes as x).
     None means one group for each row, or for each element, in order. ``closed_for_good`` promises
     that closed gates never open again, so that an optimiser may leave their rows of x alone; it is
-    for rows of parameters.
+    for rows of parameters. ``shares_inputs`` is for results that only a layer sees: if all gates
+    are fully open, the result may share memory with x.
     """
     transform = z.node.op if z.node else None
     # Any other z is a constant, which has no gradient to lose.
     fully_open = transform.fully_open() if isinstance(transform, GateTransform) else z.raw == 1
-    return apply(Scale(fully_open, labels, closed_for_good), x, z)
+    return apply(Scale(fully_open, labels, closed_for_good, shares_inputs), x, z)
