@@ -1,5 +1,6 @@
 """Ops of networks against loops: values and gradients, on live rows and no others; errors."""
 
+import math
 from dataclasses import replace
 
 import numba
@@ -205,6 +206,63 @@ def test_dropout_of_nothing_draws_nothing():
     generator, x = rng(), Tensor([1.0, 2.0])
     assert F.dropout(x, 0, generator) is x
     assert generator.bit_generator.state == rng().bit_generator.state
+
+
+# -- as in NumPy -----------------------------------------------------------------------------
+
+
+@given(st.data(), own.shapes.filter(len), st.integers(1, 3), own.dtypes)
+def test_concatenate_and_stack(data, shape, count, dtype):
+    values = [data.draw(own.arrays(shape, dtype=dtype)) for _ in range(count)]
+    ends = len(shape) - 1
+    axis = data.draw(st.integers(-ends - 1, ends))
+    more = data.draw(st.integers(-ends - 2, ends + 1))
+    for function, expected in (
+        (lambda *x: F.concatenate(x, axis), np.concatenate(values, axis)),
+        (lambda *x: F.stack(x, more), np.stack(values, more)),
+    ):
+        equal(function(*values).data, expected)
+        assert function(*values).dtype == dtype
+        md.gradcheck(function, [leaf(v.astype(np.float64)) for v in values])
+
+
+@given(st.data(), own.pairs_of_shapes)
+def test_where_takes_gradients_of_what_it_chose(data, shapes):
+    a, b = (data.draw(own.off_zero(shape)) for shape in shapes)
+    condition = np.asarray(a > 0)
+    md.gradcheck(lambda x, y: F.where(condition, x, y), [leaf(a), leaf(b)])
+    x = leaf(a)
+    out = F.where(condition, x.abs().log(), 0.0)
+    condition[...] = ~condition  # the caller may change it
+    out.sum().backward()
+    np.testing.assert_allclose(x.grad, np.where(a > 0, 1 / a, 0))
+
+
+# -- long sums ---------------------------------------------------------------------------------
+
+
+def test_long_sums_keep_their_digits():
+    """Float32 sums of equal numbers, one after the other, would be wrong by a tenth of a per cent.
+
+    Sums over samples are right to rounding, and matrix products about as NumPy's are.
+    """
+    count, many = 100_000, np.full((2, 100_000), 0.1, np.float32)
+    weight, bias = leaf(np.full((3, 2), 0.1, np.float32)), leaf(np.zeros(3, np.float32))
+    out = F.linear(many, weight, bias)
+    out.backward(np.full(out.shape, 0.1, np.float32))
+    np.testing.assert_allclose(bias.grad, 0.1 * count, rtol=1e-7)
+    np.testing.assert_allclose(weight.grad, 0.01 * count, rtol=2e-5)
+    np.testing.assert_allclose(F.linear(many.T, many).data, 0.01 * count, rtol=2e-5)
+    gate = md.Gate(2, initial=0.0)
+    gate(many).backward(many)
+    np.testing.assert_allclose(gate.phi.grad, 0.015 * count, rtol=1e-7)
+    image = np.full((1, 300, 300, 1), 0.1, np.float32)
+    assert F.avg_pool2d(image, 300).item() == np.float32(0.1)
+    filters = leaf(np.full((1, 1, 3, 3), 0.1, np.float32))
+    F.conv2d(image, filters).sum().backward()
+    np.testing.assert_allclose(filters.grad, 0.1 * 298**2, rtol=1e-6)
+    logits = np.full((10, count), 0.1, np.float32)
+    assert F.cross_entropy(logits, np.zeros(count, int)).item() == np.float32(math.log(10))
 
 
 # -- loss ------------------------------------------------------------------------------------

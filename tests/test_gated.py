@@ -1,6 +1,7 @@
 """Gates on layers: leaving out what is closed changes nothing, and neither does folding."""
 
 import copy
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -256,7 +257,9 @@ def test_folding_gates_keeps_outputs_and_counts(network):
     before, counts = model(x).data, md.count(model, network.shape)
     acting = [getattr(layer, "gate", layer) for _, layer in chain(model)]  # on activations
     phis = {id(gate): gate.phi.data.copy() for gate in md.gates_of(model).values()}
-    md.fold_gates(model)
+    partly = any(((g.evaluated() % 1) > 0).any() for g in acting if isinstance(g, Gate))
+    with pytest.warns(UserWarning, match="stand as layers") if partly else nullcontext():
+        md.fold_gates(model)
     np.testing.assert_allclose(model(x).data, before, rtol=1e-9, atol=1e-9)
     assert md.count(model, network.shape) == counts
     for gate in md.gates_of(model).values():

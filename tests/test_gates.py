@@ -11,6 +11,7 @@ import minidiff as md
 from minidiff import Gate, nn
 from minidiff.pruning.noise import NOISES
 from minidiff.pruning.transform import GateTransform
+from tests.checks import leaf
 from tests.networks import DOUBLE, assert_same, by_hand, dense, gate_at, results, rng, train
 from tests.strategies import arrays, dtypes, seeds
 
@@ -57,6 +58,27 @@ def test_gates_of_any_kind_are_opened_and_closed_by_hand(kind, options):
         assert (gate.evaluated() % 1 != 0).tolist() == [True, False, False]
 
 
+@pytest.mark.parametrize("odd", [np.nan, np.inf])
+def test_what_a_closed_gate_multiplies_does_not_matter_whatever_it_is(odd):
+    layer = md.gate(nn.Linear(4, 3, rng=rng()), "weights")
+    is_open = np.arange(12) % 3 > 0
+    layer.weights[0].gate.set_open(is_open)
+    layer.weights[0].gate.phi.data[1] = 0.1  # partly open
+    for mask in (layer.weights[0], md.Mask(layer.weights[0].gate, md.Groups.elements((3, 4)))):
+        x = leaf(np.ones((3, 4, 2), np.float32)) if mask is not layer.weights[0] else None
+        values = layer.layer.weight.data if x is None else x.data
+        values[~is_open.reshape(3, 4)] = odd
+        out = layer(np.ones((4, 2), np.float32)) if x is None else mask(x)
+        out.sum().backward()
+        assert np.isfinite(out.data).all()
+        assert np.isfinite(mask.gate.phi.grad).all()
+        assert mask.gate.phi.grad[1] != 0
+        mask.gate.phi.grad = None
+    small = md.compact(nn.Sequential(layer), (4,))
+    x = rng().random((4, 5), np.float32)
+    np.testing.assert_allclose(small(x).data, layer(x).data, rtol=1e-6)
+
+
 # -- noise -------------------------------------------------------------------------------------
 
 
@@ -98,6 +120,14 @@ def test_frozen_gates_draw_nothing_and_learn_nothing(noise):
     layer(np.ones((4, 2), np.float32)).sum().backward()
     assert [gate.phi.grad for _, gate in layer.gates()] == [None] * 3
     assert layer.layer.weight.grad is not None
+
+
+@kinds
+def test_noise_per_sample_needs_samples(kind, options):
+    gate = gate_at([0.3] * 3, kind, per_sample=True, **options)
+    with pytest.raises(ValueError, match=r"input of shape \(3,\); expected \(3, ..., N\)"):
+        gate(np.ones(3))
+    assert gate.eval()(np.ones(3)).shape == (3,)
 
 
 @kinds

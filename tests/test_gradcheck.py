@@ -55,6 +55,23 @@ def test_one_wrong_element_is_found_and_named(data, shape):
     assert f"along element {index}" in str(raised.value)
 
 
+@pytest.mark.parametrize("size", [1e-12, 1e-6, 1.0, 1e6, 1e12])
+def test_functions_of_any_size_are_checked_alike(size):
+    x = leaf([0.3, -2.0, 5.0])
+    assert md.gradcheck(lambda x: size * x * x, [x])
+    for wrong in (2.0, 1.001, 0.0, -1.0, np.inf):
+        with pytest.raises(AssertionError, match="input 0, along"):
+            md.gradcheck(
+                lambda a, b, w=wrong: product(lambda g: w * g)(b, a), [x, leaf(size * x.data)]
+            )
+
+
+def test_constants_and_empty_inputs_pass():
+    empty, x = leaf(np.zeros((0, 3))), leaf([1.0, 2.0, 3.0])
+    assert md.gradcheck(lambda e, x: (e * x).sum() + 0.0 * x.sum(), [empty, x])
+    assert md.gradcheck(lambda x: x * x, [leaf(np.zeros(3))])
+
+
 def test_large_inputs_are_checked_along_random_directions():
     large, spoilt = [leaf(np.ones(1000)), leaf(np.ones(1000))], product(lambda g: 1.001 * g)
     with pytest.raises(AssertionError, match="input 1, along a random direction"):

@@ -141,6 +141,14 @@ def test_large_sums_lose_no_digits_and_the_mean_of_nothing_is_nan():
     (tenths + x).backward(tenths.data)  # which sums over the broadcast axis
     for total in (tenths.sum(0).data, x.grad):
         np.testing.assert_allclose(total, 10000.1, rtol=1e-6)
+    assert tenths.mean(0).data[0] == tenths.mean().item() == np.float32(0.1)
+    huge = leaf(np.full(1000, 1e38, np.float32))  # whose sum float32 cannot hold
+    huge.mean().backward()
+    assert huge.mean().item() == np.float32(1e38)
+    equal(huge.grad, np.full(1000, 0.001, np.float32))
+    x.grad = None
+    x[np.zeros(100_001, int)].backward(tenths.data[:, 0])  # one element, picked often
+    np.testing.assert_allclose(x.grad, [10000.1, 0], rtol=1e-7)
     assert np.isnan(Tensor(np.zeros((0, 3), np.float32)).mean().item())
 
 

@@ -50,6 +50,19 @@ def test_any_network_predicts_the_same(stack, count, dtype, mean, std, has_nan):
     equal(predict(images), out)  # later training changes nothing
 
 
+@pytest.mark.parametrize("count", [2, FEW + 2])
+def test_the_mean_is_subtracted_in_the_precision_of_the_images(count):
+    predict = md.Predictor(nn.Sequential(nn.Flatten()), (2,), mean=1.7e9, std=100)
+    images = np.tile(1.7e9 + np.array([10.0, 50.0]), (count, 1))
+    for dtype in (np.float64, ">f8", np.longdouble):
+        np.testing.assert_allclose(predict(images.astype(dtype)), [[0.1, 0.5]] * count, rtol=1e-6)
+    near = np.nextafter(np.float32(1), np.float32(2))
+    predict = md.Predictor(nn.Sequential(nn.Flatten()), (2,), mean=1, std=1e-6)
+    np.testing.assert_allclose(
+        predict(np.full((count, 2), near)), np.full((count, 2), 2.0**-23 * 1e6), rtol=1e-6
+    )
+
+
 def test_large_networks_take_one_image_at_a_time(monkeypatch):
     model, images = nn.Linear(3, 2, rng=rng()), rng().random((FEW + 1, 3))
     predict = md.Predictor(model, (3,))
@@ -109,7 +122,7 @@ def test_layers_are_left_as_in_training_or_evaluation():
         (nn.Conv2d(3, 2, 1, rng=rng()), {}, "end: Conv2d does not fit an input of shape"),
         (nn.Select([0], size=2), {}, "end: Select does not fit"),
         (nn.Linear(3, 2, rng=rng(), dtype=np.float64), {}, "float64; .* computes in float32"),
-        *((nn.ReLU(), {"std": std}, f"std {std}; .* std above 0") for std in (0.0, -1.0, np.inf)),
+        *((nn.ReLU(), {"std": std}, f"std is {std}; .* std") for std in (0.0, -1.0, np.inf, 1e-50)),
         *((nn.ReLU(), {name: np.nan}, f"{name}.* nan") for name in ("mean", "std")),
     ],
 )

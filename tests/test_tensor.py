@@ -1,7 +1,12 @@
 """The tape: which gradients arrive where, when they are right, and which rows they have."""
 
+import asyncio
 import gc
+import operator
 import weakref
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from functools import partial
 from itertools import combinations
 
 import numpy as np
@@ -25,9 +30,52 @@ def test_float_arrays_are_kept_and_all_else_becomes_float32():
         assert tensor.data is array
         assert (tensor.shape, tensor.ndim, tensor.size, len(tensor)) == ((2, 3), 2, 6, 2)
         assert tensor.dtype == dtype
-    for array in ([1.0, 2.0], (True, False), np.arange(2), np.ones(2, np.float16), 3):
+        swapped = array.astype(array.dtype.newbyteorder())
+        assert Tensor(swapped).dtype == dtype
+        equal(Tensor(swapped).data, array)
+    assert Tensor(np.float64(1e300)).item() == 1e300
+    for array in ([1.0, 2.0], (True, False), np.arange(2), np.ones(2, np.float16), 3, [[]]):
         assert Tensor(array).dtype == np.float32
         equal(Tensor(array).data, array)
+
+
+LARGE = np.array([1, 2**24 + 1])  # float32 would round it
+
+
+@pytest.mark.parametrize("place", ["alone", "beside", "data", "grad", "backward"])
+@pytest.mark.parametrize(
+    "array",
+    [
+        *(LARGE, LARGE.astype(np.uint64), LARGE.tolist(), np.array([0, 2**63 - 1]), [1e300, 0.0]),
+        *(np.array([1, 2], np.longdouble), np.ma.masked_array([1, 2], [0, 1])),
+    ],
+    ids=str,
+)
+def test_a_change_of_precision_is_never_silent(place, array):
+    x, loss = Tensor([1.0, 2.0], requires_grad=True), leaf(np.ones(2, np.float32)) * 2
+    with pytest.raises((TypeError, ValueError), match="expected"):
+        {
+            "alone": lambda: Tensor(array),
+            "beside": lambda: x + array,
+            "data": lambda: setattr(x, "data", array),
+            "grad": lambda: setattr(x, "grad", array),
+            "backward": lambda: loss.backward(array),
+        }[place]()
+    equal(x.data, [1, 2])
+    assert x.grad is None
+
+
+def test_a_single_number_does_not_make_float32_float64():
+    x = leaf(np.ones(2, np.float32))
+    for number in (2.0, np.float64(2), np.array(2.0), Tensor(np.array(2.0)), leaf(2.0)):
+        out = x * number
+        assert (x + number).dtype == (number - x).dtype == out.dtype == np.float32
+        out.sum().backward()
+    assert number.grad == 2
+    assert number.grad.dtype == np.float64
+    for wide in (np.ones(2), leaf(np.ones(2)), np.ones(1)):
+        assert (x * wide).dtype == np.float64
+    assert (leaf(np.float32(1)) * leaf(1.0)).dtype == np.float64
 
 
 @pytest.mark.parametrize(
@@ -42,6 +90,16 @@ def test_float_arrays_are_kept_and_all_else_becomes_float32():
         (lambda: bool(Tensor([1.0, 2.0])), "ambiguous"),
         (lambda: list(Tensor(3.0)), "unsized"),
         (lambda: np.asarray(Tensor([1.0])), r"take its \.data"),
+        *(
+            (lambda f=f: f(Tensor([1.0])), r"take its \.data; those with a gradient are methods")
+            for f in (np.exp, np.sum, np.mean, np.transpose, np.isnan, lambda t: np.stack([t, t]))
+        ),
+        (lambda: np.add(np.ones(1), Tensor([1.0])), r"take its \.data"),
+        (lambda: leaf([1.0, 2.0]).__setattr__("grad", [1.0]), r"shape \(1,\); expected \(2,\)"),
+        (lambda: (-2) ** leaf([1.0]), "base of a power is -2; expected a number above 0"),
+        (lambda: np.ones(1) ** leaf([1.0]), "base of a power is array"),
+        (lambda: f"{Tensor([1.0, 2.0]):.2f}", "size 1"),
+        (lambda: Tensor([1.0]).clip(np.zeros(1), None), r"limit has shape \(1,\).*maximum"),
         (lambda: np.array([Tensor([1.0])] * 2), r"take its \.data"),
         (lambda: leaf([1.0]).__setitem__(0, 1), "build a new one"),
         (lambda: (Tensor([1.0]) * 2).backward(), "requires no gradient"),
@@ -61,6 +119,25 @@ def test_a_tensor_is_a_number_or_its_rows():
     assert tensor
     assert not Tensor([0.0])
     assert [float(row.sum()) for row in Tensor([[1.0, 2.0], [3.0, 4.0]])] == [3, 7]
+
+
+def test_comparisons_are_arrays_of_booleans():
+    x, other = leaf([1.0, 2.0, np.nan]), np.array([1.0, 1.0, 1.0])
+    for compare in (operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge):
+        expected = compare(x.data, other)
+        for a, b in ((x, other), (x, leaf(other)), (x, 1), (x.data, leaf(other))):
+            found = compare(a, b)
+            assert type(found) is np.ndarray
+            equal(found, expected)
+        equal(compare(1.0, x), compare(1.0, x.data))
+    assert Tensor(3.0) == 3.0
+    assert {x: "by identity"}[x]
+    assert not (x == None).any()  # noqa: E711 - as in NumPy
+
+
+def test_a_tensor_is_formatted_as_a_number_or_as_it_is_shown():
+    assert f"{Tensor(2.5):.3f} {Tensor([[-2.0]]):+.0e}" == "2.500 -2e+00"
+    assert f"{Tensor([1.0, 2.0])}" == str(Tensor([1.0, 2.0])) == "Tensor([1., 2.])"
 
 
 # -- gradients of a graph --------------------------------------------------------------------
@@ -146,6 +223,81 @@ def test_no_grad_records_nothing():
     assert (x * x).requires_grad
 
 
+def is_recorded():
+    return (leaf([1.0]) * 2).requires_grad
+
+
+def test_blocks_of_no_grad_may_end_in_any_order_and_thread():
+    def suspended():
+        with md.no_grad():
+            yield
+
+    first, second = suspended(), suspended()
+    next(first)
+    next(second)
+    first.close()
+    assert not is_recorded()
+    second.close()
+    assert is_recorded()
+    next(first := suspended())
+    with ThreadPoolExecutor(1) as other:
+        assert other.submit(is_recorded).result()  # threads begin with a tape
+        other.submit(first.close).result()
+        assert other.submit(is_recorded).result()
+    assert is_recorded()
+    block = md.no_grad()
+    with block, pytest.raises(RuntimeError, match=r"in use; write no_grad\(\) anew"), block:
+        pass
+    with block:
+        assert not is_recorded()
+    assert is_recorded()
+
+
+def test_tasks_do_not_share_their_no_grad():
+    async def quiet(own, other):
+        with md.no_grad():
+            own.set()
+            await other.wait()
+            return is_recorded()
+
+    async def loud(own, other):
+        await other.wait()
+        try:
+            return is_recorded()
+        finally:
+            own.set()
+
+    async def both():
+        one, other = asyncio.Event(), asyncio.Event()
+        return await asyncio.gather(quiet(one, other), loud(other, one))
+
+    assert asyncio.run(both()) == [False, True]
+    assert is_recorded()
+
+
+def test_no_grad_decorates_functions_that_compute_at_once():
+    @md.no_grad()
+    def recorded():
+        """Say so."""
+        return is_recorded()
+
+    assert (recorded(), recorded.__doc__, is_recorded()) == (False, "Say so.", True)
+
+    def generator():
+        yield is_recorded()
+
+    async def coroutine():
+        return is_recorded()  # pragma: no cover
+
+    async def stream():
+        yield is_recorded()  # pragma: no cover
+
+    for later in (generator, coroutine, stream, lambda: map(abs, [1]), partial(generator)):
+        with pytest.raises(TypeError, match="would compute later, with a tape"):
+            md.no_grad()(later)()
+        assert is_recorded()
+
+
 def test_detach_shares_values_but_not_the_tape():
     x = leaf([2.0])
     y = x * x
@@ -169,6 +321,39 @@ def test_data_on_the_tape_is_read_only():
     off = Tensor([1.0, 2.0]) * 2
     off.data[0] = 7
     equal(off.data, [7, 4])
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x.reshape(4),
+        lambda x: x.T,
+        lambda x: x[:1],
+        lambda x: x[...],
+        md.functional.flatten,
+        md.Gate(2, dtype=np.float64),  # fully open
+        md.Mask(md.Gate(2, dtype=np.float64), md.Groups.along((2,), 0)),
+        lambda x: md.apply(Double(), x, x) * 0.25,
+        lambda x: md.apply(Identity(), x),
+    ],
+)
+def test_results_share_no_memory_with_what_can_change(function, recorded):
+    for of_a_result in (False, True):
+        x = leaf([[1.0, 2.0], [3.0, 5.0]])
+        given = x * 2 if of_a_result else x
+        before = given.data.copy()
+        with nullcontext() if recorded else md.no_grad():
+            out = function(given)
+        held, expected = out.data, out.data.copy()
+        if not of_a_result:
+            md.optim.SGD([x], lr=1).step() if x.grad is not None else None
+            x.data[...] = 7
+        if held.flags.writeable:
+            held[...] = 9
+            equal(given.data, 7 if not of_a_result else before)
+        else:
+            equal(held, expected)
 
 
 @pytest.mark.parametrize("change", ["by an optimiser", "in place", "of dead rows"])
@@ -223,6 +408,40 @@ def test_backward_returns_arrays_or_none_where_none_is_needed():
     md.apply(Double(lambda g: (g,)), x).sum().backward()
     md.apply(Double(lambda g: (g, None)), x, Tensor([1.0, 1.0])).sum().backward()
     equal(x.grad, [6, 6])
+
+
+class Identity(Op):
+    """x itself."""
+
+    def forward(self, x):
+        return x
+
+    def backward(self, grad):
+        return grad
+
+
+class Spoiler(Op):
+    """x, whose ``backward`` writes into its argument."""
+
+    def forward(self, x):
+        return x.copy()
+
+    def backward(self, grad):
+        grad *= 0
+        return grad
+
+
+def test_no_op_can_spoil_the_gradients_of_others():
+    x = leaf([1.0, 2.0])
+    with pytest.raises(ValueError, match="read-only"):
+        (md.apply(Spoiler(), x) + x).sum().backward()
+    assert x.grad is None
+    memory = np.frombuffer(bytearray(np.ones(2).tobytes()))  # of another owner
+    y = leaf([1.0, 2.0])
+    (x.reshape(2, 1) + y.reshape(2, 1)).backward(memory.reshape(2, 1))
+    x.grad[:] = 5
+    memory[:] = 6
+    equal(y.grad, [1, 1])
 
 
 @pytest.mark.parametrize(

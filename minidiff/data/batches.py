@@ -67,7 +67,6 @@ def batches(
     order = np.arange(len(split)) if rng is None else generator(rng).permutation(len(split))
     # An augmented image keeps the range of the split, whatever its dtype, hence one scale.
     shift, factor = split.white * mean, 1 / (split.white * std)
-    dtype = np.result_type(split.images.dtype, np.float32)  # differences keep their digits
     for start in range(0, len(order), size):
         chosen = order[start : start + size]
         images = split.images[chosen]
@@ -75,6 +74,6 @@ def batches(
             images = augment(images, generator(rng))
         # Transposed while still uint8, which takes a quarter of the memory of float32.
         batch_last = np.ascontiguousarray(np.moveaxis(images, 0, -1))  # (C, H, W, B)
-        batch = np.subtract(batch_last, shift, dtype=dtype)
+        batch = np.subtract(batch_last, shift, dtype=np.float32)
         batch *= factor
-        yield batch.astype(np.float32, copy=False), split.labels[chosen]
+        yield batch, split.labels[chosen]

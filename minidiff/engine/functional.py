@@ -34,6 +34,9 @@ __all__ = [
 ]
 
 
+BATCH_LAST = "The batch is the last axis; np.moveaxis(x, 0, -1) moves it there."
+
+
 def pair(value: Pair, name: str, least: int = 1) -> tuple[int, int]:
     """Return (vertical, horizontal) for an int or a pair; ValueError if below ``least``."""
     both = value if isinstance(value, tuple | list) else (value, value)
@@ -105,7 +108,7 @@ def conv2d(
     if x.ndim != 4 or weight.ndim != 4 or x.shape[0] != weight.shape[1]:
         raise ValueError(
             f"conv2d: x of shape {x.shape} and weight of shape {weight.shape} do not fit; expected "
-            f"(C, H, W, N) and (O, C, KH, KW) with the same C."
+            f"(C, H, W, N) and (O, C, KH, KW) with the same C. {BATCH_LAST}"
         )
     bias = _checked("conv2d", x, weight, bias)
     for size, more, kernel, axis in zip(
@@ -149,7 +152,7 @@ def linear(x: TensorLike, weight: TensorLike, bias: TensorLike | None = None) ->
     if x.ndim != 2 or weight.ndim != 2 or x.shape[0] != weight.shape[1]:
         raise ValueError(
             f"linear: x of shape {x.shape} and weight of shape {weight.shape} do not fit; "
-            f"expected (D, N) and (O, D) with the same D."
+            f"expected (D, N) and (O, D) with the same D. {BATCH_LAST}"
         )
     return apply(ops.Linear(), x, weight, _checked("linear", x, weight, bias))
 
@@ -417,7 +420,7 @@ def cross_entropy(
     if logits.ndim != 2 or labels.shape != logits.shape[1:]:
         raise ValueError(
             f"cross_entropy: logits of shape {logits.shape} and labels of shape {labels.shape} do "
-            f"not fit; expected (classes, N) and (N,)."
+            f"not fit; expected (classes, N) and (N,). {BATCH_LAST}"
         )
     if labels.size == 0:
         raise ValueError(f"cross_entropy: the batch is empty (logits of shape {logits.shape}).")

@@ -75,6 +75,9 @@ def gradcheck(
     weights = rng.standard_normal(out.shape)
     out.backward(weights)
 
+    epsilon = float(np.finfo(float).eps)
+    rounding = epsilon * float(np.abs(weights).sum())  # of the gradient itself
+
     def value(changed: int, array: Array) -> tuple[float, float]:
         """Return the weighted sum of the outputs, and the sum of their sizes."""
         arrays = [Tensor(array if i == changed else t.data) for i, t in enumerate(inputs)]
@@ -84,7 +87,7 @@ def gradcheck(
     def difference(i: int, array: Array, step: Array, eps: float) -> tuple[float, float]:
         """Return the derivative along a step, and what rounding may add to it."""
         (above, size), (below, _) = value(i, array + eps * step), value(i, array - eps * step)
-        return (above - below) / (2 * eps), 4 * float(np.finfo(float).eps) * size / eps
+        return (above - below) / (2 * eps), 4 * epsilon * size / eps
 
     for i, leaf in enumerate(leaves):
         if not leaf.requires_grad or not leaf.size:
@@ -103,7 +106,7 @@ def gradcheck(
             with np.errstate(invalid="ignore", over="ignore"):
                 analytic, size = float((grad * probe).sum()), float(np.abs(grad * probe).sum())
             allowed = tolerance * (abs(numeric) + size)
-            allowed += noise + more_noise + 2 * abs(numeric - half)
+            allowed += noise + more_noise + 2 * abs(numeric - half) + rounding
             # Written so that NaN and infinity fail.
             if not abs(numeric - analytic) <= allowed < math.inf:
                 raise AssertionError(

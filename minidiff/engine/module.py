@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from .arrays import Array, Shape
+from .arrays import Array, Shape, real
 from .tensor import Tensor, no_grad
 
 Self = TypeVar("Self", bound="Module")
@@ -42,7 +42,7 @@ class Module:
     """The base class of layers and networks: parameters, submodules and a ``forward``.
 
     A module finds its parameters and submodules among its attributes, and in attributes that are
-    lists or tuples, in the order of assignment. Each counts once, even if found twice.
+    lists, tuples or dicts, in the order of assignment. Each counts once, even if found twice.
 
     A subclass that defines ``forward`` does not inherit ``channelwise``, ``homogeneous``,
     ``map_channels``, ``compile`` and ``onnx``, which describe the computation of its parent. A
@@ -139,12 +139,9 @@ class Module:
     # -- the tree of modules -------------------------------------------------------------------
 
     def members(self) -> Iterator[tuple[str, Any]]:
-        """Yield (name, attribute), and each item of a list or tuple by a name like "weights.0"."""
+        """Yield (name, attribute), and items of lists, tuples and dicts by names like "heads.0"."""
         for name, value in vars(self).items():
-            if isinstance(value, list | tuple):
-                yield from ((f"{name}.{i}", item) for i, item in enumerate(value))
-            else:
-                yield name, value
+            yield from _items(name, value)
 
     def children(self) -> Iterator[tuple[str, "Module"]]:
         """Yield (name, module) for the modules directly below this one."""
@@ -210,6 +207,14 @@ class Module:
         return text
 
 
+def _items(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, list | tuple | dict):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _items(f"{name}.{key}", item)
+    else:
+        yield name, value
+
+
 @contextmanager
 def evaluation(model: Module) -> Iterator[None]:
     """Compute as in evaluation, without a tape; then restore the mode of every module."""
@@ -223,10 +228,24 @@ def evaluation(model: Module) -> Iterator[None]:
             module.training = training
 
 
+def input_shape(shape: Any) -> Shape:
+    """Return the shape of an input without the batch; ValueError unless integers above 0."""
+    sizes = tuple(shape) if isinstance(shape, tuple | list) else (None,)
+    if not all(isinstance(n, int | np.integer) and n > 0 for n in sizes):
+        raise ValueError(
+            f"shape is {shape!r:.60}; expected the shape of one input, without the batch, as a "
+            f"tuple of integers above 0, such as (1, 28, 28) or (30,)."
+        )
+    return tuple(map(int, sizes))
+
+
 def fitting(
     state: Mapping[str, NDArray[Any]], expected: Mapping[str, Array], owner: object
 ) -> dict[str, Array]:
-    """Copy the arrays of a state in the expected dtypes; ValueError if names or shapes differ."""
+    """Copy the arrays of a state in the expected dtypes.
+
+    ValueError if names or shapes differ, or as in :func:`real`.
+    """
     wrong = [f"{name} is missing" for name in expected if name not in state]
     wrong += [f"{name} is unknown" for name in state if name not in expected]
     wrong += [
@@ -236,7 +255,13 @@ def fitting(
     ]
     if wrong:
         raise ValueError(f"the state does not fit this {type(owner).__name__}: {'; '.join(wrong)}.")
-    return {name: np.array(state[name], a.dtype, order="C") for name, a in expected.items()}
+    arrays = {}
+    for name, array in expected.items():
+        try:
+            arrays[name] = np.array(real(state[name], array.dtype), order="C")
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{name}: {error}") from None
+    return arrays
 
 
 class Sequential(Module):

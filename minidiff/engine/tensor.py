@@ -5,7 +5,7 @@ tensors and returns a new tensor. If an input requires a gradient, the result ke
 the op and its inputs. Linked nodes form the tape.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextvars import ContextVar
 from functools import wraps
 from itertools import compress, count
@@ -70,6 +70,8 @@ class no_grad:  # noqa: N801 - used like a function
             with no_grad():
                 result = function(*args, **kwargs)
             if isinstance(result, Iterator | Awaitable | AsyncIterator):
+                if isinstance(result, Coroutine):
+                    result.close()  # or Python would warn that nobody waits for it
                 raise TypeError(
                     f"no_grad() decorates {getattr(function, '__name__', function)}, whose result, "
                     f"a {type(result).__name__}, would compute later, with a tape; expected a "

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from minidiff.engine.arrays import Array, Indices, Shape, empty, matrix
 from minidiff.engine.kernels import LANES, TILE, windows
-from minidiff.engine.module import Module, chain, evaluation
+from minidiff.engine.module import Module, chain, evaluation, input_shape
 from minidiff.engine.tensor import Tensor
 
 from .kernels import CONV, GATHER, POOL, SPARE, STEP, run_few, run_many
@@ -77,7 +77,7 @@ class Predictor:
                 f"mean is {mean} and std is {std}; expected numbers that float32 can divide by: "
                 f"std from {LEAST} to {1 / LEAST:g}, and mean up to that."
             )
-        self.shape, self.mean, self.std = tuple(shape), mean, std
+        self.shape, self.mean, self.std = input_shape(shape), mean, std
         self._stages: list[_Compiled | Module] = [_Compiled(self.shape)]
         shape = self.shape
         for name, layer in chain(model):

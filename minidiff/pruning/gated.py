@@ -4,6 +4,7 @@ A :class:`Mask` lays a gate out over the groups of an array. :class:`Gated` is a
 :func:`fold_gates` multiplies gates into weights before fine-tuning.
 """
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minidiff.engine.arrays import Array, Indices, Shape
+from minidiff.engine.functional import BATCH_LAST
 from minidiff.engine.module import Module, Parameter
 from minidiff.engine.nn import Weighted
 from minidiff.engine.tensor import Tensor
@@ -64,7 +66,10 @@ class Mask(Module):
         self.gate, self.groups = gate, groups
 
     def forward(self, x: Tensor) -> Tensor:
-        self.output_shape(x.shape[:-1])
+        try:
+            self.output_shape(x.shape[:-1])
+        except ValueError as error:
+            raise ValueError(f"{error} {BATCH_LAST}") from None
         labels = self.groups.labels
         if self.gate.per_sample and self.gate.stochastic:
             return x * self.gate.values(samples=x.shape[-1])[labels]
@@ -310,7 +315,7 @@ def fold_gates(model: Module) -> None:
     Outputs in evaluation stay the same, up to rounding. A gate of value z scales the effective
     learning rate by z^2, but not the weight decay, so weights fine-tune better once gates are
     binary. Gates that stand as layers, on activations, do not change, even if a Gated layer shares
-    them.
+    them; :func:`~minidiff.compact` folds them.
 
     Parameters
     ----------
@@ -321,6 +326,11 @@ def fold_gates(model: Module) -> None:
     ------
     ValueError
         If a weight or bias is used in two places with different gates.
+
+    Warns
+    -----
+    UserWarning
+        If gates that stand as layers are partly open, and stay so.
 
     Examples
     --------
@@ -361,6 +371,14 @@ def fold_gates(model: Module) -> None:
         folded.update(gate for gate, _ in layout)
     for gate in folded:
         gate.set_open(gate.is_open())
+    values = [gate.evaluated() for gate in as_layers]
+    partly = sum(int(((z > 0) & (z < 1)).sum()) for z in values)
+    if partly:
+        warnings.warn(
+            f"fold_gates: {partly} partly open gates stand as layers, on activations, and keep "
+            f"their values; it folds gates into weights that md.gate() or Gated has put on layers.",
+            stacklevel=2,
+        )
 
 
 def multiplied(array: Array, layout: Layout) -> Array:

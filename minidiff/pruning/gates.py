@@ -19,7 +19,7 @@ from numpy.typing import DTypeLike, NDArray
 from minidiff.engine import arrays
 from minidiff.engine.arrays import Array, Indices, Shape, filled, matrix, plain, row_list
 from minidiff.engine.compiled import threaded
-from minidiff.engine.functional import float_dtype, generator
+from minidiff.engine.functional import BATCH_LAST, float_dtype, generator
 from minidiff.engine.module import Module, Parameter
 from minidiff.engine.op import Gradients, Op
 from minidiff.engine.tensor import Tensor, apply
@@ -191,12 +191,15 @@ class Gate(Module):
     def forward(self, x: Tensor) -> Tensor:
         """Multiply the rows of x by the gates; skip closed rows unless noise is per sample."""
         if x.shape[:1] != (self.count,):
-            raise ValueError(f"a Gate of {self.count} does not fit an input of shape {x.shape}.")
+            raise ValueError(
+                f"a Gate of {self.count} does not fit an input of shape {x.shape}; expected "
+                f"({self.count}, ..., N). {BATCH_LAST}"
+            )
         if self.per_sample and self.stochastic:
             if x.ndim < 2:
                 raise ValueError(
                     f"a Gate with noise per sample was given an input of shape {x.shape}; expected "
-                    f"({self.count}, ..., N), with the batch last."
+                    f"({self.count}, ..., N), with the samples last."
                 )
             z = self.values(samples=x.shape[-1])
             return x * z.reshape(self.count, *[1] * (x.ndim - 2), x.shape[-1])

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minidiff.engine.arrays import Array, Indices, Shape
-from minidiff.engine.module import Module, Parameter, chain
+from minidiff.engine.module import Module, Parameter, chain, input_shape
 from minidiff.engine.nn import Weighted
 
 from .gated import Gated, Layout, Mask
@@ -252,8 +252,8 @@ def walk(model: Module, shape: Shape) -> Network:
     Raises TypeError for a module that does not define how it maps channels, and ValueError for a
     layer that does not fit its input.
     """
-    first = shape = tuple(shape)
-    channels = Channels.of(Product(shape[:1] or (0,)))
+    first = shape = input_shape(shape)
+    channels = Channels.of(Product(shape[:1]))
     stages: list[Stage] = []
     before: list[tuple[str, Module]] = []
     for name, module in chain(model):
