@@ -137,3 +137,15 @@ def test_a_layer_without_a_method_for_a_format_is_named_there(tmp_path):
     with pytest.raises(TypeError, match="Sigmoid has no method onnx"):
         md.export(tmp_path / "model.onnx", model, (2,))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("shape", [30, None, "30", (), (0,), (3, -1), (3.0,), ((3,),), np.ones(1)])
+def test_a_shape_is_that_of_one_input(shape):
+    model = nn.Sequential(nn.Linear(3, 2, rng=np.random.default_rng(0)))
+    for function in (md.Surrogate, md.count, md.compact, md.Predictor):
+        with pytest.raises(
+            ValueError, match=r"shape is .*; expected the shape of one input, .*\(3"
+        ):
+            function(model, shape)
+    for known in ([3], (np.int64(3),)):
+        assert md.count(model, known)[0].weights == (6, 6)

@@ -45,6 +45,13 @@ def pair(value: Pair, name: str, least: int = 1) -> tuple[int, int]:
     return int(both[0]), int(both[1])
 
 
+def probability(value: Any, name: str) -> float:
+    """Return a number in [0, 1); ValueError for anything else."""
+    if not isinstance(value, int | float | np.number) or not 0 <= value < 1:
+        raise ValueError(f"{name} is {value!r:.40}; expected a number in [0, 1).")
+    return float(value)
+
+
 def float_dtype(dtype: DTypeLike) -> np.dtype[Any]:
     """Return the dtype, which must be float32 or float64; else TypeError."""
     if np.dtype(dtype) not in (np.float32, np.float64):
@@ -229,9 +236,11 @@ def dropout(x: TensorLike, p: float, rng: np.random.Generator) -> Tensor:
     >>> np.unique(out), bool(450 < (out == 0).sum() < 550)
     (array([0., 2.]), True)
     """
-    if not 0 <= p < 1:
-        raise ValueError(f"dropout: p is {p}; expected a probability in [0, 1).")
-    return _tensor(x) if p == 0 else apply(ops.Dropout(p, generator(rng)), x)
+    return (
+        _tensor(x)
+        if probability(p, "dropout: p") == 0
+        else apply(ops.Dropout(p, generator(rng)), x)
+    )
 
 
 def max_pool2d(
@@ -433,9 +442,8 @@ def cross_entropy(
             f"cross_entropy: labels[{at}] is {labels[at]}; expected 0..{classes - 1} for "
             f"{classes} classes."
         )
-    if not 0 <= label_smoothing < 1:
-        raise ValueError(f"cross_entropy: label_smoothing is {label_smoothing}; expected [0, 1).")
-    return apply(ops.CrossEntropy(labels, float(label_smoothing)), logits)
+    smoothing = probability(label_smoothing, "cross_entropy: label_smoothing")
+    return apply(ops.CrossEntropy(labels, smoothing), logits)
 
 
 def softmax(logits: TensorLike) -> Tensor:

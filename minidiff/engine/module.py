@@ -230,7 +230,7 @@ def evaluation(model: Module) -> Iterator[None]:
 
 def input_shape(shape: Any) -> Shape:
     """Return the shape of an input without the batch; ValueError unless integers above 0."""
-    sizes = tuple(shape) if isinstance(shape, tuple | list) else (None,)
+    sizes = tuple(shape) if isinstance(shape, tuple | list) and shape else (None,)
     if not all(isinstance(n, int | np.integer) and n > 0 for n in sizes):
         raise ValueError(
             f"shape is {shape!r:.60}; expected the shape of one input, without the batch, as a "

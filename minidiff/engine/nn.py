@@ -8,7 +8,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from . import functional
 from .arrays import Array, Shape
-from .functional import Pair, float_dtype, generator, pair
+from .functional import Pair, float_dtype, generator, pair, probability
 from .kernels import windows
 from .module import Module, Parameter, Sequential
 from .tensor import Tensor
@@ -285,9 +285,7 @@ class Dropout(Module):
     settings = ("p",)
 
     def __init__(self, p: float, *, rng: np.random.Generator) -> None:
-        if not 0 <= p < 1:
-            raise ValueError(f"Dropout: p is {p}; expected a probability in [0, 1).")
-        self.p, self.rng = float(p), generator(rng)
+        self.p, self.rng = probability(p, "Dropout: p"), generator(rng)
 
     def forward(self, x: Tensor) -> Tensor:
         return functional.dropout(x, self.p, self.rng) if self.training else x
