@@ -21,7 +21,8 @@ class LayerCount:
     ----------
     name : str
     inputs, outputs, weights, macs : (int, int)
-        (left, dense). MACs are multiply-adds per sample.
+        (left, dense). MACs are multiply-adds per sample: weights times output positions. As in
+        fvcore and ptflops, products with padding count too, although the kernels skip them.
     gated : tuple of str
         The roles of the gates on the layer: "inputs", "outputs", "weights", "biases".
     dense : bool

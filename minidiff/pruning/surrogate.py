@@ -6,9 +6,10 @@ number of weights left in a layer, *coupled* with its neighbours, is
     K * sum_i open_in[i] * sum_o open_out[o]
 
 with K kernel positions (1 for a dense layer). The surrogate replaces ``open`` by the probability
-that the gate is open. If gates are independent, the surrogate is the expected number of weights. A
-deterministic gate uses the probability of a stochastic gate, which has a gradient where the gate is
-fully open. Once a deterministic gate has closed, its probability is 0.
+that the gate is open. If all gates are stochastic and independent, and each acts in one place, the
+surrogate is the expected number of weights. A deterministic gate uses the probability of a
+stochastic gate, which has a gradient where the gate is fully open. Once a deterministic gate has
+closed, its probability is 0.
 """
 
 from collections.abc import Callable
@@ -39,7 +40,8 @@ class Surrogate:
     """The L0 surrogate of a model: the expected cost of the weights that its gates leave.
 
     A layer with K kernel positions has ``K * sum(p_in) * sum(p_out)`` expected weights, where p_in
-    and p_out are the probabilities that the gates of inputs and outputs are open. The formula is
+    and p_out are the probabilities that the gates of inputs and outputs are open. With gates on
+    single weights, or one gate at both ends, the sum is taken weight by weight. The formula is
     ours; the paper (Shulman 2020, arXiv:2012.03653) mentions a surrogate of the L0 loss. The
     constructor walks through the network once, so each call is fast.
 
@@ -50,8 +52,9 @@ class Surrogate:
     shape
         Shape of one input without the batch: (C, H, W) or (D,).
     cost
-        The cost of a weight: 1 for "weights", its multiply-adds per sample for "macs", and the
-        cube root of these for "balanced". For "groups", every group of every gate costs 1.
+        The cost of a weight: 1 for "weights", its multiply-adds per sample for "macs" (those with
+        padding included), and the cube root of these for "balanced". For "groups", every group of
+        every gate costs 1.
 
     Raises
     ------

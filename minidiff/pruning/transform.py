@@ -10,8 +10,8 @@ With a transition width w > 0, element by element,
    vector of the signs, B_i = 1 if X_i > 0, else 0. Then |g(X_i) - B_i| <= 1/2, with equality to B_i
    outside |X_i| < w/2, so P(g(X) != B) <= sum_i P(|X_i| < w/2). As w -> 0 this tends to
    sum_i P(X_i = 0): g(X) approximates the multivariate Bernoulli variable B.
-3. Where g is 0, so is g'. Everything that a closed gate multiplies can be left out: neither the
-   loss nor any gradient changes.
+3. Where g is 0, so is g'. Everything that a closed gate multiplies can be left out, if it and its
+   gradients are finite: neither the loss nor any gradient changes.
 
 The paper (Shulman 2020, arXiv:2012.03653) states in its abstract that such a transformation
 exists; this formula is ours. ``docs/method.md`` has the proofs.
