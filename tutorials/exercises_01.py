@@ -38,22 +38,22 @@ def dual(answer):
         for x in (-1.5, 0.0, 2.0):
             found = answer(f, x)
             assert found is not None, "it returned None."
-            assert abs(float(found) - expected(x)) < 1e-9, (
-                f"for f(x) = {name} at {x} it is {float(found):.13g}, not {expected(x):.13g}."
+            assert abs(float(found) - expected(x)) < 1e-13 * (1 + abs(expected(x))), (
+                f"for f(x) = {name} at {x} it is {float(found)!r}, not {expected(x)!r}."
             )
     ladder = answer(_ladder, 1.0)
-    assert float(ladder) == 2.0**50, "for x doubled fifty times it is wrong."
+    assert float(ladder) == 2.0**16, f"for x doubled 16 times it is {float(ladder)!r}, not 65536."
 
 
 def _ladder(x):
-    for _ in range(50):
+    for _ in range(16):
         x = x + x
     return x
 
 
 @exercise(
     "01.softplus",
-    hint="log(1 + exp(x)) = max(x, 0) + log(1 + exp(-|x|)); its derivative is the\n"
+    hint="log(1 + exp(x)) = max(x, 0) + log1p(exp(-|x|)); its derivative is the\n"
     "sigmoid, 1 / (1 + exp(-x)), which can be computed from exp(-|x|) as well.",
 )
 def softplus(answer):
@@ -71,9 +71,9 @@ def softplus(answer):
             out.backward(np.ones(4))
         except RuntimeWarning as warning:
             raise AssertionError(f"for x of -1000..1000 NumPy warns: {warning}.") from warning
-    assert np.allclose(out.data, np.logaddexp(0, far.data), rtol=1e-9, atol=0), (
+    assert np.allclose(out.data, np.logaddexp(0, far.data), rtol=1e-9, atol=1e-15), (
         f"for {far.data} the result is {out.data}."
     )
     assert np.allclose(far.grad, [0, 0, 1, 1]), f"for {far.data} the gradient is {far.grad}."
     single = md.apply(answer(), md.Tensor(np.ones(2, np.float32)))
-    assert single.dtype == np.float32, "a float32 input gives a float64 output."
+    assert single.dtype == np.float32, f"a float32 input gives a {single.dtype} output."

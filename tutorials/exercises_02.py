@@ -47,6 +47,7 @@ def tile(answer):
         assert found is not None, "it returned None."
         r, v = found
         assert min(r, v) >= 1, f"for {registers} registers, {r} x {v} is no tile."
+        assert (r, v) == (int(r), int(v)), f"{r} x {v} is no tile: both are whole numbers."
         assert r * v + v + 1 <= registers, (
             f"for {registers} registers, {r} x {v} needs {r * v + v + 1}."
         )

@@ -31,14 +31,21 @@ def log_softmax(answer):
 )
 def nesterov(answer):
     w, v, gradient = np.array([1.0, -2.0]), np.array([0.5, 0.0]), np.array([0.2, -1.0])
-    found = answer(w.copy(), v.copy(), gradient.copy(), 0.1, 0.9)
-    assert found is not None, "it returned None."
-    new_w, new_v = found
-    expected = 0.9 * v + gradient
-    assert np.allclose(new_v, expected), f"the velocity is {new_v}; expected {expected}."
-    assert not np.allclose(new_w, w - 0.1 * expected), "that is momentum without the look-ahead."
-    expected = w - 0.1 * (gradient + 0.9 * expected)
-    assert np.allclose(new_w, expected), f"the weight is {new_w}; expected {expected}."
+    for lr, momentum in ((0.1, 0.9), (0.5, 0.6)):
+        found = answer(w.copy(), v.copy(), gradient.copy(), lr, momentum)
+        assert found is not None, "it returned None."
+        new_w, new_v = found
+        velocity = momentum * v + gradient
+        weight = w - lr * (gradient + momentum * velocity)
+        swapped = np.allclose(new_w, velocity) and np.allclose(new_v, weight)
+        assert not swapped, "it returns the velocity before the weight."
+        assert np.allclose(new_v, velocity), f"the velocity is {new_v}; expected {velocity}."
+        for step, wrong in (
+            (gradient, "the weight takes a step without momentum."),
+            (velocity, "that is momentum without the look-ahead, which needs the new velocity."),
+        ):
+            assert not np.allclose(new_w, w - lr * step), wrong
+        assert np.allclose(new_w, weight), f"the weight is {new_w}; expected {weight}."
 
 
 @exercise(
@@ -46,14 +53,24 @@ def nesterov(answer):
     hint="np.add.at(table, (labels, answers), 1) counts pairs that come more than once.",
 )
 def confusion(answer):
-    labels, answers = np.array([3, 3, 3, 5, 0, 5]), np.array([3, 5, 5, 3, 0, 5])
-    found = answer(labels, answers)
-    assert found is not None, "it returned None."
-    assert np.shape(found) == (10, 10), f"the shape is {np.shape(found)}, not (10, 10)."
-    found = np.asarray(found)
-    assert (found[3, 5], found[5, 3]) != (1, 2), "rows are right classes, columns are answers."
-    assert found[3, 5] != 1, "3 was taken for 5 twice, but counts once."
-    assert (found[3, 5], found[5, 3]) == (2, 1), (
-        f"3 was taken for 5 twice and 5 for 3 once, not {found[3, 5]} times and {found[5, 3]}."
-    )
-    assert found.sum() == 6, f"it counts {found.sum()} images of 6."
+    rng = np.random.default_rng(3)
+    for labels, answers in (
+        (np.array([3, 3, 3, 5, 0, 5]), np.array([3, 5, 5, 3, 0, 5])),
+        (rng.integers(0, 10, 500), rng.integers(0, 10, 500)),
+    ):
+        expected = np.zeros((10, 10), np.int64)
+        for truth, guess in zip(labels, answers, strict=True):
+            expected[truth, guess] += 1
+        found = answer(labels.copy(), answers.copy())
+        assert found is not None, "it returned None."
+        assert np.shape(found) == (10, 10), f"the shape is {np.shape(found)}, not (10, 10)."
+        found = np.asarray(found)
+        assert not np.array_equal(found, expected.T), (
+            "rows are the right classes and columns the answers, not the reverse."
+        )
+        assert not np.array_equal(found, expected > 0), (
+            "a pair counts once, however often it comes."
+        )
+        for i, j in np.argwhere(found != expected)[:1]:
+            times, count = expected[i, j], found[i, j]
+            raise AssertionError(f"element ({i}, {j}) is {count}; {i} was taken for {j} {times}x.")

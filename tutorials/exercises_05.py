@@ -53,7 +53,9 @@ def rests(answer):
     for strength, decay in ((0.05, 0.01), (0.05, 0.05), (0.02, 0.01)):
         found = answer(strength, decay)
         assert found is not None, "it returned None."
-        expected = phi[np.argmin(decay / (2 * (z**2 + decay)) + strength * pi)]
+        best = np.argmin(decay / (2 * (z**2 + decay)) + strength * pi)
+        expected = phi[best]
+        assert abs(found - z[best]) > 0.001, "that is the value z of the gate, not its phi."
         assert abs(found - expected) < 0.02, (
             f"for strength {strength} and decay {decay} it is "
             f"{float(found):.2f}, not near {expected:.2f}."

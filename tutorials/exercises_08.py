@@ -7,13 +7,19 @@ from support import exercise
 
 @exercise("08.front", hint="drop a pair if another pair has error <= and fewer >= its own.")
 def front(answer):
-    points = [(0.9, 10.0), (0.6, 30.0), (0.7, 20.0), (0.8, 100.0), (0.8, 90.0), (1.0, 200.0)]
+    points = [(0.9, 10.0), (1.0, 200.0), (0.6, 30.0), (0.7, 20.0), (0.8, 100.0), (0.8, 90.0)]
+    points.append((0.65, 30.0))
     found = answer(list(points))
     assert found is not None, "it returned None."
     found = [tuple(pair) for pair in found]
     assert (0.7, 20.0) not in found, "0.7 % at 20x is beaten by 0.6 % at 30x."
     assert (0.8, 90.0) not in found, "0.8 % at 90x is beaten by 0.8 % at 100x."
-    assert found == [(0.6, 30.0), (0.8, 100.0), (1.0, 200.0)], f"it returned {found}."
+    assert (0.65, 30.0) not in found, "0.65 % at 30x is beaten by 0.6 % at 30x."
+    best = [(0.6, 30.0), (0.8, 100.0), (1.0, 200.0)]
+    missing = [pair for pair in best if pair not in found]
+    assert not missing, f"no other pair beats {missing}, and it is left out."
+    assert sorted(found) != best or found == best, "the pairs are right, but not sorted by fewer."
+    assert found == best, f"it returned {found}."
 
 
 @exercise(

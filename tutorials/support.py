@@ -82,7 +82,7 @@ def check(name: str, answer: Any) -> bool | None:
     try:
         exercise.test(answer)
     except Exception as error:  # an answer may raise anything
-        wrong = (str(error).splitlines() or ["no message."])[0]
+        wrong = (str(error).strip() or "no message.").splitlines()[0]
         if not isinstance(error, AssertionError):
             wrong = f"it raised {type(error).__name__}: {wrong}"
         print(f"{name}: not yet. {wrong[0].upper()}{wrong[1:]}\nHint: {exercise.hint}")
