@@ -83,7 +83,7 @@ for noise in ("normal", "logistic", "uniform"):
 # closed. So for deterministic gates $\pi$ is a *stand-in*, between 1/2 and 1 while the gate is
 # open. A weight that is left, with $k$ gates on its path, counts between $2^{-k}$ and 1. A weight
 # that is closed counts 0. So the sum lies between $2^{-k}$ and 1 times the true count ([the
-# method](../method.md), Proposition 5). Its slope does not vanish where $g_w$ is flat.
+# method](../method.md), Proposition 5). Its slope does not vanish where the gate is fully open.
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Over phi from -2.5 to 2.5: a grey step from 0 to 1 at -0.5, whether the gate is open; a green smooth step between -0.5 and 0.5, the gate's value; an orange S-shaped curve, the open probability, with measured dots on it; and in blue the stand-in for deterministic gates, equal to the orange curve above -0.5, where it jumps from 0.5 to 0.", "width": "90%"}, "figure": {"caption": "The count (grey) and the gate (green) are flat where the gate is open. The open probability (orange; dots are measured) is not. The stand-in for a deterministic gate (blue, dashed) equals it until the gate closes."}}
 line = np.linspace(-2.5, 2.5, 1001)
@@ -191,9 +191,10 @@ assert abs(drawn.mean() - expected["weights"]) < 5 * drawn.std() / math.sqrt(dra
 
 # %% [markdown]
 # Does the coupling matter? The obvious alternative is the *uncoupled* sum: each group counts its
-# own weights, whatever the gates of other layers do, $\sum_g n_g\,\pi_g$. We compare the two on a
-# real network. It has two convolutions with 12 and 24 filters and a dense layer of 64 units, with
-# gates on the filters, and on the 384 inputs and the units of the dense layer.
+# own weights, whatever other gates do, $\sum_g n_g\,\pi_g$. We compare the two on a real network. It
+# has two convolutions with 12 and 24 filters and a dense layer of 64 units, with gates on the
+# filters, and on the 384 inputs and the units of the dense layer. (Each weight of this dense layer
+# counts half for its input and half for its unit.)
 
 # %%
 dataset = data(train=5000)
@@ -322,13 +323,14 @@ def describe(name, model):
     error = error_rate(model, dataset.validation, mean=dataset.mean, std=dataset.std)
     fewer = [whole / left if left else math.inf for left, whole in (weights, macs)]
     what = md.architecture(counts) if weights[0] else "nothing"
-    print(f"{name:20} {what:14} {fewer[0]:6.1f}x {fewer[1]:7.1f}x {error:7.2f} %")
+    times = [f"{many:.1f}x" if weights[0] else "-" for many in fewer]
+    print(f"{name:20} {what:14} {times[0]:>7} {times[1]:>8} {error:7.2f} %")
     return {"left": [c.outputs[0] for c in counts], "fewer": fewer, "error": error}
 
 
 def uncoupled(model):
     own = [(model["conv1"].outputs, 25), (model["conv2"].outputs, 300)]
-    own += [(model["dense1"].inputs, 64), (model["dense1"].outputs, 384)]
+    own += [(model["dense1"].inputs, 64 / 2), (model["dense1"].outputs, 384 / 2)]
     return lambda: sum(size * gate.open_probability().sum() for gate, size in own)
 
 
@@ -363,8 +365,8 @@ plt.show()
 
 # %% [markdown]
 # By its own 25 weights a filter of the first convolution is hardly worth closing, though nearly all
-# multiply-adds depend on these filters. So the uncoupled sum leaves them open. It closes units of
-# the dense layer instead, because their cost never falls. The uncoupled sum differs in two ways: it
+# multiply-adds depend on these filters. So the uncoupled sum leaves more of them open. It closes more
+# units of the dense layer, because their cost never falls. The uncoupled sum differs in two ways: it
 # ignores a filter's weights in the next layer, and its costs never fall. This run does not separate
 # the two. (These are short runs of one seed, so errors differ by chance as much as these do. The
 # shapes of the networks differ far more.)

@@ -496,8 +496,8 @@ check("06.mirrored", mirrored)
 # %% [markdown]
 # **2.** What compaction can cut. The boolean array `kept`, of shape (O, I, KH, KW), says which
 # weights of a convolution are not zero. Write `macs(kept, positions)`: the number of MACs of the
-# smallest dense convolution that holds all these weights, with so many output positions. Biases are
-# 0, and the layers before and after do not matter.
+# smallest dense convolution of this kernel size that holds all these weights, with so many output
+# positions. Biases are 0, and the layers before and after do not matter.
 
 
 # %%

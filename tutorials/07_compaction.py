@@ -146,8 +146,8 @@ assert z["dense1.inputs"].grad[~dense1.inputs.is_open()].any()
 # %% [markdown]
 # For the inputs $\partial L / \partial z$ is not zero. (For filters and units it is zero, but only
 # because a ReLU follows, whose derivative at exactly 0 is 0 by convention.) Yet $\partial L /
-# \partial z$ is always multiplied by $g' = 0$. So two facts together make skipping exact. Here they
-# are for a slice $v$ of weights or inputs, gated to $y = g(\varphi)\,v$:
+# \partial z$ is always multiplied by $g' = 0$. So two facts together make skipping exact, if numbers
+# are finite. Here they are for a slice $v$ of weights or inputs, gated to $y = g(\varphi)\,v$:
 #
 # - $g = 0$: no output depends on $v$, and $\partial L / \partial v = g\, \partial L / \partial y =
 #   0$.
