@@ -1,7 +1,8 @@
 """What documents show is true: Python runs, commands parse, and what they name exists.
 
-The tutorials are run when the documentation is built, and the examples of the reference are
-docstrings, which pytest runs; so these pages are left out here.
+The tutorials are run when the documentation is built, and ``test_exercises.py`` tries the checks of
+their exercises. The examples of the reference are docstrings, which pytest runs. So these pages are
+left out here.
 """
 
 import doctest

@@ -350,7 +350,7 @@ for one, other in zip(found["coupled"], found["uncoupled"], strict=True):
     curve = np.array(sorted(run["fewer"] for run in found["coupled"])).T
     assert np.interp(other["fewer"][0], *curve) > other["fewer"][1]  # for as many weights, too
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Times fewer MACs over times fewer weights, on log axes, for several lambdas. The line of the coupled surrogate lies far above that of the uncoupled sum.", "width": "80%"}, "figure": {"caption": "The same network pruned by each sum, a point for each lambda: for as many weights the coupled one leaves far fewer multiply-adds."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Times fewer MACs over times fewer weights, on log axes, for several lambdas. The line of the coupled surrogate lies above that of the uncoupled sum.", "width": "80%"}, "figure": {"caption": "The same network pruned by each sum, a point for each lambda: for as many weights the coupled one leaves fewer multiply-adds."}}
 figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
 for (name, runs), colour in zip(found.items(), (BLUE, ORANGE), strict=True):
     x, y = np.array([run["fewer"] for run in runs]).T

@@ -14,7 +14,7 @@ from minidiff.data.datasets import Dataset, Split, load_dataset
 # Without ipywidgets a download draws its progress bar as text, which is no reason to warn.
 warnings.filterwarnings("ignore", message="IProgress not found")
 
-# For tests: with "small", tutorials take fewer images and epochs, and run in minutes.
+# For CI: with "small", tutorials take fewer images and epochs, and run in minutes.
 SMALL = os.environ.get("MINIDIFF_TUTORIALS", "") == "small"
 
 

@@ -3,7 +3,7 @@
 The walk visits the layers in order. Between two layers with weights it carries :class:`Channels`:
 the gates that multiply each channel, and the output of the earlier layer that each channel comes
 from. Each layer with weights becomes a :class:`Stage`. The surrogate, the counts and compaction all
-start from the stages, so they cannot disagree.
+start from the stages, so they agree on the gates of each weight.
 """
 
 import math
