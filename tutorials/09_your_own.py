@@ -237,7 +237,7 @@ model, records = prune(seed=0, lam=0.3)
 print(f"{size(model):,} weights of {dense_weights:,}, validation error {records[-1][0]:.2f} %")
 assert size(model) < dense_weights / 2
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Two panels over epochs. Above, a row of colour for each of the eight cells, dark where its gate is open. The rows of the outer cells turn white one after another; those of the middle cells fade to a medium tone until the gates are frozen and are dark again afterwards. Below, the validation error, which falls quickly, rises a little while gates close, and is small in the end.", "width": "100%"}, "figure": {"caption": "Above: the gates of the cells; white is exactly 0. Below: validation error. At the dotted line gates are folded into the weights."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Two panels over epochs. Above, a row of colour for each of the eight cells, dark where its gate is open. The rows of the outer cells turn white one after another; those of the middle cells fade to a pale tone until the gates are frozen and are dark again afterwards. Below, the validation error, which falls quickly, rises a little while gates close, and is small in the end.", "width": "100%"}, "figure": {"caption": "Above: the gates of the cells; white is exactly 0. Below: validation error. At the dotted line gates are folded into the weights."}}
 cells = np.array([gates["conv1.inputs"] for _, gates in records]).T  # (cell, epoch)
 figure = plt.figure(figsize=(6.6, 4.4), layout="constrained")
 above, below = figure.subplots(2, 1, height_ratios=(2, 1), sharex=True)
@@ -306,7 +306,8 @@ for decay in (0.0, 5e-4, 0.02):
 # %% [markdown]
 # With decay a larger weight is penalised as well, and the gate comes to rest above 0: near 1 with a
 # decay of 0.02, but near one half with the 5e-4 of `learn`, and only after many more steps. So even
-# the gate of a needed group may rest far below 1. `learn` decays weights, but not biases.
+# the gate of a needed group may rest far below 1, as those of the cells above do. `learn` decays
+# weights, but not biases.
 #
 # ## 6. How strong?
 #
