@@ -556,7 +556,8 @@ for lam, gate_lr in ((0.3, 1e-4), (100.0, GATE_LR)):
 #
 # **1.** The cells come in pairs, two on a chip: 0 and 1, 2 and 3, and so on. Only a whole chip can
 # be left out. Write `chips()`, which returns a {py:class}`minidiff.Mask` with one gate for each of
-# the four chips. It would be the first layer of a network whose `conv1` has no gates on its inputs.
+# the four chips. It would be the first layer of another network: the code of this page needs the
+# gates on single cells.
 
 
 # %%
