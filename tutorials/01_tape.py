@@ -660,9 +660,8 @@ assert leaf.grad == 16
 # %% [markdown]
 # **Results are read-only, and leaves count their versions.** A product stores its factors for
 # backward. If a factor is changed in place between forward and backward, `Var` computes a wrong
-# gradient. minidiff refuses: results on the tape are read-only, and backward notices that
-# `leaf.data -= step`, as an optimiser does, has changed a leaf. It does not notice a write into
-# elements, such as `leaf.data[0] = 0`.
+# gradient. minidiff refuses: results on the tape are read-only, and backward notices a step such as
+# `leaf.data -= 1`. (It does not notice a write into elements, `leaf.data[0] = 1`.)
 
 # %%
 ours, leaf = Var([1.0, 2.0]), md.Tensor(np.array([1.0, 2.0]), requires_grad=True)

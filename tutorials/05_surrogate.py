@@ -270,7 +270,6 @@ assert at_first["filter of conv1"] == 25 + 24 * 25
 # (shares of all steps). Then they are *frozen*: $\varphi$ no longer moves, and stochastic gates
 # have no noise. Adam (Kingma and Ba 2015) divides each gradient by its usual size, so every
 # $\varphi$ moves by about the learning rate, however small its gradient.
-# The surrogate is called in each step.
 #
 # This $\lambda$ is the penalty of the whole network, here and in [tutorial 6](06_groups.py). From
 # [tutorial 7](07_compaction.py) on, and in `minidiff train`, $\lambda$ is the penalty of *one*

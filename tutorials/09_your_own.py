@@ -145,10 +145,11 @@ def cost_of(model):
 # %% [markdown]
 # ## The loop
 #
-# One function trains with gates and without. SGD moves the weights and Adam moves the gates: the
-# slope of a gate that is nearly open or nearly closed is tiny, and Adam divides each gradient by
-# its usual size. For the first 15 % of the steps gates do not move, as a network that has learnt
-# nothing cannot tell what it needs. Then the penalty rises to full strength.
+# One function trains with gates and without, by the loop of [tutorial 3](03_lenet5.py). SGD moves
+# the weights and Adam moves the gates: the slope of a gate that is nearly open or nearly closed is
+# tiny, and Adam divides each gradient by its usual size. For the first 15 % of the steps gates do
+# not move, as a network that has learnt nothing cannot tell what it needs. Then the penalty rises to
+# full strength.
 
 # %%
 PRUNE, FINE_TUNE = (12, 6) if SMALL else (36, 24)  # epochs
@@ -168,12 +169,6 @@ def error(model, chosen):
     return 100 * float(np.mean(answers(model, chosen).argmax(axis=0) != labels[chosen]))
 
 
-# %% [markdown]
-# The loop is the loop of [tutorial 3](03_lenet5.py), with a second optimiser that steps only while
-# gates learn.
-
-
-# %%
 def learn(model, rng, epochs, *, penalty=None, gate_lr=GATE_LR):
     others, phis = md.split_parameters(model)
     weights = ParameterGroup([p for p in others if p.ndim > 1], lr=0.05, weight_decay=5e-4)
@@ -291,8 +286,7 @@ for decay in (0.0, 5e-4, 0.02):
     sgd, adam = SGD([v], lr=0.1, weight_decay=decay), Adam([gate.phi], lr=0.005)
     for _ in range(1_200):
         loss = ((gate() * v - 1.0) ** 2).sum() + 0.02 * gate.open_probability().sum()
-        for optimizer in (sgd, adam):
-            optimizer.zero_grad()
+        v.grad = gate.phi.grad = None
         loss.backward()
         for optimizer in (sgd, adam):
             optimizer.step()
@@ -304,10 +298,9 @@ for decay in (0.0, 5e-4, 0.02):
     assert value < 0.8 if decay < 0.02 else abs(value - rest) < 0.01
 
 # %% [markdown]
-# With decay a larger weight is penalised as well, and the gate comes to rest above 0: near 1 with a
-# decay of 0.02, but near one half with the 5e-4 of `learn`, and only after many more steps. So even
-# the gate of a needed group may rest far below 1, as those of the cells above do. `learn` decays
-# weights, but not biases.
+# With decay the gate comes to rest above 0: near 1 with a decay of 0.02, but near one half with the
+# 5e-4 of `learn`, and only after many more steps. So even the gate of a needed group may rest far
+# below 1, as those of the cells above do. `learn` decays weights, but not biases.
 #
 # ## 6. How strong?
 #
@@ -556,8 +549,7 @@ for lam, gate_lr in ((0.3, 1e-4), (100.0, GATE_LR)):
 #
 # **1.** The cells come in pairs, two on a chip: 0 and 1, 2 and 3, and so on. Only a whole chip can
 # be left out. Write `chips()`, which returns a {py:class}`minidiff.Mask` with one gate for each of
-# the four chips. It would be the first layer of another network: the code of this page needs the
-# gates on single cells.
+# the four chips. (It is for another network: the code of this page needs gates on single cells.)
 
 
 # %%
