@@ -643,7 +643,7 @@ def test_no_answer_at_all_is_not_right(name, check, capsys):
     assert check(name, answer) is None
 
 
-def test_every_exercise_is_tried():
+def test_every_exercise_is_tried(check):
     sources = (path.read_text(encoding="utf-8") for path in TUTORIALS.glob("0*.py"))
     asked = {name for text in sources for name in re.findall(r'^check\("([\w.]+)"', text, re.M)}
     assert asked == ANSWERS.keys()
