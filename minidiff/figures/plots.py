@@ -117,7 +117,7 @@ def save(figure: Figure, directory: str | Path, name: str) -> list[Path]:
         buffer = io.BytesIO()
         figure.savefig(buffer, format=ending, dpi=150, metadata=metadata)
         path = directory / f"{name}.{ending}"
-        write_whole(path, buffer.getbuffer())
+        write_whole(path, buffer.getvalue())
         paths.append(path)
     return paths
 

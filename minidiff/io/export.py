@@ -169,7 +169,7 @@ def _write_npz(path: Path, model: Sequential, shape: Shape, mean: float, std: fl
         )
     file = io.BytesIO()
     np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # no array is called allow_pickle
-    write_whole(path, file.getbuffer())
+    write_whole(path, file.getvalue())
 
 
 # -- minidiff ----------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ __all__ = ["PART", "append_line", "write_whole"]
 PART = ".part"
 
 
-def write_whole(path: str | Path, data: bytes | memoryview) -> None:
+def write_whole(path: str | Path, data: bytes) -> None:
     """Write a file; whoever looks, now or after a crash, finds the old one or the new one.
 
     Raises OSError, which names the file, if it cannot be written, and then leaves nothing behind.
