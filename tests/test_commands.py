@@ -14,7 +14,7 @@ from minidiff.cli import commands
 from minidiff.cli.commands import Trained, table
 from minidiff.cli.parser import main
 from minidiff.data.datasets import Dataset, load_dataset
-from minidiff.training.runs import RunError
+from minidiff.training.runs import Run, RunError
 from minidiff.training.sweep import read_results
 from minidiff.training.trainer import Trainer
 
@@ -303,7 +303,7 @@ def test_a_run_that_has_not_begun_is_named(
     shutil.copy(trained / "config.json", tmp_path)
     more = {"predict": ["x.png"], "export": ["x.npz"]}.get(command, [])
     error = failure(capsys, command, tmp_path, *more)
-    assert f"minidiff train --resume {tmp_path}" in error
+    assert Run(tmp_path).resume_command in error
     assert "has no config.json" in failure(capsys, command, tmp_path / "nothing", *more)
 
 

@@ -127,8 +127,9 @@ def test_ctrl_c_has_no_traceback(
 
 
 def test_a_reader_that_stops_is_no_error(trained: Path) -> None:
-    command = f"{sys.executable} -m minidiff evaluate {trained} | true"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    command = [sys.executable, "-m", "minidiff", "evaluate", str(trained)]
+    piped = ["bash", "-c", '"$@" | true', "bash", *command]
+    done = subprocess.run(piped, capture_output=True, text=True)
     assert done.stderr == ""
 
 

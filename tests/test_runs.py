@@ -2,6 +2,7 @@
 
 import errno
 import json
+import shlex
 import shutil
 import signal
 import subprocess
@@ -106,7 +107,7 @@ def test_a_run_that_ctrl_c_has_ended_resumes_to_the_same_bits(
         patch.setattr(Trainer, "train_step", stopping)
         assert main([*run_words, "--out", str(run)]) == 130
     out, err = capsys.readouterr()
-    assert f"minidiff train --resume {run} goes on" in out
+    assert f"{Run(run).resume_command} goes on" in out
     assert "interrupted" in err
     with (run / "metrics.jsonl").open("a") as file:  # as if the power had failed, too
         file.write('{"epoch": 3, "loss": 99}\n{"epoch": 4, "lo')
@@ -173,9 +174,13 @@ def test_a_damaged_run_is_named_and_left_alone(
 
 
 def test_a_run_without_a_checkpoint_says_how_to_go_on(trained: Path, tmp_path: Path) -> None:
-    shutil.copy(trained / "config.json", tmp_path)
-    with pytest.raises(RunError, match=f"no checkpoint: minidiff train --resume {tmp_path}"):
-        Run.open(tmp_path).checkpoint()
+    run = tmp_path / "ü sp 数 it's"
+    run.mkdir()
+    shutil.copy(trained / "config.json", run)
+    with pytest.raises(RunError) as caught:
+        Run.open(run).checkpoint()
+    said, command = str(caught.value).split(" has no checkpoint: ")
+    assert (said, *shlex.split(command)) == (str(run), "minidiff", "train", "--resume", str(run))
 
 
 # -- directories -----------------------------------------------------------------------------------

@@ -85,7 +85,7 @@ def _train(run: Run, config: Config, data: Dataset) -> None:
     print(f"data     {data.source}")
     print("         {:,} to train on, {:,} for validation, {:,} to test on.".format(*sizes))
     print(f"run      {run.path}, from epoch {trainer.epoch + 1} on")
-    print(f"         After an interruption, minidiff train --resume {run.path} goes on.")
+    print(f"         After an interruption, {run.resume_command} goes on.")
     reach = (config.gate_stop - config.gate_start) * trainer.steps * config.gate_lr
     learns = config.gated and config.method == "diffprune"
     if learns and reach < config.initial + config.width / 2:

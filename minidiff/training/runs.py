@@ -6,6 +6,7 @@ the run has finished; ``plots/``; and ``.lock``, an empty file.
 """
 
 import json
+import shlex
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -96,10 +97,15 @@ class Run:
         lines = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
         write_whole(self.path / "metrics.jsonl", lines.encode())
 
+    @property
+    def resume_command(self) -> str:
+        """Return the shell command that resumes the run."""
+        return f"minidiff train --resume {shlex.quote(str(self.path))}"
+
     def checkpoint(self) -> Checkpoint:
         """Read ``checkpoint.safetensors``; RunError if there is none."""
         if not self.checkpoint_path.exists():
-            raise RunError(f"{self.path} has no checkpoint: minidiff train --resume {self.path}")
+            raise RunError(f"{self.path} has no checkpoint: {self.resume_command}")
         return Checkpoint.read(self.checkpoint_path)
 
     @contextmanager
