@@ -19,7 +19,8 @@ SOURCES = {
 }
 TEXTS = {module: path.read_text(encoding="utf-8") for module, path in SOURCES.items()}
 CORE = {"minidiff", "numpy", "numba", "matplotlib", "llvmlite"}  # which Numba is built on
-EXTRAS = ("PIL", "onnx", "onnxruntime", "pooch", "requests", "safetensors", "sklearn", "tqdm")
+EXTRAS = ("PIL", "distributed", "joblib", "matplotlib", "onnx", "onnxruntime", "pooch", "requests")
+EXTRAS += ("safetensors", "sklearn", "tqdm")
 
 #: The rooms from the ground up; each imports from those on lower floors, and from itself.
 ROOMS = (
@@ -131,7 +132,7 @@ for locator in caching.CacheImpl._locator_classes: locator.from_function = lambd
 """
 STARTED = f"""
 import minidiff, sys, threading; from minidiff.engine import kernels
-print(*(m for m in {(*EXTRAS, "matplotlib.pyplot")!r} if m in sys.modules))
+print(*(m for m in {EXTRAS!r} if m in sys.modules))
 print(threading.active_count(), [f for f in vars(kernels).values() if getattr(f, "signatures", 0)])
 """
 

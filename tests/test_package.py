@@ -72,6 +72,7 @@ def test_an_index_page_has_no_links_that_lead_nowhere(wheel):
     assert page.startswith("# minidiff\n")
     assert {target for target in re.findall(LINK, page) if "https://" not in target} == set()
     assert "https://arxiv.org/abs/2012.03653" in re.findall(LINK, page)
+    assert all(block in page for block in re.findall(r"```.*?```", README, re.DOTALL))
     assert "see\nthe method." in page  # the words of a link stay
     assert "MNIST: error, savings" not in page  # a picture is left out with its description
 
