@@ -73,7 +73,7 @@ def test_help_says_meaning_values_and_recipes(
         (["train", "--epochs", "many"], "many"),
         (["train", "--noise", "cauchy"], "expected one of None, "),
         (["train", "--seed", "0,1"], "0,1"),
-        (["train", "--threads", "0"], "--threads: invalid choice: 0"),
+        (["train", "--threads", "0"], "--threads: invalid choice: "),
         (["sweep", "--seed", "0;1"], "0;1"),
         (["sweep", "--method", "diffprune,best"], "method is 'best'; expected one of diffprune, "),
         (["dance"], "dance"),
