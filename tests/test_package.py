@@ -98,7 +98,7 @@ def required(extra):
 
 
 @pytest.mark.parametrize(
-    ("lock", "extra"), [("requirements.lock", "train"), ("requirements-dev.lock", "dev")]
+    ("lock", "extra"), [("requirements.lock", "train"), ("tests/requirements.lock", "dev")]
 )
 def test_a_lock_pins_what_is_required_and_names_hashes_but_no_host(lock, extra):
     locked = pins(lock)
@@ -117,4 +117,4 @@ def test_a_lock_pins_what_is_required_and_names_hashes_but_no_host(lock, extra):
 
 
 def test_both_locks_agree():
-    assert pins("requirements.lock").items() <= pins("requirements-dev.lock").items()
+    assert pins("requirements.lock").items() <= pins("tests/requirements.lock").items()
