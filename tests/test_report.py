@@ -171,7 +171,7 @@ def test_a_dense_run_has_no_word_of_gates() -> None:
 @pytest.mark.usefixtures("without_figures")
 def test_a_network_with_nothing_left_is_told_so() -> None:
     text = Reader(page(**RUNS["nothing left"])).text
-    assert "Nothing is left of the network: try a smaller --lambda." in text
+    assert "Nothing is left of the network: train again, and prune less." in text
     assert "∞× fewer weights 0 of 430,500" in text
 
 

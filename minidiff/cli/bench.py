@@ -7,6 +7,7 @@ frameworks do the same work in the same turns.
 
 import os
 import statistics
+import textwrap
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -202,7 +203,7 @@ def table(results: Mapping[str, Any]) -> str:
     """Format the results of :func:`run`."""
     machine, ms = results["machine"], results["milliseconds"]
     rates, macs = results["gflops"], results["macs"]
-    lines = [", ".join(f"{name} {value}" for name, value in machine.items())]
+    lines = [textwrap.fill(", ".join(f"{name} {value}" for name, value in machine.items()), 80)]
     lines += [f"float32, batch {BATCH}, medians", ""]
     lines.append(f"{'kernel':<28}{'ms':>9}{'GFLOP/s':>10}{'x matmul':>10}{'of peak':>9}")
     for name, rate in rates.items():

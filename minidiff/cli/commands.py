@@ -4,10 +4,15 @@ The docstring of a command is its help.
 """
 
 import argparse
+import json
+import shlex
 import sys
 import textwrap
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +27,15 @@ from minidiff.predict.predictor import Predictor
 from minidiff.pruning.compact import compact
 from minidiff.pruning.count import count, in_use
 from minidiff.pruning.network import gates_of
-from minidiff.training.config import Config, ConfigError
+from minidiff.training.config import Config, ConfigError, option
 from minidiff.training.runs import Run, RunError, free_path, peak_megabytes, versions
 from minidiff.training.trainer import Trainer, build_model, error_rate
 
-HEADER = "epoch     loss  train %  validation %  architecture        weights       MACs  ms/step"
+# 80 columns.
+HEADER = "epoch    loss  train %  validation %  architecture   weights       MACs  ms/step"
 LINE = (
-    "{epoch:>5}  {loss:>7.4f}  {train_error:>7.2f}  {validation:>12}  {architecture:<16}"
-    "{weights:>11,}{macs:>11,}{step_ms:>9.1f}"
+    "{epoch:>5} {loss:>7.4f}  {train_error:>7.2f}  {validation:>12}  {architecture:<13}"
+    "{weights:>9,}{macs:>11,}{step_ms:>9.1f}"
 )
 
 
@@ -41,9 +47,33 @@ def table(rows: Sequence[Sequence[object]]) -> str:
     return "\n".join("  ".join(line).rstrip() for line in lines)
 
 
+def finish(options: argparse.Namespace, value: Any, text: str, following: Sequence[object]) -> int:
+    """Print what a command found, as text or with --json, and the words of the next command."""
+    if options.json:
+        print(json.dumps(value, indent=2, allow_nan=False))
+    else:
+        print(text, end="\n" if text else "")
+        follow(*following)
+    return 0
+
+
+def follow(*words: object) -> None:
+    """Print the command to try next."""
+    print(f"\nnext: minidiff {shlex.join(map(str, words))}")
+
+
 def given(options: argparse.Namespace) -> dict[str, Any]:
     """Return the settings that the command line gives."""
     return {f.name: getattr(options, f.name) for f in fields(Config) if f.name in options}
+
+
+@contextmanager
+def wrong_options(options: argparse.Namespace) -> Iterator[None]:
+    """Refuse the command line if its settings do not go together."""
+    try:
+        yield
+    except ConfigError as error:
+        options.refuse(error.as_typed())
 
 
 # -- train -------------------------------------------------------------------------------------
@@ -60,14 +90,18 @@ def train(options: argparse.Namespace) -> int:
     changes = given(options)
     if options.resume:
         if changes or options.out:
-            raise ConfigError("--resume keeps the settings of the run; expected no other option.")
+            name = next(map(option, changes), "--out")
+            options.refuse(f"{name} has no effect with --resume, which keeps the settings.")
         run = Run.open(options.resume)
         config = Config.from_json(run.read_json("config.json"))
         data = load_dataset(config.dataset, validation=config.validation)
     else:
-        validation = changes.get("validation", Config.validation)
-        data = load_dataset(changes.pop("dataset", "auto"), validation=validation)
-        config = Config.recipe(data.name, **changes)
+        dataset = changes.pop("dataset", "auto")
+        with wrong_options(options):
+            if dataset != "auto":
+                Config.recipe(dataset, **changes)  # an error comes before a download
+            data = load_dataset(dataset, validation=changes.get("validation", Config.validation))
+            config = Config.recipe(data.name, **changes)
         run = Run.create(options.out or free_path(f"{data.name}-seed{config.seed}"))
     if run.finished:
         print(f"{run.path} has finished; there is nothing to resume.")
@@ -86,10 +120,9 @@ def _train(run: Run, config: Config, data: Dataset) -> None:
     print("         {:,} to train on, {:,} for validation, {:,} to test on.".format(*sizes))
     print(f"run      {run.path}, from epoch {trainer.epoch + 1} on")
     print(f"         After an interruption, {run.resume_command} goes on.")
-    reach = (config.gate_stop - config.gate_start) * trainer.steps * config.gate_lr
-    learns = config.gated and config.method == "diffprune"
-    if learns and reach < config.initial + config.width / 2:
-        print(f"gates    move by {reach:.2g} at most, too little to close: try more --epochs")
+    obstacle = "" if trainer.step else trainer.obstacle()
+    if obstacle:
+        warnings.warn(obstacle, stacklevel=1)
     print("kernels  compile in the first step, once on this machine\n")
     _train_epochs(run, trainer)
     _plot(run, trainer.model, trainer.shape, trainer.records)
@@ -99,8 +132,22 @@ def _train(run: Run, config: Config, data: Dataset) -> None:
     rows: list[tuple[object, ...]] = [("", "dense", "pruned", "saving")]
     for key in ("weights", "macs", "bytes"):
         dense, left = result[f"dense_{key}"], result[key]
-        rows.append((key, dense, left, f"{dense / left:.1f}x" if left else "all"))
+        saving = "none" if left == dense else f"{dense / left:.1f}x" if left else "all"
+        rows.append((key, dense, left, saving))
     print(f"\n{table(rows)}\n\n{result['test_error']:.2f} % test error, {result['architecture']}")
+    if config.gated and not 0 < result["weights"] < result["dense_weights"]:
+        print(_advice(config, obstacle, closed=not result["weights"]))
+    follow("inspect", run.path)
+
+
+def _advice(config: Config, obstacle: str, *, closed: bool) -> str:
+    """Return what to change if all gates are closed, or none is."""
+    if obstacle and not closed:
+        return obstacle
+    larger = closed == (config.method == "magnitude")  # a larger keep, or a smaller penalty
+    name = option("keep" if config.method == "magnitude" else "penalty")
+    what = "every path is closed" if closed else "nothing is closed"
+    return f"{what}: try a {'larger' if larger else 'smaller'} {name}."
 
 
 def _train_epochs(run: Run, trainer: Trainer) -> None:
@@ -159,18 +206,27 @@ def sweep(options: argparse.Namespace) -> int:
     Give several values of a setting with commas between them, such as --seed 0,1,2. Each run is a
     line of JSON in the results file. A sweep that was stopped goes on where it was.
     """
-    from minidiff.training.sweep import combinations
+    from minidiff.training.sweep import combinations, read_results
     from minidiff.training.sweep import sweep as train_all
 
     lists = {n: v if isinstance(v, list) else [v] for n, v in given(options).items()}
     runs, path = [], options.out
     for dataset in lists.pop("dataset", ["auto"]):
-        data = load_dataset(dataset)
+        with wrong_options(options):
+            if dataset != "auto":
+                combinations(dataset, **lists)  # an error comes before a download
+            data = load_dataset(dataset)
+            runs += combinations(data.name, **lists)
         print(f"data: {data.source}")
-        runs += combinations(data.name, **lists)
     path.parent.mkdir(parents=True, exist_ok=True)
     failed = train_all(runs, path, jobs=options.jobs, cluster=options.cluster, test=options.test)
     print(f"results are in {path}; {failed} runs failed")
+    errors = {
+        line["config"]: line["result"]["validation_error"]
+        for line in read_results(path)
+        if line["config"] in runs and line.get("result", {}).get("validation_error") is not None
+    }
+    follow("train", *(min(errors, key=errors.__getitem__).options() if errors else ()))
     return 1 if failed else 0
 
 
@@ -183,10 +239,9 @@ def bench(options: argparse.Namespace) -> int:
     from minidiff.cli.bench import table as describe
 
     run = Run.create(options.out or free_path("bench"))
-    results = measure(options.threads, print)
+    results = measure(options.threads, partial(print, file=sys.stderr))
     run.write_json("bench.json", results)
-    print(f"\n{describe(results)}\n\nsaved in {run.path}")
-    return 0
+    return finish(options, results, f"{describe(results)}\n\nsaved in {run.path}", ["train"])
 
 
 # -- commands that use a run -------------------------------------------------------------------
@@ -215,8 +270,9 @@ def evaluate(options: argparse.Namespace) -> int:
     trained = Trained(options.directory)
     data = load_dataset(trained.config.dataset)
     error = error_rate(trained.model, data.test, **trained.scale)
-    print(f"{error:.2f} % test error on {len(data.test):,} images ({data.source.rstrip('.')})")
-    return 0
+    value = {"test_error": error, "images": len(data.test), "data": data.source}
+    text = f"{error:.2f} % test error on {len(data.test):,} images ({data.source.rstrip('.')})"
+    return finish(options, value, text, ["inspect", options.directory])
 
 
 def predict(options: argparse.Namespace) -> int:
@@ -227,19 +283,25 @@ def predict(options: argparse.Namespace) -> int:
     from minidiff.data.photos import ImageError, prepare_digit
 
     extra("PIL.Image", "pillow")
-    predictor, status = Trained(options.directory).predictor(), 0
+    predictor = Trained(options.directory).predictor()
+    answers: list[dict[str, Any]] = []
     for path in options.images:
         try:
             prepared = prepare_digit(path)
         except ImageError as error:  # the other images are as good as before
             print(f"minidiff: error: {error}", file=sys.stderr)
-            status = 1
             continue
         shares = 100 * _probabilities(predictor(prepared.pixels[None, None]))[0]
-        print(f"{path}: {shares.argmax()}, with {shares.max():.1f} %")
-        print(textwrap.indent("\n".join(prepared.notes), "    "))
-        print("    " + "  ".join(f"{label}: {share:.1f} %" for label, share in enumerate(shares)))
-    return status
+        answers.append(
+            {"image": str(path), "digit": int(shares.argmax()), "percent": shares.tolist()}
+        )
+        if not options.json:
+            print(f"{path}: {shares.argmax()}, with {shares.max():.1f} %")
+            print(textwrap.indent("\n".join(prepared.notes), "    "))
+            print("".join(f"{digit:>7}" for digit in range(len(shares))))
+            print("".join(f"{share:>5.1f} %" for share in shares))
+    finish(options, answers, "", ["export", options.directory, "model.onnx"])
+    return 0 if len(answers) == len(options.images) else 1
 
 
 def _probabilities(logits: Array) -> Array:
@@ -254,13 +316,14 @@ def inspect(options: argparse.Namespace) -> int:
     small, whole = count(compact(model, shape), shape), count(model, shape)
     keys = ("inputs", "outputs", "weights", "macs")
     rows: list[tuple[str, ...]] = [("layer", "inputs", "outputs", "weights", "MACs")]
+    layers: dict[str, Any] = {}  # [left, dense] by layer and by kind
     for left, dense in zip(small, whole, strict=True):
-        pairs = ((getattr(left, key)[1], getattr(dense, key)[1]) for key in keys)
-        rows.append((dense.name, *(f"{now:,} of {before:,}" for now, before in pairs)))
-    print(table(rows))
+        pairs = {key: [getattr(left, key)[1], getattr(dense, key)[1]] for key in keys}
+        layers[dense.name] = pairs
+        rows.append((dense.name, *(f"{now:,} of {before:,}" for now, before in pairs.values())))
     _plot(trained.run, model, shape, trained.records)
-    print(f"\nplots are in {trained.run.path / 'plots'}")
-    return 0
+    text = f"{table(rows)}\n\nplots are in {trained.run.path / 'plots'}"
+    return finish(options, layers, text, ["report", options.directory])
 
 
 def report(options: argparse.Namespace) -> int:
@@ -289,6 +352,7 @@ def report(options: argparse.Namespace) -> int:
     )
     write_whole(path, page.encode())
     print(path)
+    follow("predict", options.directory, "photo.jpg")
     return 0
 
 
@@ -302,15 +366,18 @@ def export(options: argparse.Namespace) -> int:
     trained, path = Trained(options.directory), options.file
     write(path, trained.model, trained.shape, **trained.scale)
     print(f"{path}: {path.stat().st_size:,} bytes")
+    follow("compare", options.directory)
     return 0
 
 
 def compare(options: argparse.Namespace) -> int:
     """Measure the dense, the gated and the compact network side by side.
 
-    The compact network also runs in onnxruntime. Nothing else should be running on this machine.
+    The compact network also runs in onnxruntime, if that is installed. Nothing else should be
+    running on this machine.
     """
     from minidiff.cli.compare import compare as measure
+    from minidiff.cli.compare import rows
 
     gated = Trained(options.directory)
     dataset, model = gated.config.dataset, gated.config.model
@@ -323,5 +390,6 @@ def compare(options: argparse.Namespace) -> int:
         config = Config(model=model, sparsity="dense")
         dense, dense_scale = build_model(config, np.random.default_rng(0)), gated.scale
     test = load_dataset(dataset).test
-    print(table(measure(dense, gated.model, gated.shape, test, dense_scale, gated.scale)))
-    return 0
+    found = measure(dense, gated.model, gated.shape, test, dense_scale, gated.scale)
+    following = ["sweep", "--dataset", dataset, "--model", model, "--seed", "0,1,2"]
+    return finish(options, found, table(rows(found)), following)

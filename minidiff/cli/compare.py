@@ -1,7 +1,8 @@
 """``minidiff compare``: the dense, the gated and the compact network side by side."""
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,17 @@ from minidiff.predict.predictor import Predictor
 from minidiff.pruning.compact import compact
 from minidiff.pruning.count import count
 
-__all__ = ["compare"]
+__all__ = ["compare", "rows"]
 
 SIZES = (1, 1000)  # images at once, for the times
 ROUNDS = 6
+# How a table writes some of the figures.
+LABELS = {
+    "macs": ("MACs", "{:,}"),
+    "test_error": ("test error, %", "{:.2f}"),
+    "off_by": ("off by", "{:.0e}"),
+    **{f"ms_for_{size}": (f"ms for {size:,} at once", "{:.3f}") for size in SIZES},
+}
 Logits = Callable[[NDArray[Any]], NDArray[Any]]  # from images in 0..1, (N, C, H, W)
 
 
@@ -35,12 +43,12 @@ def compare(
     split: Split,
     dense_scale: dict[str, float],
     scale: dict[str, float],
-) -> list[tuple[object, ...]]:
-    """Measure networks on the same images; return a table, with the heads in its first row.
+) -> dict[str, dict[str, float]]:
+    """Measure networks on the same images; return the figures of each network by their names.
 
-    Each row has the weights that are left, the bytes of all parameters, the multiply-adds of an
-    image, the error, the largest difference of a logit from the gated network's, and times from
-    images to logits.
+    The figures are the weights that are left, the bytes of all parameters, the multiply-adds of an
+    image, the error in percent, the largest difference of a logit from the gated network's, and
+    times from images to logits. The compact network stands there twice if onnxruntime is installed.
 
     Parameters
     ----------
@@ -54,37 +62,44 @@ def compare(
         The images, and their labels.
     dense_scale, scale
         "mean" and "std" of the normalisation, for the dense network and the others.
-
-    Raises
-    ------
-    ImportError
-        If onnx or onnxruntime is not installed.
     """
     small = compact(gated, shape)
-    networks: list[tuple[str, Module, Logits]] = [
-        ("dense", dense, Predictor(dense, shape, **dense_scale)),
-        ("gated", gated, partial(_logits, gated.eval(), scale)),
-        ("compact", small, Predictor(small, shape, **scale)),
-        ("compact, onnxruntime", small, _runtime(small, shape, scale)),
-    ]
+    networks: dict[str, tuple[Module, Logits]] = {
+        "dense": (dense, Predictor(dense, shape, **dense_scale)),
+        "gated": (gated, partial(_logits, gated.eval(), scale)),
+        "compact": (small, Predictor(small, shape, **scale)),
+    }
+    with suppress(ImportError):  # of the optional extra onnx
+        networks["onnxruntime"] = small, _runtime(small, shape, scale)
     images = split.images.astype(np.float32) / 255
     parts = np.array_split(images, -(-len(images) // 500))
-    answers = {n: np.concatenate([logits(part) for part in parts]) for n, _, logits in networks}
-    times = [
-        in_turns({n: partial(logits, images[:size]) for n, _, logits in networks}, ROUNDS)
+    calls = {name: logits for name, (_, logits) in networks.items()}
+    answers = {n: np.concatenate([call(part) for part in parts]) for n, call in calls.items()}
+    times = {
+        size: in_turns({n: partial(call, images[:size]) for n, call in calls.items()}, ROUNDS)
         for size in SIZES
-    ]
-    heads = ("", "weights", "bytes", "MACs", "error", "off by")
-    rows: list[tuple[object, ...]] = [(*heads, *(f"{size:,} at once" for size in SIZES))]
-    for name, model, _ in networks:
+    }
+    found = {}
+    for name, (model, _) in networks.items():
         layers = count(model, shape)
-        weights, macs = (sum(getattr(c, key)[0] for c in layers) for key in ("weights", "macs"))
-        size = 4 * sum(parameter.size for parameter in model.parameters())
-        error = 100 * (answers[name].argmax(axis=1) != split.labels).mean()
-        off = abs(answers[name] - answers["gated"]).max()
-        measured = [f"{1000 * seconds[name]:.3f} ms" for seconds in times]
-        rows.append((name, weights, size, macs, f"{error:.2f} %", f"{off:.0e}", *measured))
-    return rows
+        found[name] = {
+            "weights": sum(layer.weights[0] for layer in layers),
+            "bytes": 4 * sum(parameter.size for parameter in model.parameters()),
+            "macs": sum(layer.macs[0] for layer in layers),
+            "test_error": 100 * float((answers[name].argmax(axis=1) != split.labels).mean()),
+            "off_by": float(abs(answers[name] - answers["gated"]).max()),
+            **{f"ms_for_{size}": 1000 * seconds[name] for size, seconds in times.items()},
+        }
+    return found
+
+
+def rows(found: Mapping[str, Mapping[str, float]]) -> list[tuple[object, ...]]:
+    """Return the results of :func:`compare` as rows of a table, a column for each network."""
+    lines: list[tuple[object, ...]] = [("", *found)]
+    for name in next(iter(found.values())):
+        label, form = LABELS.get(name, (name, "{:,}"))
+        lines.append((label, *(form.format(figures[name]) for figures in found.values())))
+    return lines
 
 
 def _logits(model: Module, scale: dict[str, float], images: NDArray[Any]) -> NDArray[Any]:

@@ -7,12 +7,15 @@ The options of ``train`` and ``sweep`` follow from the fields of
 import argparse
 import inspect
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import Field, fields
+from contextlib import suppress
+from dataclasses import fields
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numba
 
@@ -21,7 +24,15 @@ from minidiff.cli import commands
 from minidiff.data.mnist import DataError
 from minidiff.io.checkpoint import CheckpointError
 from minidiff.io.export import FORMATS, ExportError
-from minidiff.training.config import RECIPES, Config, ConfigError, checked, option, values_text
+from minidiff.training.config import (
+    RECIPES,
+    Config,
+    ConfigError,
+    did_you_mean,
+    misfit,
+    option,
+    values_text,
+)
 from minidiff.training.runs import RunError
 from minidiff.training.trainer import NonFiniteLossError
 
@@ -32,6 +43,8 @@ EXPECTED = (RunError, DataError, ConfigError, CheckpointError, ExportError,
             NonFiniteLossError, ImportError, OSError)  # fmt: skip
 
 RUN_COMMANDS = ("evaluate", "inspect", "predict", "report", "export", "compare")
+COMMANDS = ("train", *RUN_COMMANDS, "sweep", "bench")
+JSON_COMMANDS = ("evaluate", "inspect", "predict", "compare", "bench")  # those that print a table
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -75,22 +88,54 @@ def _complain(kind: str, message: object) -> None:
     print(f"minidiff: {kind}: {message}", file=sys.stderr)
 
 
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser without abbreviations, whose errors are one line and name what was typed.
+
+    Its subcommands are of this class too.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, **settings)
+        # argparse takes -1e-3 and -1,2 for options; of these minidiff has none.
+        self._negative_number_matcher = re.compile(r"-(\.?\d|inf|nan)")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse arguments; an unknown one is an error here, where the options are known."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            word = unknown[0].partition("=")[0]
+            known = re.findall(r"--[\w-]+", self.format_usage())
+            self.error(f"{word!r} is not an option of {self.prog}{did_you_mean(word, known)}")
+        return found, unknown
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line and exit with status 2."""
+        if wrong := re.match("argument COMMAND: invalid choice: '(.*)' ", message):
+            expected = misfit(wrong[1], str, COMMANDS)
+            message = f"{wrong[1]!r} is not a command of minidiff; {expected}"
+        message = re.sub("^argument ([^ ]+):(?= is )", r"\1", message).removeprefix("argument ")
+        self.exit(2, f"minidiff: error: {message}\n")
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    root = argparse.ArgumentParser(prog="minidiff", description="Train, prune and use networks.")
+    root = Parser(prog="minidiff", description="Train, prune and use networks.")
     root.add_argument("--version", action="version", version=f"minidiff {__version__}")
     kinds = root.add_subparsers(title="commands", required=True, metavar="COMMAND")
     command = {}
-    for name in ("train", *RUN_COMMANDS, "sweep", "bench"):
+    for name in COMMANDS:
         function = getattr(commands, name)
         text = inspect.getdoc(function) or ""
         command[name] = kinds.add_parser(name, help=text.partition("\n")[0], description=text)
-        command[name].set_defaults(run=function)
+        command[name].set_defaults(run=function, refuse=command[name].error)
     for name in RUN_COMMANDS:
         command[name].add_argument("directory", metavar="RUN", type=Path, help="a run directory")
+    for name in JSON_COMMANDS:
+        command[name].add_argument("--json", action="store_true", help="print JSON, for programs")
     most = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]  # set on import
+    threads = partial(_read, kind=int, allowed=f"[1, {most}]")
     for name in ("train", "compare", "bench"):
-        command[name].add_argument("--threads", type=int, choices=range(1, most + 1), default=most)
+        command[name].add_argument("--threads", metavar="N", type=threads, default=most)
 
     train, sweep, predict = command["train"], command["sweep"], command["predict"]
     report, export, compare = command["report"], command["export"], command["compare"]
@@ -98,8 +143,10 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--resume", metavar="RUN", type=Path, help="go on with an interrupted run")
     _add_settings(train, several=False)
     sweep.add_argument("--out", metavar="FILE", type=Path, default=Path("runs/sweep.jsonl"))
-    sweep.add_argument("--jobs", metavar="N", type=int, default=1, help="runs at a time")
-    sweep.add_argument("--cluster", metavar="tcp://HOST:PORT", help="a Dask scheduler to use")
+    where = sweep.add_mutually_exclusive_group()
+    jobs = partial(_read, kind=int, allowed="[1, 1e3]")
+    where.add_argument("--jobs", metavar="N", type=jobs, default=1, help="runs at a time")
+    where.add_argument("--cluster", metavar="tcp://HOST:PORT", help="a Dask scheduler to use")
     sweep.add_argument("--test", action="store_true", help="measure test errors too")
     _add_settings(sweep, several=True)
     predict.add_argument("images", metavar="IMAGE", type=Path, nargs="+")
@@ -120,22 +167,29 @@ def _add_settings(command: argparse.ArgumentParser, *, several: bool) -> None:
         about = f"{item.metadata['meaning']}; {values_text(item)} (default {item.default}{other})"
         how: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
         if item.type is not bool:
-            how = {"type": _reader(item, several), "metavar": "X,..." if several else "X"}
+            read: Callable[[str], Any] = partial(
+                _read, kind=item.type, allowed=item.metadata["allowed"]
+            )
+            if several:
+                read = partial(_read_several, read=read)
+            how = {"type": read, "metavar": "X,..." if several else "X"}
         (pruning if item.metadata["used_by"] else training).add_argument(
             option(item.name), dest=item.name, default=argparse.SUPPRESS, help=about, **how
         )
 
 
-def _reader(item: "Field[Any]", several: bool) -> Callable[[str], Any]:
-    """Return the function that reads and checks the value of an option."""
-    kind = item.type if item.type in (int, float) else str
+def _read(text: str, kind: Any, allowed: str | tuple[Any, ...]) -> Any:
+    """Return the value that an option is given as text, if it is allowed."""
+    value: Any = text
+    if kind in (int, float):
+        with suppress(ValueError):
+            value = kind(text)
+    elif None in allowed and text.lower() == "none":
+        value = None
+    if problem := misfit(value, kind, allowed):
+        raise argparse.ArgumentTypeError(f"is {text!r}; {problem}")
+    return value
 
-    def read(text: str) -> Any:
-        parts = text.split(",") if several else [text]
-        try:
-            values = [checked(item, kind(part)) for part in parts]
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from error
-        return values if several else values[0]
 
-    return read
+def _read_several(text: str, read: Callable[[str], Any]) -> list[Any]:
+    return [read(part) for part in text.split(",")]

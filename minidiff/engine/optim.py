@@ -138,6 +138,13 @@ class Optimizer:
         for group in self.groups:  # another optimiser may have used the group
             group.reset()
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("lr", "weight_decay"):
+            raise AttributeError(
+                f"{name} belongs to each group: for group in optimizer.groups: group.{name} = ..."
+            )
+        super().__setattr__(name, value)
+
     def zero_grad(self) -> None:
         """Set the gradient of every parameter to None."""
         for group in self.groups:

@@ -305,7 +305,7 @@ def overview(records: Records, filters: NDArray[Any], kept: Bools) -> Figure:
     parts = []
     if last["open"]:
         for noun, key in (("weights", "weights"), ("MACs", "macs")):
-            parts.append(f"{times(last[f'dense_{key}'], last[key])} fewer {noun}")
+            parts.append(saving(last[f"dense_{key}"], last[key], noun))
         if len(last["open"]) <= 5:  # the sizes of more layers do not fit
             parts.insert(0, f"{last['dense_architecture']} → {last['architecture']}")
     if last["validation_error"] is not None:
@@ -406,7 +406,7 @@ def _savings(records: Records) -> Lines:
     for noun, key, colour in (("weights", "weights", BLUE), ("MACs", "macs", VERMILION)):
         dense = np.array([record[f"dense_{key}"] for record in records])
         left = np.array([record[key] for record in records])
-        label = f"{times(dense[-1], left[-1])}\nfewer {noun}"
+        label = saving(dense[-1], left[-1], noun).replace(" ", "\n", 1)
         # A network with nothing left is drawn as one with a single weight.
         lines.append((dense / np.maximum(left, 1), label, colour))
     return lines
@@ -536,6 +536,11 @@ def _label_ends(axes: Axes, heights: NDArray[Any], lines: Lines) -> None:
 def times(dense: float, left: float) -> str:
     """Return how many times less is left than a dense network has, as text."""
     return f"{dense / left:,.1f}×" if left else "∞×"
+
+
+def saving(dense: float, left: float, noun: str) -> str:
+    """Return what is saved as text: "36.0× fewer weights", or "all weights"."""
+    return f"{times(dense, left)} fewer {noun}" if left < dense else f"all {noun}"
 
 
 def spaced(name: str) -> str:

@@ -129,7 +129,10 @@ def report_page(
     about.append(f"{result['seconds']:,.0f} s of training")
     if result["peak_megabytes"] is not None:
         about.append(f"{result['peak_megabytes']:,.0f} MB of memory at most")
-    nothing = "" if last["weights"] else "Nothing is left of the network: try a smaller --lambda."
+    pruned = gated and last["weights"] < last["dense_weights"]
+    notes = {0: "Nothing is left of the network: train again, and prune less."}
+    if gated:
+        notes[last["dense_weights"]] = "Nothing is closed: the network is as large as before."
     # The policy forbids every request, and the page needs none.
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -144,10 +147,10 @@ style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'">
 <body>
 <small>{escape(" · ".join(about))}</small>
 <h1>{escape(title)}</h1>
-<p>{escape(source)} <b>{nothing}</b></p>
-<div class="tiles">{_tiles(last, result, gated)}</div>
+<p>{escape(source)} <b>{notes.get(last["weights"], "")}</b></p>
+<div class="tiles">{_tiles(last, result, pruned)}</div>
 <h2>{"What is left" if gated else "The network"}</h2>
-<div class="grid">{_layers(layers, gated)}{_network(result, gated)}{_svg(left)}</div>
+<div class="grid">{_layers(layers, pruned)}{_network(result, pruned)}{_svg(left)}</div>
 <h2>Training</h2>
 <div class="grid">{_svg(training)}</div>
 <h2>Settings</h2>
@@ -163,17 +166,17 @@ style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'">
 # ---------------------------------------------------------------------------------------- sections
 
 
-def _tiles(last: Mapping[str, Any], result: Mapping[str, Any], gated: bool) -> str:
+def _tiles(last: Mapping[str, Any], result: Mapping[str, Any], pruned: bool) -> str:
     validation = last["validation_error"]
     detail = "" if validation is None else f"{validation:.2f} % validation error"
     tiles = [(f"{result['test_error']:.2f} %", "test error", detail)]
     for noun, key in (("weights", "weights"), ("MACs", "macs")):
         left, dense = last[key], last[f"dense_{key}"]
-        if gated:
+        if pruned:
             tiles.append((plots.times(dense, left), f"fewer {noun}", f"{left:,} of {dense:,}"))
         else:
             tiles.append((f"{left:,}", noun, "of a dense network"))
-    if gated:
+    if pruned:
         tiles.append((last["architecture"], "architecture", f"of {last['dense_architecture']}"))
     return "".join(
         f"<div><b>{escape(value)}</b>{label}<small>{escape(detail)}</small></div>"
@@ -181,18 +184,18 @@ def _tiles(last: Mapping[str, Any], result: Mapping[str, Any], gated: bool) -> s
     )
 
 
-def _layers(layers: Sequence[Mapping[str, Any]], gated: bool) -> str:
+def _layers(layers: Sequence[Mapping[str, Any]], pruned: bool) -> str:
     rows = []
     for layer in layers:
         row = [escape(layer["name"])]
         for key in ("inputs", "outputs", "weights", "macs"):
             left, dense = layer[key]
-            row.append(f"{left:,}<small>of {dense:,}</small>" if gated else f"{left:,}")
+            row.append(f"{left:,}<small>of {dense:,}</small>" if pruned else f"{left:,}")
         rows.append(row)
     return _table("Layers", ["layer", "inputs", "outputs", "weights", "MACs"], rows)
 
 
-def _network(result: Mapping[str, Any], gated: bool) -> str:
+def _network(result: Mapping[str, Any], pruned: bool) -> str:
     rows = []
     for label, dense_key, key, form in (
         ("weights", "dense_weights", "weights", "{:,}"),
@@ -202,8 +205,8 @@ def _network(result: Mapping[str, Any], gated: bool) -> str:
     ):
         dense, left = result[dense_key], result[key]
         texts = [form.format(dense), form.format(left), plots.times(dense, left)]
-        rows.append([label, *(texts if gated else texts[1:2])])
-    header = ["", "dense", "pruned", "saving"] if gated else ["", "dense"]
+        rows.append([label, *(texts if pruned else texts[1:2])])
+    header = ["", "dense", "pruned", "saving"] if pruned else ["", "dense"]
     return _table("The whole network", header, rows)
 
 

@@ -227,7 +227,7 @@ def _keep(layers: list[Folded], end: Channels) -> None:
     if empty:
         warnings.warn(
             f"nothing is left of the inputs of {empty}, so the compact network gives the same "
-            f"output for any input. Train again, with a smaller penalty.",
+            f"output for any input. Train again, and prune less.",
             stacklevel=3,
         )
 

@@ -7,6 +7,7 @@ next sweep tries it again. To train a run anew, delete its line.
 
 import json
 import os
+import textwrap
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +21,7 @@ from typing import Any
 from minidiff.data.datasets import load_dataset
 from minidiff.io.extras import extra
 from minidiff.io.files import append_line
-from minidiff.training.config import Config, ConfigError, unused_settings
+from minidiff.training.config import Config, ConfigError, option_words, unused_settings
 from minidiff.training.runs import versions
 from minidiff.training.trainer import Trainer, error_rate
 
@@ -62,15 +63,15 @@ def combinations(dataset: str, **values: Sequence[Any]) -> list[Config]:
     """
     runs: dict[Config, None] = {}
     used: set[str] = set()
+    recipe = Config.recipe(dataset).to_json()
     for row in product(*values.values()):
         changes = dict(zip(values, row, strict=True))
-        recipe = {key: getattr(Config, key) for key in ("sparsity", "method")} | changes
-        for key in unused_settings(recipe["sparsity"], recipe["method"]):
+        for key in unused_settings(recipe | changes):
             changes.pop(key, None)
         runs[Config.recipe(dataset, **changes)] = None
         used |= changes.keys()
     if idle := values.keys() - used:
-        raise ConfigError(f"none of the runs uses {', '.join(sorted(idle))}; leave it out.")
+        raise ConfigError(f"none of the runs uses {', '.join(sorted(idle))}; leave it out.", *idle)
     return list(runs)
 
 
@@ -111,6 +112,8 @@ def run_once(settings: Json, *, test: bool, threads: int) -> Json:
     try:
         data = _load_once(config.dataset, validation=config.validation)
         trainer = Trainer(config, data)
+        if obstacle := trainer.obstacle():
+            warnings.warn(obstacle, stacklevel=1)
         while trainer.step < trainer.steps:
             trainer.train_epoch()
         result = dict(trainer.records[-1])
@@ -218,10 +221,14 @@ def sweep(
     left = [config.to_json() for config in runs if config not in done]
     say(f"{len(runs)} runs, {len(runs) - len(left)} of them done before.")
     failed = 0
+    values = {name: {getattr(config, name) for config in runs} for name in Config().to_json()}
+    varying = [name for name, different in values.items() if len(different) > 1]
+    if left:
+        say("error %  architecture   weights  options")
     for line in _lines(left, jobs, cluster, test):
         append_line(path, json.dumps(line, allow_nan=False))
         failed += "error" in line
-        say(_summary(line))
+        say(_summary(line, varying))
     return failed
 
 
@@ -247,12 +254,13 @@ def _lines(left: list[Json], jobs: int, cluster: str | None, test: bool) -> Iter
                 yield lost if error else future.result()
 
 
-def _summary(line: Json) -> str:
-    changes = Config.from_json(line["config"]).changes()
-    name = ", ".join(f"{key} {value}" for key, value in changes.items()) or "the recipe"
+def _summary(line: Json, varying: Sequence[str]) -> str:
+    """Write a run as a row of a table, with the options in which the runs differ."""
+    words = [word for name in varying for word in option_words(name, line["config"][name])]
     if "error" in line:
-        return f"{name}: FAILED, {line['error']}"
+        return f" failed  {' '.join(words)}: {line['error']}"
     result = line["result"]
-    errors = [key for key in ("validation_error", "test_error") if result.get(key) is not None]
-    texts = [f"{result[key]:.2f} % {key.replace('_', ' ')}" for key in errors]
-    return f"{name}: {', '.join([*texts, result['architecture']])}, {result['weights']:,} weights"
+    error = result.get("test_error", result["validation_error"])
+    figures = f"{'-' if error is None else f'{error:.2f}':>7}  {result['architecture']:<13}"
+    text = " ".join([f"{figures}{result['weights']:>9,} ", *words])
+    return textwrap.fill(text, 80, subsequent_indent=33 * " ", break_on_hyphens=False)

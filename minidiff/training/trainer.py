@@ -25,8 +25,9 @@ from minidiff.pruning.count import LayerCount, architecture, count, gated_sizes
 from minidiff.pruning.gated import fold_gates
 from minidiff.pruning.gates import Gate
 from minidiff.pruning.network import gates_of, split_parameters
+from minidiff.pruning.noise import NOISES
 from minidiff.pruning.surrogate import Surrogate
-from minidiff.training.config import METHODS, Config
+from minidiff.training.config import METHODS, Config, option, unused_settings
 
 __all__ = ["NonFiniteLossError", "Trainer", "build_model", "error_rate"]
 
@@ -51,11 +52,12 @@ def build_model(config: Config, rng: np.random.Generator) -> Module:
     >>> sum(parameter.size for parameter in model.parameters() if parameter.ndim > 1)
     430500
     """
-    gate, names = METHODS[config.method], ("width", "initial", "noise", "sigma")
-    # The gates of a baseline have settings of their own.
-    settings: dict[str, Any] = {n: getattr(config, n) for n in names} if gate is Gate else {}
     return MODELS[config.model](
-        rng=rng, sparsity=config.sparsity, kind=gate, dropout=config.dropout, **settings
+        rng=rng,
+        sparsity=config.sparsity,
+        kind=METHODS[config.method],
+        dropout=config.dropout,
+        **config.gate_settings,
     )
 
 
@@ -188,9 +190,73 @@ class Trainer:
     @property
     def strength(self) -> float:
         """The factor of the penalty in the next step, lambda / N at the end of the ramp."""
+        return self._strength(self.step)
+
+    def _strength(self, step: int) -> float:
         config = self.config
-        risen = (self.step / self.steps - config.gate_start) / max(config.ramp, 1e-9)
+        risen = (step / self.steps - config.gate_start) / max(config.ramp, 1e-9)
         return config.penalty * min(1.0, risen) / len(self.data.train)
+
+    # -- what the schedule can do ------------------------------------------------------------------
+
+    def obstacle(self) -> str:
+        """Return why no gate can close in this run, and what to try; "" if gates can close.
+
+        Examples
+        --------
+        >>> split = Split(np.zeros((8, 1, 28, 28), np.uint8), np.arange(8))
+        >>> data = Dataset("digits", "Black.", split, None, split)
+        >>> Trainer(Config("digits", gate_lr=0.05, gate_stop=0.9), data).obstacle()
+        ''
+        >>> Trainer(Config("digits", epochs=3), data).obstacle()
+        'no gate can close: ... at most, ... try more --epochs, a larger --gate-lr, ...'
+        """
+        config = self.config
+        pruning = max(0, self.stop - math.ceil(config.gate_start * self.steps))
+        strength = self._strength(self.stop)
+        if isinstance(self.rule, GroupLasso):
+            shrunk = config.lr * strength * pruning
+            able = any((part.norms() <= shrunk * roots).any() for part, roots in self.rule.groups)
+            why, tries = "the penalty is too small", {"penalty": "a larger", "epochs": "more"}
+        elif self.adam:
+            reach, distances, speeds = config.gate_lr * pruning, [], []
+            self.surrogate().backward()
+            for gate in self.gates.values():
+                distances.append(gate.phi.data - gate.limits[0])
+                speeds.append(self._speed(gate, strength))
+            self.adam.zero_grad()
+            away, speed = np.concatenate(distances), np.concatenate(speeds)
+            able = bool((away <= reach * speed).any())
+            if speed.max() > 0.5:
+                why = f"phi moves by {reach:.2g} at most, and closes after {away.min():.2g}"
+                tries = {"epochs": "more", "gate_lr": "a larger", "initial": "a smaller"}
+            else:
+                why = "phi has hardly a gradient where it starts"
+                tries = {"penalty": "a larger", "sigma": "a larger", "initial": "a smaller"}
+        else:
+            able = True
+        if able:
+            return ""
+        unused = unused_settings(config.to_json())
+        advice = [f"{how} {option(name)}" for name, how in tries.items() if name not in unused]
+        return f"no gate can close: {why}; try {', '.join(advice)}."
+
+    def _speed(self, gate: Gate, strength: float) -> Array:
+        """Return how far Adam moves each phi at first, as a share of the learning rate.
+
+        The surrogate pulls in every step, but Adam's eps hides a tiny pull. The data pull in the
+        share of steps in which noise takes phi to where the gate has a slope.
+        """
+        assert self.adam is not None
+        pull = strength * np.abs(np.asarray(gate.phi.grad))
+        x = np.resize(gate.phi.data, max(1000, gate.count))
+        if gate.noise:
+            noise = NOISES[gate.noise].draw(np.random.default_rng(0), x.shape)
+            x = x + np.asarray(gate.sigma * noise, x.dtype)
+        transform = gate.transform()
+        transform.forward(x)
+        slope = np.asarray(transform.backward(np.ones_like(x)))
+        return np.asarray(np.maximum(pull / (pull + self.adam.eps), np.mean(slope != 0)))
 
     # -- training ----------------------------------------------------------------------------------
 
