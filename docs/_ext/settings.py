@@ -27,6 +27,8 @@ def settings_table() -> str:
     for item in fields(Config):
         used_by = item.metadata["used_by"]
         users = {(): "all runs", GATED: "runs with gates"}.get(used_by, ", ".join(used_by))
+        if unless := item.metadata["unless"]:
+            users += f", unless `{unless[0]}` is {unless[1]:g}"
         recipes = (str(getattr(RECIPES[name], item.name)) for name in ("mnist", "digits"))
         names = f"`{item.name}`", f"`{option(item.name)}`"
         rows.append((*names, *recipes, f"`{values_text(item)}`", users, item.metadata["meaning"]))

@@ -27,7 +27,7 @@ from minidiff.predict.predictor import Predictor
 from minidiff.pruning.compact import compact
 from minidiff.pruning.count import count, in_use
 from minidiff.pruning.network import gates_of
-from minidiff.training.config import Config, ConfigError, option
+from minidiff.training.config import Config, ConfigError, option, option_words
 from minidiff.training.runs import Run, RunError, free_path, peak_megabytes, versions
 from minidiff.training.trainer import Trainer, build_model, error_rate
 
@@ -73,7 +73,7 @@ def wrong_options(options: argparse.Namespace) -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        options.refuse(error.as_typed())
+        options.refuse(error.as_typed(given(options)))
 
 
 # -- train -------------------------------------------------------------------------------------
@@ -90,7 +90,7 @@ def train(options: argparse.Namespace) -> int:
     changes = given(options)
     if options.resume:
         if changes or options.out:
-            name = next(map(option, changes), "--out")
+            name = next((option_words(*change)[0] for change in changes.items()), "--out")
             options.refuse(f"{name} has no effect with --resume, which keeps the settings.")
         run = Run.open(options.resume)
         config = Config.from_json(run.read_json("config.json"))

@@ -105,7 +105,7 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             word = unknown[0].partition("=")[0]
             known = re.findall(r"--[\w-]+", self.format_usage())
-            self.error(f"{word!r} is not an option of {self.prog}{did_you_mean(word, known)}")
+            self.error(f"{self.prog} does not take {word!r}{did_you_mean(word, known)}")
         return found, unknown
 
     def error(self, message: str) -> NoReturn:
@@ -113,7 +113,7 @@ class Parser(argparse.ArgumentParser):
         if wrong := re.match("argument COMMAND: invalid choice: '(.*)' ", message):
             expected = misfit(wrong[1], str, COMMANDS)
             message = f"{wrong[1]!r} is not a command of minidiff; {expected}"
-        message = re.sub("^argument ([^ ]+):(?= is )", r"\1", message).removeprefix("argument ")
+        message = re.sub("argument (--[^ :]+)(:(?= is ))?", r"\1", message)
         self.exit(2, f"minidiff: error: {message}\n")
 
 

@@ -69,10 +69,12 @@ class ConfigError(ValueError):
     def __str__(self) -> str:
         return str(self.args[0])
 
-    def as_typed(self) -> str:
-        """Return the message with options of the command line in place of settings."""
+    def as_typed(self, given: Mapping[str, Any] = {}) -> str:
+        """Return the message with the options of the command line that gave the settings."""
         words = re.split(r"\b", str(self))
-        return "".join(option(word) if word in self.names else word for word in words)
+        return "".join(
+            option_words(word, given.get(word))[0] if word in self.names else word for word in words
+        )
 
 
 def setting(
@@ -166,7 +168,9 @@ class Config:
         if self.swa_lr:
             self._require("gate_stop", self.gate_stop < 1, "less than 1, as swa_lr is above 0")
         if self.noise is None:  # gates that start closed stay closed
-            self._require("initial", self.initial > closed, f"more than -width / 2, {closed:g}")
+            self._require(
+                "initial", self.initial > closed, f"more than {closed:g}, minus half of width"
+            )
 
     def _require(self, name: str, holds: bool, expected: str) -> None:
         if not holds:

@@ -200,7 +200,7 @@ class Trainer:
     # -- what the schedule can do ------------------------------------------------------------------
 
     def obstacle(self) -> str:
-        """Return why no gate can close in this run, and what to try; "" if gates can close.
+        """Return why gates will hardly close in this run, and what to try; "" if they can.
 
         Examples
         --------
@@ -209,7 +209,7 @@ class Trainer:
         >>> Trainer(Config("digits", gate_lr=0.05, gate_stop=0.9), data).obstacle()
         ''
         >>> Trainer(Config("digits", epochs=3), data).obstacle()
-        'no gate can close: ... at most, ... try more --epochs, a larger --gate-lr, ...'
+        'gates will hardly close: ... at most, ... try more --epochs, a larger --gate-lr, ...'
         """
         config = self.config
         pruning = max(0, self.stop - math.ceil(config.gate_start * self.steps))
@@ -227,11 +227,11 @@ class Trainer:
             self.adam.zero_grad()
             away, speed = np.concatenate(distances), np.concatenate(speeds)
             able = bool((away <= reach * speed).any())
-            if speed.max() > 0.5:
+            if away.min() > 0.99 * reach:
                 why = f"phi moves by {reach:.2g} at most, and closes after {away.min():.2g}"
                 tries = {"epochs": "more", "gate_lr": "a larger", "initial": "a smaller"}
             else:
-                why = "phi has hardly a gradient where it starts"
+                why = "phi has hardly any gradient where it starts"
                 tries = {"penalty": "a larger", "sigma": "a larger", "initial": "a smaller"}
         else:
             able = True
@@ -239,7 +239,7 @@ class Trainer:
             return ""
         unused = unused_settings(config.to_json())
         advice = [f"{how} {option(name)}" for name, how in tries.items() if name not in unused]
-        return f"no gate can close: {why}; try {', '.join(advice)}."
+        return f"gates will hardly close: {why}; try {', '.join(advice)}."
 
     def _speed(self, gate: Gate, strength: float) -> Array:
         """Return how far Adam moves each phi at first, as a share of the learning rate.
