@@ -32,9 +32,11 @@ def peer() -> list[float]:
 @pytest.mark.usefixtures("quick")
 def test_the_command_prints_a_table_and_writes_its_numbers(tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "b"
-    assert main(["bench", "--out", str(out), "--threads", "1"]) == 0
+    assert main(["bench", "--out", str(out), "--threads", "1", "--json"]) == 0
     results = json.loads((out / "bench.json").read_text())
-    printed = capsys.readouterr().out
+    assert json.loads(capsys.readouterr().out) == results
+    printed = bench.table(results)
+    assert max(map(len, printed.splitlines())) <= 80
     assert results["macs"] == {"step 20-50-800-500": 2_293_000, "step 8-10-112-68": 213_096}
     assert len(results["gflops"]) == 10  # matmul, peak and eight kernels
     assert results["machine"]["threads"] == 1

@@ -14,6 +14,7 @@ from minidiff.cli import commands
 from minidiff.cli.commands import Trained, table
 from minidiff.cli.parser import main
 from minidiff.data.datasets import Dataset, load_dataset
+from minidiff.training.config import Config
 from minidiff.training.runs import Run, RunError
 from minidiff.training.sweep import read_results
 from minidiff.training.trainer import Trainer
@@ -67,13 +68,18 @@ def test_train_prints_its_data_epochs_and_result(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("minidiff.figures.plots.plot_run", lambda *arguments: None)
     options = ["--dataset", "digits", "--model", "lenet300", "--epochs", "1"]
+    monkeypatch.setattr(Trainer, "obstacle", lambda self: "too short to close.")
+    monkeypatch.setattr("warnings.warn", lambda text, **_: told.append(text))
+    told: list[str] = []
     out = said(capsys, "train", *options)
     assert "1,197 to train on, 300 for validation, 300 to test on." in out
     assert f"--resume {Path('runs/digits-seed0')} goes on" in out
-    assert "gates    move by" in out  # too little to close
+    assert "too short to close." in told
     assert re.search(r"^    1 .* 784-300-100 +266,200 ", out, re.MULTILINE)
-    assert re.search(r"^weights +266,200 +266,200 +1\.0x$", out, re.MULTILINE)
-    assert re.search(r"% test error, 784-300-100$", out, re.MULTILINE)
+    assert re.search(r"^weights +266,200 +266,200 +none$", out, re.MULTILINE)
+    assert re.search(r"% test error, 784-300-100\ntoo short to close\.$", out, re.MULTILINE)
+    assert out.endswith(f"\nnext: minidiff inspect {Path('runs/digits-seed0')}\n")
+    assert max(map(len, out.split("epoch ")[-1].splitlines())) <= 80
     assert (tmp_path / "runs" / "digits-seed0" / "result.json").exists()
 
 
@@ -99,9 +105,7 @@ def offline(name: str) -> Dataset:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--sparsity", "dense", "--sigma", "2"], "a dense network does not use sigma"),
         (["--dataset", "mnist", "--out", "run"], "SHA-256"),
-        (["--gate-stop", "0.05"], "gate_stop is 0.05; expected more than gate_start, 0.1"),
         (["--out", "file/run"], "file/run"),
     ],
 )
@@ -140,6 +144,21 @@ def test_a_diverging_run_stops_with_advice(
     assert "try a smaller --lr" in error
 
 
+@pytest.mark.parametrize(
+    ("method", "closed", "advice"),
+    [
+        ("diffprune", True, "try a smaller --lambda"),
+        ("diffprune", False, "try a larger --lambda"),
+        ("magnitude", True, "try a larger --keep"),
+        ("magnitude", False, "try a smaller --keep"),
+    ],
+)
+def test_advice_names_the_option_that_the_method_uses(
+    method: str, closed: bool, advice: str
+) -> None:
+    assert advice in commands._advice(Config(method=method), "", closed=closed)
+
+
 # -- sweep -----------------------------------------------------------------------------------------
 
 
@@ -149,7 +168,11 @@ def test_sweep_trains_every_combination(tmp_path: Path, capsys: pytest.CaptureFi
     lists = ["--method", "diffprune,magnitude", "--lambda", "0.01,0.02", "--seed", "0,1"]
     out = said(capsys, "sweep", *quick, *lists, "--keep", "0.5", "--out", path)
     assert out.startswith("data: The 1,797 handwritten 8x8 digits of scikit-learn")
-    assert "6 runs, 0 of them done before." in out
+    assert "6 runs, 0 of them done before.\nerror %  architecture   weights  options\n" in out
+    row = r"^ +\d+\.\d\d  784-\d+-\d+ +[\d,]+  --method magnitude --seed 1 "
+    assert re.search(row, out, re.MULTILINE)
+    assert max(map(len, out.splitlines()[1:-3])) <= 80
+    assert "\nnext: minidiff train --dataset digits --model lenet300 " in out
     found = [
         (c.method, c.penalty, c.keep, c.seed) for c in (x["config"] for x in read_results(path))
     ]
@@ -165,6 +188,7 @@ def test_evaluate_prints_the_error_that_train_found(
 ) -> None:
     error = json.loads((trained / "result.json").read_text())["test_error"]
     assert f"{error:.2f} % test error on 300 images" in said(capsys, "evaluate", trained)
+    assert json.loads(said(capsys, "evaluate", trained, "--json"))["test_error"] == error
 
 
 def test_a_run_is_evaluated_as_it_was_normalised(
@@ -188,6 +212,9 @@ def test_inspect_prints_the_compact_network_and_draws(
         row = f"{left.shape[0]:,} of .* {left.size:,} of {whole:,} "
         assert re.search(rf"^{name} .*{row}", out, re.MULTILINE)
     assert (copy / "plots" / "overview.png").stat().st_size > 0
+    assert max(map(len, out.splitlines()[:5])) <= 80
+    layers = json.loads(said(capsys, "inspect", copy, "--json"))
+    assert layers["conv1"]["weights"] == [small["conv1"].weight.size, 500]
 
 
 def test_inspect_knows_dense_runs(dense: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -204,15 +231,18 @@ def test_predict_prints_what_it_did_and_all_probabilities(
         image.fromarray(255 - pixels).resize((140, 140)).save(path)  # dark on light
     out = said(capsys, "predict", trained, *paths)
     answers = re.findall(r"^.*\.png: (\d), with ([\d.]+) %$", out, re.MULTILINE)
-    rows = re.findall(r"^    0: .* 9: .*$", out, re.MULTILINE)
+    rows = re.findall(r"^(?: *[\d.]+ %){10}$", out, re.MULTILINE)
     assert len(answers) == len(rows) == 10
     for (answer, most), row, label in zip(answers, rows, data.labels, strict=False):
-        shares = [float(share) for share in re.findall(r"\d: ([\d.]+) %", row)]
+        shares = [float(share) for share in re.findall(r"([\d.]+) %", row)]
         assert shares[int(answer)] == max(shares) == float(most)
         assert abs(sum(shares) - 100) < 1
         right += int(answer) == label
     assert right >= 8
     assert "140x140" in out
+    told = json.loads(said(capsys, "predict", trained, *paths, "--json"))
+    assert [str(one["digit"]) for one in told] == [answer for answer, _ in answers]
+    assert [one["image"] for one in told] == list(map(str, paths))
 
 
 def test_predict_goes_on_after_a_file_that_is_no_image(
@@ -243,7 +273,7 @@ class Links(HTMLParser):
 def test_report_is_one_page_with_result_and_mistakes(
     copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert said(capsys, "report", copy).strip() == str(copy / "report.html")
+    assert said(capsys, "report", copy).startswith(f"{copy / 'report.html'}\n")
     page = (copy / "report.html").read_text(encoding="utf-8")
     links = Links()
     links.feed(page)

@@ -1,6 +1,8 @@
 """``minidiff compare``: each network is measured as it was trained."""
 
+import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,8 @@ import pytest
 
 import minidiff as md
 from minidiff.cli import compare as comparison
-from minidiff.cli.commands import Trained
-from minidiff.cli.compare import compare
+from minidiff.cli.commands import Trained, table
+from minidiff.cli.compare import compare, rows
 from minidiff.cli.parser import main
 from minidiff.data.datasets import load_dataset
 from minidiff.training.trainer import error_rate
@@ -31,35 +33,38 @@ def _untimed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_network_has_a_row_with_its_own_figures(trained: Path, dense: Path) -> None:
     gated, whole, test = Trained(trained), Trained(dense), load_dataset("digits").test
     scale = {"mean": -3.0, "std": 0.1}
-    heads, *rows = compare(whole.model, gated.model, gated.shape, test, scale, gated.scale)
-    assert heads == (
-        "",
-        "weights",
-        "bytes",
-        "MACs",
-        "error",
-        "off by",
-        "1 at once",
-        "1,000 at once",
-    )
-    assert [row[0] for row in rows] == ["dense", "gated", "compact", "compact, onnxruntime"]
+    found = compare(whole.model, gated.model, gated.shape, test, scale, gated.scale)
+    assert list(found) == ["dense", "gated", "compact", "onnxruntime"]
     small = md.compact(gated.model, gated.shape)
     weights = sum(parameter.size for parameter in small.parameters() if parameter.ndim > 1)
-    assert [row[1] for row in rows] == [430_500, gated.records[-1]["weights"], weights, weights]
-    assert rows[2][2] == 4 * sum(parameter.size for parameter in small.parameters())
+    left = [figures["weights"] for figures in found.values()]
+    assert left == [430_500, gated.records[-1]["weights"], weights, weights]
+    assert found["compact"]["bytes"] == 4 * sum(p.size for p in small.parameters())
     errors = [error_rate(whole.model, test, **scale), error_rate(gated.model, test, **gated.scale)]
-    assert [row[4] for row in rows] == [
-        f"{error:.2f} %" for error in (*errors, errors[1], errors[1])
-    ]
-    assert all(float(row[5]) < 1e-3 for row in rows[1:])  # logits differ by rounding
-    assert [row[6:] for row in rows] == 4 * [("1000.000 ms", "300000.000 ms")]  # images, see above
+    expected = [*errors, errors[1], errors[1]]
+    assert [figures["test_error"] for figures in found.values()] == pytest.approx(expected)
+    for name, figures in found.items():
+        assert name == "dense" or figures["off_by"] < 1e-3  # logits differ by rounding
+        assert (figures["ms_for_1"], figures["ms_for_1000"]) == (1000, 300_000)  # images, see above
+    text = table(rows(found))
+    assert max(map(len, text.splitlines())) <= 80
+    assert text.split("test error, %")[1].split()[:2] == [f"{error:.2f}" for error in errors]
+
+
+def test_onnxruntime_is_left_out_where_it_is_not_installed(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert main(["compare", str(trained), "--json"]) == 0
+    assert list(json.loads(capsys.readouterr().out)) == ["dense", "gated", "compact"]
 
 
 def test_the_command_compares_with_a_dense_run_or_none(
     trained: Path, dense: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given: list[Any] = []
-    monkeypatch.setattr(comparison, "compare", lambda *a: given.append(a) or [("", "weights")])
+    found = {"dense": {"weights": 3}}
+    monkeypatch.setattr(comparison, "compare", lambda *a: given.append(a) or found)
     assert main(["compare", str(trained), "--dense", str(dense)]) == 0
     assert main(["compare", str(trained)]) == 0
     assert re.search("weights", capsys.readouterr().out)

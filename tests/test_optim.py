@@ -280,3 +280,13 @@ def test_an_average_is_the_mean_over_the_updates(data, dtype, shape, updates):
     for parameter, mean in zip(parameters, np.mean(steps, axis=0, dtype=np.float64), strict=True):
         assert parameter.dtype == dtype
         close(parameter.data, mean)
+
+
+@pytest.mark.parametrize("name", ["lr", "weight_decay"])
+def test_a_setting_of_groups_cannot_be_set_on_the_optimiser(name: str) -> None:
+    optimizer = Adam([Tensor([1.0], requires_grad=True)])
+    with pytest.raises(AttributeError, match=f"for group in optimizer.groups: group.{name} = "):
+        setattr(optimizer, name, 0.5)
+    for group in optimizer.groups:
+        setattr(group, name, 0.5)
+    assert [getattr(group, name) for group in optimizer.groups] == [0.5]

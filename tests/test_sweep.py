@@ -78,8 +78,8 @@ def test_every_run_has_a_line_and_none_is_trained_twice(tmp_path: Path) -> None:
     assert all(line["versions"] == versions() for line in lines)
     assert "test_error" not in lines[0]["result"]
     assert lines[0]["history"]["epoch"] == [1]
-    assert "seed 1" in told[2]
-    assert "% validation error, 784-300-100, 266,200 weights" in told[2]
+    assert told[1].split() == ["error", "%", "architecture", "weights", "options"]
+    assert told[3].split()[1:] == ["784-300-100", "266,200", "--seed", "1"]
     before = path.read_bytes()
     sweep(runs, path, say=told.append)
     assert path.read_bytes() == before
@@ -103,7 +103,7 @@ def test_a_run_that_fails_has_a_line_and_is_tried_again(tmp_path: Path) -> None:
     failed, fine = read_results(path)
     assert failed["error"].startswith(("NonFiniteLossError: the loss is", "RuntimeWarning"))
     assert "result" in fine
-    assert "FAILED" in told[1]
+    assert told[2].startswith(" failed  --seed 0 --lr 1e+30 --warmup 0: ")
     assert sweep(wild, path, say=told.append) == 1
     assert len(read_results(path)) == 3
 

@@ -1,6 +1,7 @@
 """The trainer: its steps, its schedule, its records, and that the seed decides every bit."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 import minidiff as md
 from minidiff import nn, no_grad
 from minidiff.data.batches import batches
-from minidiff.data.datasets import Dataset, Split
+from minidiff.data.datasets import Dataset, Split, load_dataset
 from minidiff.engine import functional
 from minidiff.io.checkpoint import Checkpoint, CheckpointError
 from minidiff.training.config import Config
@@ -268,6 +269,54 @@ def test_with_swa_a_run_ends_with_the_mean_of_its_weights() -> None:
     assert not np.array_equal(
         weights[-1]["dense2.layer.weight"], weights[51]["dense2.layer.weight"]
     )
+
+
+# -- what the schedule can do ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"epochs": 12}, ""),
+        ({"epochs": 2}, ""),
+        ({"epochs": 12, "method": "hard-concrete"}, ""),
+        ({"epochs": 12, "method": "gaussian"}, ""),
+        ({"epochs": 12, "method": "magnitude"}, ""),
+        ({"sparsity": "dense"}, ""),
+        ({"noise": "normal"}, ""),
+        ({"noise": "uniform", "initial": 0.4}, ""),
+        ({"method": "group-lasso", "penalty": 60.0}, ""),
+        ({"epochs": 12, "gate_lr": 0.001}, "phi moves by .* at most, and closes after 2; try more"),
+        ({"batch_size": 300, "epochs": 1}, "phi moves by 0 at most"),
+        ({"noise": "normal", "sigma": 0.25}, "hardly any gradient.*a larger --sigma"),
+        ({"sigma": 0.25}, "hardly any gradient"),
+        ({"noise": "uniform"}, "hardly any gradient.*a smaller --initial"),
+        ({"penalty": 0.0}, "hardly any gradient.*a larger --lambda"),
+        ({"method": "group-lasso"}, "the penalty is too small; try a larger --lambda"),
+    ],
+)
+def test_a_run_says_at_its_start_if_gates_will_hardly_close(
+    changes: dict[str, Any], reason: str
+) -> None:
+    changes = {"batch_size": 30, **changes}  # 10 steps an epoch, as the digits have
+    config = Config.recipe("digits", model="lenet300", **changes | {"batch_size": 128})
+    run = Trainer(replace(config, batch_size=changes["batch_size"]), DATA)
+    before, generator = state(run.model), run.rng.bit_generator.state
+    text = run.obstacle()
+    assert re.search(f"^gates will hardly close: .*{reason}", text) if reason else text == ""
+    assert_equal(state(run.model), before)
+    assert (run.rng.bit_generator.state, run.step) == (generator, 0)
+    assert all(parameter.grad is None for parameter in run.model.parameters())
+
+
+@pytest.mark.parametrize("epochs", [2, 3, 5])
+def test_short_runs_of_the_recipe_prune(epochs: int) -> None:
+    pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+    run = Trainer(Config.recipe("digits", model="lenet300", epochs=epochs), load_dataset("digits"))
+    assert run.obstacle() == ""
+    for _ in range(epochs):
+        last = run.train_epoch()
+    assert 0 < last["weights"] < 0.9 * last["dense_weights"]
 
 
 # -- records and checkpoints -----------------------------------------------------------------------

@@ -126,9 +126,9 @@ class Config:
     epochs: int = setting(90, "[1, 1e9]", "passes over the training images")
     batch_size: int = setting(128, "[1, 1e9]", "images in a training step")
     seed: int = setting(0, "[0, inf)", "seed of every random choice")
-    lr: float = setting(0.05, "[1e-9, 1e9]", "largest learning rate of SGD")
+    lr: float = setting(0.05, "[1e-30, 1e30]", "largest learning rate of SGD")
     momentum: float = setting(0.9, "(0, 1)", "Nesterov momentum of SGD")
-    weight_decay: float = setting(5e-4, "[0, 1e9]", "weight decay; biases have none")
+    weight_decay: float = setting(5e-4, "[0, 1e30]", "weight decay; biases have none")
     label_smoothing: float = setting(
         0.1, "[0, 1)", "label smoothing; none before fine-tuning", unless=("gate_stop", 1.0)
     )
@@ -137,14 +137,17 @@ class Config:
     restart: bool = setting(
         True, YES_NO, "new warm-up and cosine for fine-tuning", GATED, unless=("gate_stop", 1.0)
     )
-    swa_lr: float = setting(0.0, "[0, 1e9]", "if above 0: learning rate of fine-tuning", GATED)
-    penalty: float = setting(0.45, "[0, 1e9]", "lambda, the weight of the penalty", PENALISED)
+    swa_lr: float = setting(0.0, "[0, 1e30]", "if above 0: learning rate of fine-tuning", GATED)
+    penalty: float = setting(0.45, "[0, 1e30]", "lambda, the weight of the penalty", PENALISED)
     keep: float = setting(0.1, "(0, 1]", "share of groups that is left", ("magnitude",))
     cost: str = setting(
         "balanced", tuple(COSTS), "what the penalty counts", LEARNED, unless=("penalty", 0.0)
     )
     gate_lr: float = setting(
-        0.005, "[1e-9, 1e9]", "learning rate of Adam on the gates' phi; more in short runs", LEARNED
+        0.005,
+        "[1e-30, 1e30]",
+        "learning rate of Adam on the gates' phi; more in short runs",
+        LEARNED,
     )
     gate_start: float = setting(0.013, "[0, 1]", "share of the steps before pruning", GATED)
     gate_stop: float = setting(0.31, "[0, 1]", "share of the steps before fine-tuning", GATED)
@@ -169,7 +172,7 @@ class Config:
             self._require("gate_stop", self.gate_stop < 1, "less than 1, as swa_lr is above 0")
         if self.noise is None:  # gates that start closed stay closed
             self._require(
-                "initial", self.initial > closed, f"more than {closed:g}, minus half of width"
+                "initial", self.initial > closed, f"above {closed:g}, half of minus width"
             )
 
     def _require(self, name: str, holds: bool, expected: str) -> None:

@@ -209,7 +209,8 @@ class Trainer:
         >>> Trainer(Config("digits", gate_lr=0.05, gate_stop=0.9), data).obstacle()
         ''
         >>> Trainer(Config("digits", epochs=3), data).obstacle()
-        'gates will hardly close: ... at most, ... try more --epochs, a larger --gate-lr, ...'
+        'gates will hardly close: phi moves by 0 at most, and closes after 2; try more --epochs, a
+        larger --gate-lr, a smaller --initial.'
         """
         config = self.config
         pruning = max(0, self.stop - math.ceil(config.gate_start * self.steps))
