@@ -69,12 +69,11 @@ def test_train_prints_its_data_epochs_and_result(
     monkeypatch.setattr("minidiff.figures.plots.plot_run", lambda *arguments: None)
     options = ["--dataset", "digits", "--model", "lenet300", "--epochs", "1"]
     monkeypatch.setattr(Trainer, "obstacle", lambda self: "too short to close.")
-    monkeypatch.setattr("warnings.warn", lambda text, **_: told.append(text))
-    told: list[str] = []
-    out = said(capsys, "train", *options)
+    assert main(["train", *options]) == 0
+    out, err = capsys.readouterr()
     assert "1,197 to train on, 300 for validation, 300 to test on." in out
     assert f"--resume {Path('runs/digits-seed0')} goes on" in out
-    assert "too short to close." in told
+    assert err == "minidiff: warning: too short to close.\n"
     assert re.search(r"^    1 .* 784-300-100 +266,200 ", out, re.MULTILINE)
     assert re.search(r"^weights +266,200 +266,200 +none$", out, re.MULTILINE)
     assert re.search(r"% test error, 784-300-100\ntoo short to close\.$", out, re.MULTILINE)
@@ -164,7 +163,7 @@ def test_advice_names_the_option_that_the_method_uses(
 
 def test_sweep_trains_every_combination(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "new" / "runs.jsonl"
-    quick = ["--dataset", "digits", "--model", "lenet300", "--epochs", "1", "--batch-size", "400"]
+    quick = ["--dataset", "digits", "--model", "lenet300", "--epochs", "4", "--batch-size", "400"]
     lists = ["--method", "diffprune,magnitude", "--lambda", "0.01,0.02", "--seed", "0,1"]
     out = said(capsys, "sweep", *quick, *lists, "--keep", "0.5", "--out", path)
     assert out.startswith("data: The 1,797 handwritten 8x8 digits of scikit-learn")

@@ -8,7 +8,6 @@ import json
 import shlex
 import sys
 import textwrap
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
@@ -122,7 +121,7 @@ def _train(run: Run, config: Config, data: Dataset) -> None:
     print(f"         After an interruption, {run.resume_command} goes on.")
     obstacle = "" if trainer.step else trainer.obstacle()
     if obstacle:
-        warnings.warn(obstacle, stacklevel=1)
+        print(f"minidiff: warning: {obstacle}", file=sys.stderr)
     print("kernels  compile in the first step, once on this machine\n")
     _train_epochs(run, trainer)
     _plot(run, trainer.model, trainer.shape, trainer.records)

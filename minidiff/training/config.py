@@ -146,7 +146,7 @@ class Config:
     gate_lr: float = setting(
         0.005,
         "[1e-30, 1e30]",
-        "learning rate of Adam on the gates' phi; more in short runs",
+        "learning rate of Adam on phi; more in short runs",
         LEARNED,
     )
     gate_start: float = setting(0.013, "[0, 1]", "share of the steps before pruning", GATED)
@@ -171,9 +171,7 @@ class Config:
         if self.swa_lr:
             self._require("gate_stop", self.gate_stop < 1, "less than 1, as swa_lr is above 0")
         if self.noise is None:  # gates that start closed stay closed
-            self._require(
-                "initial", self.initial > closed, f"above {closed:g}, half of minus width"
-            )
+            self._require("initial", self.initial > closed, f"above {closed:g}, minus width / 2")
 
     def _require(self, name: str, holds: bool, expected: str) -> None:
         if not holds:
