@@ -221,8 +221,9 @@ def sweep(
     left = [config.to_json() for config in runs if config not in done]
     say(f"{len(runs)} runs, {len(runs) - len(left)} of them done before.")
     failed = 0
-    values = {name: {getattr(config, name) for config in runs} for name in Config().to_json()}
-    varying = [name for name, different in values.items() if len(different) > 1]
+    changes = [config.changes() for config in runs]
+    names = [name for name in Config().to_json() if any(name in changed for changed in changes)]
+    varying = [name for name in names if len({getattr(config, name) for config in runs}) > 1]
     if left:
         say("error %  architecture   weights  options")
     for line in _lines(left, jobs, cluster, test):
@@ -256,7 +257,9 @@ def _lines(left: list[Json], jobs: int, cluster: str | None, test: bool) -> Iter
 
 def _summary(line: Json, varying: Sequence[str]) -> str:
     """Write a run as a row of a table, with the options in which the runs differ."""
-    words = [word for name in varying for word in option_words(name, line["config"][name])]
+    config = line["config"]
+    used = [name for name in varying if name not in unused_settings(config)]
+    words = [word for name in used for word in option_words(name, config[name])]
     if "error" in line:
         return f" failed  {' '.join(words)}: {line['error']}"
     result = line["result"]
