@@ -6,6 +6,10 @@ compacts, and :mod:`minidiff.training` trains LeNet5 on MNIST, from Python or th
 
 import sys as _sys
 
+from .cli.process import begin as _begin
+
+_begin()  # before all else, which takes a second to import: Ctrl-C may come then
+
 from ._version import __version__ as __version__
 from .baselines.gaussian import GaussianGate
 from .baselines.hard_concrete import HardConcrete

@@ -6,10 +6,8 @@ The options of ``train`` and ``sweep`` follow from the fields of
 
 import argparse
 import inspect
-import os
 import re
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import fields
@@ -21,6 +19,7 @@ import numba
 
 from minidiff._version import __version__
 from minidiff.cli import commands
+from minidiff.cli.process import complain, finish
 from minidiff.data.mnist import DataError
 from minidiff.io.checkpoint import CheckpointError
 from minidiff.io.export import FORMATS, ExportError
@@ -65,27 +64,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     >>> main(["evaluate", "no/such/run"])  # prints an error to stderr
     1
     """
+    try:
+        status = _run(arguments)
+    except SystemExit as end:  # argparse has printed help or an error
+        raise SystemExit(finish(int(end.code or 0))) from None
+    return finish(status)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     options = parser().parse_args(arguments)
-    with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_, **__: _complain("warning", message)
-        try:
-            numba.set_num_threads(getattr(options, "threads", numba.get_num_threads()))
-            status: int = options.run(options)
-            sys.stdout.flush()
-            return status
-        except BrokenPipeError:  # the reader of the output, such as head, has stopped
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 1
-        except KeyboardInterrupt:
-            print("\ninterrupted", file=sys.stderr)
-            return 130  # by convention, after Ctrl-C
-        except EXPECTED as error:
-            _complain("error", error)
-            return 1
+    try:
+        _start_threads(options)
+        status: int = options.run(options)
+        return status
+    except BrokenPipeError:  # the reader of the output, such as head, has stopped
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130  # by convention, after Ctrl-C
+    except EXPECTED as error:
+        complain("error", error)
+        return 1
 
 
-def _complain(kind: str, message: object) -> None:
-    print(f"minidiff: {kind}: {message}", file=sys.stderr)
+def _start_threads(options: argparse.Namespace) -> None:
+    try:
+        numba.set_num_threads(getattr(options, "threads", numba.get_num_threads()))
+    except ValueError as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(
+            f"Numba's threads do not start: {reason} "
+            f"Check NUMBA_NUM_THREADS and NUMBA_THREADING_LAYER, or unset them."
+        ) from error
 
 
 class Parser(argparse.ArgumentParser):

@@ -3,9 +3,7 @@
 The *rows* of an array are its slices along axis 0: channels, features, filters or units.
 """
 
-import ctypes
 import math
-from contextlib import suppress
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -17,15 +15,6 @@ Shape: TypeAlias = tuple[int, ...]
 
 ALIGNMENT = 64  # bytes: a vector that crosses this boundary costs two loads
 SMALL = 1 << 16  # bytes, below which alignment does not pay
-
-# Each training step allocates the same large arrays. By default glibc returns their memory to the
-# operating system and requests it again, which costs more than computing some of the arrays. With
-# these process-wide limits glibc keeps the memory.
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-with suppress(OSError, AttributeError, TypeError):  # another C library
-    mallopt = ctypes.CDLL(None).mallopt
-    mallopt(M_MMAP_THRESHOLD, 1 << 25)
-    mallopt(M_TRIM_THRESHOLD, 1 << 28)
 
 
 def empty(shape: Shape, dtype: Any) -> NDArray[Any]:

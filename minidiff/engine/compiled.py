@@ -1,29 +1,56 @@
 """How loops are compiled: decorators around Numba's, for kernels and for what they call."""
 
+import ctypes
 import os
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cached_property
+from hashlib import sha256
 from typing import Any, TypeAlias
 
 import llvmlite.binding as llvm
-from numba import config, njit
+
+try:
+    from numba import config, njit
+except ValueError as error:  # Numba reads its variables when it is imported
+    message = f"Numba does not start: {error} Check NUMBA_NUM_THREADS, or unset it."
+    raise ImportError(message) from error
+from numba.core.caching import CompileResultCacheImpl, FunctionCache, NullCache
 from numba.core.codegen import get_host_cpu_features
+from numba.core.serialize import dumps, loads
 
 __all__ = ["inner", "serial", "threaded"]
+
+# -- settings of the whole process; docs/howto/environment.md lists them -------------------------
 
 # Threads that wait for others do so in a busy loop, but soon fall asleep: to wait for long would
 # make a step ten times slower wherever a machine has other work too. GNU's OpenMP reads this when
 # the first parallel kernel starts, and so do processes that this one starts.
-SPIN_COUNT_SET_HERE = "GOMP_SPINCOUNT" not in os.environ
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+SPIN_COUNT_SET_HERE = not os.environ.keys() & {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}
+if SPIN_COUNT_SET_HERE:
+    os.environ["GOMP_SPINCOUNT"] = "10000"
 
 # On many of Intel's processors LLVM takes but half the width of registers of 512 bits, for fear of
 # a lower clock. Register tiles are made for all of it, and would not fit in: kernels took twice as
 # long. It is a setting of all that Numba compiles in the process.
 settings: Any = config
-if settings.CPU_FEATURES is None and llvm.get_host_cpu_features().get("avx512f", False):
+chosen = settings.CPU_FEATURES is not None or settings.CPU_NAME is not None
+if not chosen and llvm.get_host_cpu_features().get("avx512f", False):
     host = get_host_cpu_features()  # type: ignore[no-untyped-call]  # Numba has no types
     settings.CPU_FEATURES = f"{host},-prefer-256-bit"
+
+# Each training step allocates the same large arrays. By default glibc returns their memory to the
+# operating system and requests it again, which costs more than computing some of the arrays. With
+# these limits glibc keeps the memory.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+if not any("MALLOC_" in name or "glibc.malloc" in value for name, value in os.environ.items()):
+    with suppress(OSError, AttributeError, TypeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_MMAP_THRESHOLD, 1 << 25)
+        mallopt(M_TRIM_THRESHOLD, 1 << 28)
+
+# -- decorators ----------------------------------------------------------------------------------
 
 # Sums may be reordered; NaN and infinity keep their meaning (unlike under full fastmath).
 FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
@@ -38,6 +65,61 @@ PRANGE = {
 Function: TypeAlias = Callable[..., Any]
 
 
+class _Checked(CompileResultCacheImpl):
+    """What Numba keeps of a function, with a checksum: damaged code would crash the process."""
+
+    def reduce(self, result: Any) -> tuple[bytes, bytes]:
+        content = dumps(super().reduce(result))  # type: ignore[no-untyped-call]  # Numba has no types
+        return sha256(content).digest(), content
+
+    def rebuild(self, context: Any, kept: tuple[bytes, bytes]) -> Any:
+        digest, content = kept
+        if sha256(content).digest() != digest:
+            raise ValueError("a file is damaged")
+        return super().rebuild(context, loads(content))  # type: ignore[no-untyped-call]
+
+
+class _Disk(FunctionCache):
+    _impl_class = _Checked
+
+
+class _Cache(NullCache):
+    """Numba's cache on disk. Where it cannot be read or written, functions compile anew."""
+
+    warned = False
+
+    def __init__(self, function: Function) -> None:
+        self.function = function
+
+    @cached_property
+    def disk(self) -> Any:
+        return _Disk(self.function)  # type: ignore[no-untyped-call]  # an error if there is nowhere to write
+
+    def load_overload(self, signature: Any, context: Any) -> Any:
+        try:
+            return self.disk.load_overload(signature, context)
+        except Exception as error:  # damaged files raise anything
+            self.warn(error)
+            with suppress(Exception):
+                self.disk.flush()  # so that the function is kept again
+            return None
+
+    def save_overload(self, signature: Any, result: Any) -> None:
+        try:
+            self.disk.save_overload(signature, result)
+        except Exception as error:
+            self.warn(error)
+
+    def warn(self, error: Exception) -> None:
+        if not _Cache.warned:
+            _Cache.warned = True
+            warnings.warn(
+                f"Numba's cache of compiled kernels fails ({type(error).__name__}: {error}), so "
+                f"they compile anew. If that goes on, set NUMBA_CACHE_DIR to another directory.",
+                stacklevel=2,
+            )
+
+
 def _compiled(**options: Any) -> Callable[[Function], Function]:
     """Return a decorator: its functions compile when first called, and are kept on disk."""
 
@@ -45,8 +127,7 @@ def _compiled(**options: Any) -> Callable[[Function], Function]:
         if settings.DISABLE_JIT:  # NUMBA_DISABLE_JIT=1: everything runs, slowly, in Python
             return function
         kernel: Any = njit(fastmath=FASTMATH, error_model="numpy", **options)(function)
-        with suppress(RuntimeError):  # if there is nowhere to write, each process compiles anew
-            kernel.enable_caching()
+        kernel._cache = _Cache(function)
         return kernel  # type: ignore[no-any-return]  # it is called like the function
 
     return decorate

@@ -7,12 +7,15 @@ next sweep tries it again. To train a run anew, delete its line.
 
 import json
 import os
+import signal
+import sys
 import textwrap
+import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import nullcontext
+from contextlib import closing, contextmanager
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
@@ -226,33 +229,73 @@ def sweep(
     varying = [name for name in names if len({getattr(config, name) for config in runs}) > 1]
     if left:
         say("error %  architecture   weights  options")
-    for line in _lines(left, jobs, cluster, test):
-        append_line(path, json.dumps(line, allow_nan=False))
-        failed += "error" in line
-        say(_summary(line, varying))
+    with closing(_lines(left, jobs, cluster, test)) as lines:
+        for line in lines:
+            append_line(path, json.dumps(line, allow_nan=False))
+            failed += "error" in line
+            say(_summary(line, varying))
     return failed
 
 
-def _lines(left: list[Json], jobs: int, cluster: str | None, test: bool) -> Iterator[Json]:
+def _lines(
+    left: list[Json], jobs: int, cluster: str | None, test: bool
+) -> Generator[Json, None, None]:
     """Yield the line of each run as it ends. A worker that dies costs the runs under way."""
     threads = 1 if cluster else max(1, (os.cpu_count() or 1) // jobs)
     if jobs == 1 and not cluster:  # in this process, where an error is easier to follow
         yield from (run_once(run, test=test, threads=threads) for run in left)
         return
     dask = extra("distributed", needed_by="cluster").Client(cluster) if cluster else None
-    # Loky starts new processes, since OpenMP's threads do not survive a fork.
-    loky = extra("joblib.externals.loky", "joblib")
     running: dict[Future[Json], Json] = {}
-    with dask or nullcontext():
+    pool = None
+    try:
         while left or running:
             while left and (dask or len(running) < jobs):
                 run = left.pop(0)
-                pool = dask.get_executor() if dask else loky.get_reusable_executor(jobs)
-                running[pool.submit(run_once, run, test=test, threads=threads)] = run
+                with _ctrl_c_blocked():
+                    pool = dask.get_executor() if dask else _processes(jobs)
+                    running[pool.submit(run_once, run, test=test, threads=threads)] = run
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 run, error = running.pop(future), future.exception()
-                lost = {"config": run, "error": f"its worker failed: {error}"}
+                reason = " ".join(str(error).split())
+                lost = {"config": run, "error": f"its worker failed: {reason}"}
                 yield lost if error else future.result()
+    finally:
+        if dask:
+            dask.close()
+        elif pool:
+            pool.shutdown(kill_workers=True)
+
+
+def _processes(jobs: int) -> Any:
+    """Return processes to train in; whoever ends this process, or kills it, ends them too."""
+    # Loky starts new processes, since OpenMP's threads do not survive a fork.
+    loky = extra("joblib.externals.loky", "joblib")
+    return loky.get_reusable_executor(jobs, initializer=_end_with, initargs=(os.getpid(),))
+
+
+def _end_with(parent: int) -> None:
+    """End this process soon after its parent."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def _ctrl_c_blocked() -> Iterator[None]:
+    """Block Ctrl-C, also in processes that start meanwhile: a terminal sends it to all of them."""
+    if sys.platform == "win32":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _summary(line: Json, varying: Sequence[str]) -> str:
