@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import os
+import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -43,11 +44,15 @@ def load_mnist(*, offline: bool) -> tuple[list[NDArray[np.uint8]], str]:
     problems = []
     if variable := os.environ.get(DATA_VARIABLE):
         try:
-            return _read(Path(variable).expanduser() / "mnist"), f"${DATA_VARIABLE}/mnist"
+            directory = Path(os.path.expanduser(variable))  # "~x" stays if there is no user x
+            return _read(directory / "mnist"), f"${DATA_VARIABLE}/mnist"
         except MissingDataError as missing:
             problems.append(f"{DATA_VARIABLE}: {missing}")
     note = f" ({problems[0]})" if problems else ""
     cache = Path(extra("pooch").os_cache("minidiff")) / "mnist"
+    if not cache.is_absolute():
+        problems.append("there is no home directory to keep MNIST in")
+        raise _missing(problems)
     try:
         return _read(cache), f"the cache directory{note}"
     except MissingDataError as missing:
@@ -55,8 +60,12 @@ def load_mnist(*, offline: bool) -> tuple[list[NDArray[np.uint8]], str]:
     failures = ["offline, so nothing was downloaded"] if offline else _download(cache)
     if not failures:
         return _read(cache), f"a download into the cache directory{note}"
-    raise MissingDataError(
-        f"MNIST is missing: {'; '.join(problems + failures)}. To provide it, put the files "
+    raise _missing(problems + failures)
+
+
+def _missing(problems: list[str]) -> MissingDataError:
+    return MissingDataError(
+        f"MNIST is missing: {'; '.join(problems)}. To provide it, put the files "
         f"{', '.join(f'{name}.gz' for name in SHA256)} into D/mnist and set {DATA_VARIABLE}=D."
     )
 
@@ -91,7 +100,8 @@ def _download(directory: Path) -> list[str]:
     """Complete a directory; return how each mirror failed, or nothing if one did not."""
     pooch = extra("pooch")
     extra("tqdm")  # draws the progress bar
-    downloader = pooch.HTTPDownloader(progressbar=True, timeout=(ANSWER_SECONDS, STALL_SECONDS))
+    bar = sys.stderr.isatty()  # not in the middle of a log
+    downloader = pooch.HTTPDownloader(progressbar=bar, timeout=(ANSWER_SECONDS, STALL_SECONDS))
     failures = []
     for mirror in MIRRORS:
         try:

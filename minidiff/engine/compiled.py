@@ -68,6 +68,14 @@ Function: TypeAlias = Callable[..., Any]
 class _Checked(CompileResultCacheImpl):
     """What Numba keeps of a function, with a checksum: damaged code would crash the process."""
 
+    if not os.path.isabs(os.getenv("XDG_CACHE_HOME", os.path.expanduser("~"))):
+        # Without a home directory, Numba would make a directory named "~" where it runs.
+        _locator_classes = [  # noqa: RUF012
+            locator
+            for locator in CompileResultCacheImpl._locator_classes
+            if "UserWide" not in locator.__name__
+        ]
+
     def reduce(self, result: Any) -> tuple[bytes, bytes]:
         content = dumps(super().reduce(result))  # type: ignore[no-untyped-call]  # Numba has no types
         return sha256(content).digest(), content
@@ -92,8 +100,8 @@ class _Cache(NullCache):
         self.function = function
 
     @cached_property
-    def disk(self) -> Any:
-        return _Disk(self.function)  # type: ignore[no-untyped-call]  # an error if there is nowhere to write
+    def disk(self) -> Any:  # an error if there is nowhere to write
+        return _Disk(self.function)  # type: ignore[no-untyped-call]
 
     def load_overload(self, signature: Any, context: Any) -> Any:
         try:

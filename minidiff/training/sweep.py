@@ -6,6 +6,7 @@ next sweep tries it again. To train a run anew, delete its line.
 """
 
 import json
+import logging
 import os
 import signal
 import sys
@@ -203,7 +204,7 @@ def sweep(
     ConfigError
         If ``jobs`` is not an integer >= 1.
     OSError
-        If the file cannot be written, or nobody answers at the address of the cluster.
+        If the file cannot be written, or the scheduler of the cluster does not answer or has gone.
 
     Examples
     --------
@@ -246,6 +247,8 @@ def _lines(
         yield from (run_once(run, test=test, threads=threads) for run in left)
         return
     dask = extra("distributed", needed_by="cluster").Client(cluster) if cluster else None
+    for handler in logging.getLogger("distributed").handlers:  # whatever it logs is raised, too
+        handler.setLevel(logging.CRITICAL + 1)
     running: dict[Future[Json], Json] = {}
     pool = None
     try:
@@ -256,6 +259,9 @@ def _lines(
                     pool = dask.get_executor() if dask else _processes(jobs)
                     running[pool.submit(run_once, run, test=test, threads=threads)] = run
             for future in wait(running, return_when=FIRST_COMPLETED).done:
+                if future.cancelled():
+                    again = "Start it again, then the sweep, which goes on where it was."
+                    raise ConnectionError(f"the scheduler at {cluster} has gone. {again}")
                 run, error = running.pop(future), future.exception()
                 reason = " ".join(str(error).split())
                 lost = {"config": run, "error": f"its worker failed: {reason}"}
