@@ -156,6 +156,20 @@ def test_the_cache_is_read_and_a_useless_variable_is_named(own, cache):
     assert not own.exists()
 
 
+def test_a_home_directory_that_does_not_exist_is_named(monkeypatch):
+    monkeypatch.setenv("MINIDIFF_DATA_DIR", "~nosuch/x")
+    with pytest.raises(MissingDataError, match="MINIDIFF_DATA_DIR: ~nosuch/x/mnist lacks all"):
+        load_mnist(offline=True)
+
+
+def test_without_a_home_directory_nothing_is_written_where_it_runs(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pooch, "os_cache", lambda project: Path("~/.cache") / project)
+    with pytest.raises(MissingDataError, match="no home directory to keep MNIST in.*set MINIDIFF"):
+        load_mnist(offline=False)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("damaged", ["own", "cache"])
 @pytest.mark.parametrize("others", [FILES, {}], ids=["among all", "alone"])
 def test_an_altered_file_is_never_passed_over(damaged, others, own, cache, server):
@@ -178,7 +192,7 @@ def test_an_altered_file_is_never_passed_over(damaged, others, own, cache, serve
 # ------------------------------------------------------------------------------------ download
 
 
-def test_a_download_completes_the_cache_and_nothing_else(own, cache, server):
+def test_a_download_completes_the_cache_and_nothing_else(own, cache, server, capfd):
     place(cache, {NAMES[0]: FILES[NAMES[0]]})
     place(own, {NAMES[3]: FILES[NAMES[3]]})
     arrays, source = load_mnist(offline=False)
@@ -188,6 +202,7 @@ def test_a_download_completes_the_cache_and_nothing_else(own, cache, server):
     assert contents(cache) == FILES
     assert contents(own) == {NAMES[3]: FILES[NAMES[3]]}
     assert server.asked == [f"/1/{name}" for name in NAMES[1:]]
+    assert "%|" not in capfd.readouterr().err  # a progress bar is only for terminals
 
 
 @pytest.mark.parametrize("failure", ["absent", "altered", "cut off"])

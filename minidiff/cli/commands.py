@@ -349,7 +349,7 @@ def report(options: argparse.Namespace) -> int:
         filters=_first_layer(trained.model, trained.shape)[0],
         mistakes=[Mistake(int(i), images[i, 0], int(labels[i]), chances[i]) for i in wrong],
     )
-    write_whole(path, page.encode())
+    write_whole(path, page.encode(errors="backslashreplace"))  # the name may not be UTF-8
     print(path)
     follow("predict", options.directory, "photo.jpg")
     return 0

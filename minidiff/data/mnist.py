@@ -3,7 +3,6 @@
 import gzip
 import hashlib
 import os
-import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -100,7 +99,7 @@ def _download(directory: Path) -> list[str]:
     """Complete a directory; return how each mirror failed, or nothing if one did not."""
     pooch = extra("pooch")
     extra("tqdm")  # draws the progress bar
-    bar = sys.stderr.isatty()  # not in the middle of a log
+    bar = os.isatty(2)  # not in the middle of a log
     downloader = pooch.HTTPDownloader(progressbar=bar, timeout=(ANSWER_SECONDS, STALL_SECONDS))
     failures = []
     for mirror in MIRRORS:

@@ -70,11 +70,15 @@ class _Checked(CompileResultCacheImpl):
 
     if not os.path.isabs(os.getenv("XDG_CACHE_HOME", os.path.expanduser("~"))):
         # Without a home directory, Numba would make a directory named "~" where it runs.
-        _locator_classes = [  # noqa: RUF012
+        _locator_classes = [
             locator
             for locator in CompileResultCacheImpl._locator_classes
             if "UserWide" not in locator.__name__
         ]
+
+    def get_filename_base(self, name: str, flags: str) -> str:
+        base = super().get_filename_base(name, flags)  # type: ignore[no-untyped-call]
+        return f"{base}-checked"  # apart from files without a checksum
 
     def reduce(self, result: Any) -> tuple[bytes, bytes]:
         content = dumps(super().reduce(result))  # type: ignore[no-untyped-call]  # Numba has no types
