@@ -162,6 +162,11 @@ def test_processes_that_compile_at_the_same_time_do_no_harm(tmp_path):
     assert set(tmp_path.rglob("*.nbc")) == kept
 
 
-@pytest.mark.parametrize(("code", "disabled"), [(NOWHERE + USE, "0"), (USE, "1")])
-def test_kernels_work_where_nothing_is_kept_or_compiled(code, disabled):
-    check(start(code, NUMBA_DISABLE_JIT=disabled))
+def test_kernels_work_where_nothing_is_compiled():
+    check(start(USE, NUMBA_DISABLE_JIT="1"))
+
+
+def test_kernels_work_where_nothing_is_kept_and_one_warning_says_so():
+    catch = "import warnings; warnings.simplefilter('always'); "
+    tell = "warnings.showwarning = lambda text, *_: print(str(text)[:14])"
+    check(start(catch + tell + NOWHERE + USE), "Numba's cache \n3.0 2.0\n")
