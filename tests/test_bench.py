@@ -44,6 +44,21 @@ def test_the_command_prints_a_table_and_writes_its_numbers(tmp_path: Path, capsy
         assert f"{name:<28}{milliseconds:>9.3f}" in printed
 
 
+def test_the_table_is_printed_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def remove(*_: object) -> dict[str, Any]:
+        (tmp_path / "b").rmdir()  # while it is measured
+        return {}
+
+    monkeypatch.setattr(bench, "run", remove)
+    monkeypatch.setattr(bench, "table", lambda results: "the table")
+    assert main(["bench", "--out", str(tmp_path / "b")]) == 1
+    out, err = capsys.readouterr()
+    assert out == "\nthe table\n"
+    assert "bench.json cannot be written: No such file or directory" in err
+
+
 @pytest.mark.usefixtures("quick")
 def test_a_peer_is_compared_the_right_way_round(script: Any) -> None:
     names = ("conv1 forward", "step 20-50-800-500", "nothing of ours")

@@ -1,6 +1,7 @@
 """Checkpoints: what comes back is what was written, and a file that is not right says so."""
 
 import json
+import os
 import struct
 
 import numpy as np
@@ -112,6 +113,12 @@ def test_a_generator_goes_on_where_it_was(kind, seed, drawn):
         np.testing.assert_array_equal(draw(again), draw(one))
 
 
+def test_a_generator_goes_on_although_a_constructor_has_drawn(tmp_path):
+    module = Drawing(rng=rng())
+    md.save(tmp_path / "m", module)
+    assert md.load(tmp_path / "m").rng.random() == module.rng.random()
+
+
 # -- what cannot be saved or loaded ------------------------------------------------------------
 
 
@@ -143,6 +150,24 @@ class Scaled(nn.Sequential):
         self.scale, self.parts = nn.Parameter([2.0]), [nn.ReLU()]
 
 
+class Block(nn.Module):
+    """A module that makes a layer itself, so that its settings do not name it."""
+
+    settings = ("size",)
+
+    def __init__(self, size):
+        self.size, self.inner = size, nn.Linear(size, size, rng=rng())
+
+
+class Drawing(nn.Module):
+    """A module that draws from its generator when it is made."""
+
+    settings = ()
+
+    def __init__(self, *, rng):
+        self.rng, self.first = rng, rng.random()
+
+
 TIED, TWICE = nn.Sequential(dense(3, 3), dense(3, 3)), nn.Sequential(nn.ReLU())
 TIED[1].weight = TIED[0].weight
 PHILOX = nn.Dropout(0.5, rng=np.random.Generator(np.random.Philox(0)))
@@ -162,10 +187,22 @@ PHILOX = nn.Dropout(0.5, rng=np.random.Generator(np.random.Philox(0)))
         (Steeper(2), {}, "its class Steeper has no settings"),
         (Passed(2), {}, "cannot be built again from its settings"),
         (PHILOX, {}, "a generator is 'Philox'; expected one of PCG64"),
+        (nn.Sequential(Block(2)), {}, r"0\.inner cannot be saved: Block.settings does not name it"),
         (TWICE, {"odd": np.ones(2)}, "not of JSON's types"),
         (TWICE, {"odd": float("nan")}, "not of JSON's types"),
     ],
-    ids=["tied", "twice", "odd", "more", "constructor", "settings", "generator", "array", "nan"],
+    ids=[
+        "tied",
+        "twice",
+        "odd",
+        "more",
+        "constructor",
+        "settings",
+        "generator",
+        "block",
+        "array",
+        "nan",
+    ],
 )
 def test_what_cannot_be_saved_is_an_error_and_leaves_no_file(tmp_path, model, info, message):
     with pytest.raises(CheckpointError, match=message) as error:
@@ -186,7 +223,7 @@ def test_wrong_arguments_are_told(tmp_path):
         other.write_bytes(b"PK")
         with pytest.raises(CheckpointError, match="was exported for other software"):
             md.load(other)
-    with pytest.raises(CheckpointError, match="is a directory; expected a file"):
+    with pytest.raises(CheckpointError, match="it is a directory; expected a regular file"):
         md.load(tmp_path)
     with pytest.raises(FileNotFoundError, match="no such checkpoint"):
         md.load(path)
@@ -265,6 +302,7 @@ def array(name, value):
 
 
 LAYER = ("architecture", "layers")
+GATE = (*LAYER, "conv", "settings", "outputs", "settings")
 SHARED = {"type": "shared", "name": "dense"}
 
 
@@ -278,6 +316,15 @@ SHARED = {"type": "shared", "name": "dense"}
         (put(*LAYER, "pool", "settings", "kernel", value=[0, 2]), "kernel is"),
         (put(*LAYER, "drop", "rng", value=99), "does not hold a network"),
         (put(*LAYER, "conv", "settings", "outputs", "settings", "width", value=-1), "width is -1"),
+        # A file of 3 KB must not ask for gigabytes of memory.
+        (put(*LAYER, "dense", "settings", "in_features", value=10**10), "30,000,000,000 weights"),
+        (put(*LAYER, "drop", "settings", "p", value=[1] * 999), "p"),
+        (put(*GATE, "count", value=10**12), "conv.outputs has 1000000000000 gates, unlike its"),
+        (put(*GATE, "frozen", value="no"), "conv.outputs.frozen is 'no'; expected a bool"),
+        (put(*GATE, "forward", value=5), "expected a method"),
+        (put(*LAYER, "pool", "settings", "relu", value=[1]), "a setting of another type"),
+        (put(*LAYER, "pool", "settings", "kernel", value=True), "a setting of another type"),
+        (put("info", value=[]), "its info is no object"),
         (put("generators", 0, "bit_generator", value="MT19937"), "a generator is 'MT19937'"),
         (put("generators", 0, "state", "state", value=2**200), "does not hold a network"),
         (array("home/x", np.zeros(1)), "arrays belong to no layer: home/x"),
@@ -294,6 +341,14 @@ def test_a_file_of_other_contents_is_an_error(change, message, tmp_path, good):
     text = json.dumps(content)
     metadata = {"minidiff": text, "sha256": checkpoint._digest(text, arrays)}
     assert message in refused(tmp_path / "m", safetensors.save(arrays, metadata=metadata))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no FIFOs")
+def test_fifos_and_devices_are_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    for path, kind in ((tmp_path / "fifo", "a FIFO"), (os.devnull, "a device")):
+        with pytest.raises(CheckpointError, match=f"it is {kind}; expected a regular file"):
+            md.load(path)
 
 
 def test_files_of_others_are_refused(tmp_path):

@@ -14,6 +14,7 @@ from minidiff.cli import commands
 from minidiff.cli.commands import Trained, table
 from minidiff.cli.parser import main
 from minidiff.data.datasets import Dataset, load_dataset
+from minidiff.io.checkpoint import CheckpointError
 from minidiff.training.config import Config
 from minidiff.training.runs import Run, RunError
 from minidiff.training.sweep import read_results
@@ -315,6 +316,36 @@ def test_an_exported_network_answers_as_the_run_does(
     np.testing.assert_array_equal(loaded(images), expected)
 
 
+def test_an_exported_file_is_evaluated_and_predicts_like_its_run(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = pytest.importorskip("PIL.Image", reason="Pillow reads images")
+    model, digit = tmp_path / "model.safetensors", tmp_path / "digit.png"
+    image.fromarray(load_dataset("digits").test.images[0, 0]).save(digit)
+    said(capsys, "export", trained, model)
+    assert said(capsys, "evaluate", model) == said(capsys, "evaluate", trained)  # on digits, too
+    assert said(capsys, "predict", model, digit) == said(capsys, "predict", trained, digit)
+    assert "model.safetensors has no config.json" in failure(capsys, "inspect", model)
+    said(capsys, "export", trained, tmp_path / "model.npz")
+    assert "exported for other software" in failure(capsys, "evaluate", tmp_path / "model.npz")
+
+
+def test_outputs_that_are_not_finite_are_an_error(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = pytest.importorskip("PIL.Image", reason="Pillow reads images")
+    model, digit = tmp_path / "model.safetensors", tmp_path / "digit.png"
+    image.fromarray(load_dataset("digits").test.images[0, 0]).save(digit)
+    run = Trained(trained)
+    small = md.compact(run.model, run.shape)
+    for parameter in small.parameters():
+        parameter.data[:] = 1e30  # finite, but their products are not
+    with np.errstate(all="ignore"):
+        md.export(model, small, run.shape, **run.scale)
+        for command in (["evaluate", model], ["predict", model, digit]):
+            assert f"{model}: the outputs of the network are" in failure(capsys, *command)
+
+
 def test_export_names_the_endings_that_it_knows(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -341,7 +372,7 @@ def test_a_checkpoint_of_another_run_is_noticed(copy: Path, dense: Path) -> None
     with pytest.raises(RunError, match="belongs to another run"):
         Trained(copy)
     md.save(copy / "checkpoint.safetensors", md.nn.Sequential(md.nn.ReLU()))
-    with pytest.raises(RunError, match="belongs to another run"):
+    with pytest.raises(CheckpointError, match=r"shape is None; expected \[1, 28, 28\]"):
         Trained(copy)
 
 

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 import minidiff as md
-from minidiff import nn
+from minidiff import Gate, nn
+from minidiff.io.checkpoint import Checkpoint
 from minidiff.io.export import ExportError
-from tests.networks import dense, narrow, networks, outputs, rng
+from tests.networks import conv, dense, narrow, networks, outputs, rng
 
 onnx = pytest.importorskip("onnx", reason="export to ONNX needs onnx")
 runtime = pytest.importorskip("onnxruntime", reason="exported files are run by onnxruntime")
@@ -72,6 +73,33 @@ def test_a_gated_network_is_exported_compact(tmp_path):
     (images,) = onnx.load(tmp_path / "m.onnx").graph.input
     sizes = [d.dim_param or d.dim_value for d in images.type.tensor_type.shape.dim]
     assert (images.name, sizes) == ("images", ["N", 1, 28, 28])
+
+
+@pytest.mark.parametrize(
+    ("first", "shape"),
+    [
+        (dense(6, 4), (6,)),
+        (md.gate(dense(6, 4), "inputs", "outputs"), (6,)),
+        (nn.Sequential(nn.Select([0, 2], size=6), dense(2, 4)), (6,)),
+        (nn.Sequential(nn.Dropout(0.5, rng=rng()), dense(6, 4)), (6,)),
+        (nn.Sequential(Gate(6), dense(6, 4)), (6,)),
+        (nn.Sequential(nn.Flatten(), dense(18, 4)), (2, 3, 3)),
+        (nn.Sequential(conv(2, 4, 3), nn.Flatten()), (2, 3, 3)),
+        (nn.Sequential(nn.ReLU(), conv(2, 4, 3), nn.Flatten()), (2, 3, 3)),
+        (nn.Sequential(nn.MaxPool2d(3), nn.Flatten(), dense(2, 4)), (2, 3, 3)),
+    ],
+)
+def test_an_exported_network_is_exported_again_with_any_first_layer(tmp_path, first, shape):
+    model, images = narrow(nn.Sequential(first)), rng().random((5, *shape), np.float32)
+    md.export(tmp_path / "a.safetensors", model, shape, mean=0.2, std=0.5)
+    saved = Checkpoint.read(tmp_path / "a.safetensors")
+    assert saved.info == {"shape": list(shape), "mean": 0.2, "std": 0.5}
+    md.export(tmp_path / "b.onnx", saved.model, **saved.info)
+    md.export(tmp_path / "b.npz", saved.model, **saved.info)
+    expected = md.Predictor(model, shape, mean=0.2, std=0.5)(images)
+    found = run_onnx(tmp_path / "b.onnx", images)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(documented_reader()(tmp_path / "b.npz", images), expected, atol=1e-5)
 
 
 @pytest.mark.mnist

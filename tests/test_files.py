@@ -2,7 +2,12 @@
 
 import errno
 import gc
+import os
+import signal
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -10,7 +15,7 @@ from hypothesis import strategies as st
 
 import minidiff as md
 from minidiff import nn
-from minidiff.io.files import append_line, write_whole
+from minidiff.io.files import append_line, locked, require_file, words, write_whole
 from tests.networks import dense, narrow
 
 WRITERS = {
@@ -37,6 +42,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch, ending, call)
         with pytest.raises(OSError, match=f"file.{ending} cannot be written: No space") as error:
             write(path)
     assert error.value.errno == errno.ENOSPC
+    assert "Errno" not in str(error.value)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
     write(path)
@@ -84,3 +90,84 @@ def test_lines_are_appended_behind_what_a_crash_has_cut_short(tmp_path, lines, c
     assert found[: len(start) + len(lines)] == start + lines
     with pytest.raises(OSError, match="lines/x cannot be written"):
         append_line(path / "x", "line")
+
+
+KILLED = """
+import os, signal, sys
+from minidiff.io.files import write_whole
+os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)  # before the disk has it all
+write_whole(sys.argv[1], b"new")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "O_TMPFILE"), reason="every file has a name there")
+def test_a_process_that_is_killed_while_it_writes_leaves_nothing(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    code = subprocess.run([sys.executable, "-c", KILLED, path], check=False).returncode
+    assert code == -signal.SIGKILL
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.read_bytes() == b"old"
+
+
+def test_where_every_file_has_a_name_writing_works_too(tmp_path, monkeypatch):
+    monkeypatch.delattr(os, "O_TMPFILE", raising=False)
+    write_whole(tmp_path / "file", b"new")
+    assert (tmp_path / "file").read_bytes() == b"new"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_names_may_be_as_long_as_the_system_allows(tmp_path):
+    path = tmp_path / ("x" * 250)
+    for data in (b"first", b"second"):
+        write_whole(path, data)
+        assert path.read_bytes() == data
+    append_line(path, "third")
+
+
+def test_a_link_stays_a_link(tmp_path):
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "file")
+    for data in (b"new", b"newer"):
+        write_whole(link, data)
+        assert link.is_symlink()
+        assert (tmp_path / "file").read_bytes() == data
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no FIFOs")
+def test_nothing_but_regular_files_is_written_or_read(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "link").symlink_to(os.devnull)
+    kinds = {
+        tmp_path: "a directory",
+        tmp_path / "fifo": "a FIFO",
+        tmp_path / "link": "a device",  # which a root user could replace
+        Path(os.devnull): "a device",
+    }
+    uses = (
+        lambda path: write_whole(path, b"new"),
+        lambda path: append_line(path, "new"),
+        lambda path: locked(path, ValueError()).__enter__(),
+        require_file,
+    )
+    for path, kind in kinds.items():
+        before = os.stat(path).st_ino
+        for use in uses:
+            with pytest.raises(OSError, match=f"{path}.*: it is {kind}; expected a regular file"):
+                use(path)
+        assert os.stat(path).st_ino == before
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (PermissionError(13, "Permission denied", "/x"), "/x: Permission denied"),
+        (FileExistsError(17, "File exists", "a", None, "b"), "a: b: File exists"),
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (OSError("two\nlines"), "two lines"),
+        (ValueError("bad"), "bad"),
+        (MemoryError(), "MemoryError"),
+    ],
+)
+def test_errors_of_the_system_are_told_in_words(error, expected):
+    assert words(error) == expected

@@ -1,7 +1,10 @@
 """Photos: whatever a digit is drawn on, it becomes an image like those of MNIST."""
 
 import io
+import os
 import struct
+import time
+import tracemalloc
 import warnings
 import zlib
 from collections.abc import Callable
@@ -17,6 +20,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from minidiff.data import photos
 from minidiff.data.datasets import Dataset
 from minidiff.data.photos import ImageError, Prepared, prepare_digit, prepare_pixels
 from tests.strategies import seeds
@@ -196,14 +200,16 @@ def grey(mode: str = "L") -> Image.Image:
     return Image.fromarray(drawn("2")).convert(mode)
 
 
-def on_transparent(shade: int) -> Image.Image:
-    image = Image.new("RGBA", (120, 120), (shade, shade, shade, 0))
-    image.putalpha(Image.fromarray(255 - drawn("2")).point(lambda level: 255 * (level > 128)))
+def on_transparent(shade: int, side: int = 120) -> Image.Image:
+    image = Image.new("RGBA", (side, side), (shade, shade, shade, 0))
+    image.putalpha(Image.fromarray(255 - drawn("2", side)).point(lambda level: 255 * (level > 128)))
     return image
 
 
-def in_16_bits(side: int) -> Image.Image:
-    return Image.fromarray(drawn("2", side).astype(np.uint16) * 257)
+def in_16_bits(side: int, bits: int = 16) -> Image.Image:
+    """Return light ink on black, the harder case for a few bits in a file of 16."""
+    levels = (255 - drawn("2", side).astype(float)) / 255 * (2**bits - 1)
+    return Image.fromarray(levels.round().astype(np.uint16))
 
 
 def animated() -> bytes:
@@ -211,11 +217,12 @@ def animated() -> bytes:
     return encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
 
 
-def lying() -> bytes:
-    """Return a JPEG as a camera held upright makes it: turned, with a note of how to turn it."""
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    return encoded(Image.fromarray(np.rot90(drawn("2", 2400))), "JPEG", quality=90, exif=exif)
+TURNED = Image.Exif()  # a note of how to turn an image from a camera that was held upright
+TURNED[0x0112] = 6
+
+
+def turned(side: int = 120) -> Image.Image:
+    return Image.fromarray(np.rot90(drawn("2", side)))
 
 
 REDUCED = "reduced to 1024 along the longer side"
@@ -232,12 +239,29 @@ REDUCED = "reduced to 1024 along the longer side"
         pytest.param(lambda: encoded(on_transparent(255)), "RGBA", id="white ink"),
         pytest.param(lambda: encoded(in_16_bits(120)), "I;16", id="16 bits"),
         pytest.param(lambda: encoded(in_16_bits(1500)), REDUCED, id="16 bits, large"),
+        *(
+            pytest.param(
+                lambda bits=bits: encoded(in_16_bits(120, bits)), "I;16", id=f"{bits} bits"
+            )
+            for bits in (1, 8, 10, 12, 15)
+        ),
+        pytest.param(lambda: encoded(on_transparent(0, 1500)), REDUCED, id="black ink, large"),
+        pytest.param(lambda: encoded(on_transparent(255, 1500)), REDUCED, id="white ink, large"),
+        pytest.param(lambda: encoded(grey("P").resize((2500, 2500))), REDUCED, id="P, large"),
         pytest.param(lambda: encoded(grey("F"), "TIFF"), "F", id="F"),
         pytest.param(lambda: encoded(grey("CMYK"), "JPEG"), "CMYK", id="CMYK"),
         pytest.param(lambda: encoded(grey(), "BMP"), "L", id="BMP"),
         pytest.param(lambda: encoded(grey(), "MPO"), "L", id="MPO"),
         pytest.param(animated, "", id="GIF"),
-        pytest.param(lying, f"2400x2400 pixels, L, {REDUCED}", id="EXIF"),
+        *(
+            pytest.param(lambda kind=kind: encoded(turned(), kind, exif=TURNED), "L", id=kind)
+            for kind in ("PNG", "TIFF", "JPEG")
+        ),
+        pytest.param(
+            lambda: encoded(turned(2400), "JPEG", quality=90, exif=TURNED),
+            f"2400x2400 pixels, L, {REDUCED}",
+            id="JPEG, large",
+        ),
     ],
 )
 def test_files_of_any_format_and_mode_give_the_digit(
@@ -291,7 +315,7 @@ BLANK = ("no ink is found", "Use an image with more contrast")
         (encoded(Image.new("RGB", (99, 99)))[:-40], UNREADABLE),
         (encoded(Image.new("RGB", (99, 99)), "JPEG")[:-40], UNREADABLE),
         (promising(0, 5), UNREADABLE),
-        (promising(12_000, 10_000), TOO_LARGE),
+        (promising(12_500, 12_500), ("the image takes 156 MB of memory", "at most 150 MB. Reduce")),
         (promising(60_000, 60_000), TOO_LARGE),
         (encoded(Image.new("L", (50, 60), 97)), BLANK),
         (encoded(Image.new("RGBA", (9, 9), (0, 0, 0, 0))), BLANK),
@@ -310,9 +334,60 @@ def test_errors_name_the_path_the_problem_and_the_mend(content, expected, tmp_pa
 
 
 def test_a_path_without_a_file_is_an_error(tmp_path):
-    for path in (tmp_path / "none.png", tmp_path):
-        with pytest.raises(ImageError, match="there is no such file; expected an image file"):
+    with pytest.raises(ImageError, match="there is no such file; expected an image file"):
+        prepare_digit(tmp_path / "none.png")
+    with pytest.raises(ImageError, match="it is a directory; expected a regular file"):
+        prepare_digit(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no FIFOs")
+def test_fifos_and_devices_are_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    for path, kind in ((tmp_path / "fifo", "a FIFO"), (os.devnull, "a device")):
+        with pytest.raises(ImageError, match=f"it is {kind}; expected a regular file"):
             prepare_digit(path)
+
+
+def test_memory_is_bounded_by_the_digit_and_not_by_the_image(tmp_path):
+    """A large file is decoded once, and no array of its size is made besides."""
+    path = tmp_path / "large.png"
+    Image.fromarray(drawn("2")).resize((4000, 4000)).convert("LA").save(path)
+    prepare_digit(path)  # imports everything
+    tracemalloc.start()  # which knows NumPy's arrays
+    prepare_digit(path)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 120e6  # in float64 the image alone has 256 MB
+
+
+@pytest.mark.parametrize(
+    ("image", "kind", "fits"),
+    [
+        (grey("L"), "PNG", True),
+        (grey("RGB"), "PNG", False),
+        (grey("RGB"), "WEBP", False),
+        (Image.fromarray(drawn("2", 900)), "JPEG", True),  # which is decoded at a smaller size
+        (Image.fromarray(drawn("2", 900)), "PNG", False),
+    ],
+)
+def test_images_that_take_too_much_memory_are_refused(image, kind, fits, tmp_path, monkeypatch):
+    monkeypatch.setattr(photos, "MEMORY", 55_000)
+    monkeypatch.setattr(photos, "LARGEST", 130)
+    path = tmp_path / "image"
+    path.write_bytes(encoded(image, kind))
+    if fits:
+        assert distance(prepare_digit(path), usual("2")) < 0.15
+    else:
+        with pytest.raises(ImageError, match=f"{path}: the image takes .* Reduce its size"):
+            prepare_digit(path)
+
+
+@pytest.mark.parametrize("shape", [(1, 1000), (1000, 1), (2, 1024), (1, 1)])
+def test_narrow_images_take_no_time(shape):
+    began = time.process_time()
+    with pytest.raises(ImageError, match="no ink is found"):
+        prepare_pixels(np.random.default_rng(0).integers(0, 256, shape, np.uint8))
+    assert time.process_time() - began < 2  # some took minutes
 
 
 @few

@@ -2,6 +2,8 @@
 
 import errno
 import json
+import os
+import re
 import shlex
 import shutil
 import signal
@@ -14,11 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+import minidiff as md
 from minidiff.cli.parser import main
-from minidiff.io.checkpoint import Checkpoint
-from minidiff.training.runs import Run, RunError, free_path, versions
+from minidiff.io.checkpoint import Checkpoint, CheckpointError
+from minidiff.training.runs import Run, RunError, free_path, read_network, versions
 from minidiff.training.trainer import Trainer
 
+Capture = pytest.CaptureFixture[str]
 no_locks = pytest.mark.skipif(sys.platform == "win32", reason="files are not locked there")
 
 
@@ -160,7 +164,10 @@ def change_data(run: Path) -> None:
         (change_config, "another configuration"),
         (change_data, "other training images"),
         (lambda run: (run / "config.json").write_text('{"lr": '), "cannot be read as JSON"),
-        (lambda run: (run / "config.json").write_text("[1]"), "not settings of this minidiff"),
+        (
+            lambda run: (run / "config.json").write_text("[1]"),
+            r"config.json: these are not settings",
+        ),
         (lambda run: (run / "config.json").unlink(), "has no config.json"),
     ],
 )
@@ -183,7 +190,191 @@ def test_a_run_without_a_checkpoint_says_how_to_go_on(trained: Path, tmp_path: P
     assert (said, *shlex.split(command)) == (str(run), "minidiff", "train", "--resume", str(run))
 
 
+@pytest.mark.filterwarnings("default")
+def test_resuming_under_other_versions_warns_once_that_bits_may_differ(
+    unfinished: Path, trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setattr("minidiff.training.runs.np.__version__", "1.0")
+    monkeypatch.setattr("platform.python_version", lambda: "3.0")
+    assert main(["train", "--resume", str(unfinished)]) == 0
+    warning = capsys.readouterr().err
+    assert warning.count("\n") == 1
+    assert "warning: the run was trained with numpy" in warning
+    assert "(now 1.0), python" in warning
+    assert "its bits may differ" in warning
+    monkeypatch.undo()
+    shutil.copy(trained / "checkpoint.safetensors", unfinished)
+    (unfinished / "result.json").unlink()
+    assert main(["train", "--resume", str(unfinished)]) == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_plot_that_cannot_be_drawn_costs_no_result(
+    unfinished: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    def fail(*_: object) -> None:
+        assert (unfinished / "result.json").exists()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("minidiff.figures.plots.plot_run", fail)
+    assert main(["train", "--resume", str(unfinished)]) == 0
+    out, err = capsys.readouterr()
+    assert "% test error" in out
+    expected = (
+        f"the plots are missing: No space left on device; minidiff inspect {unfinished} draws"
+    )
+    assert f"minidiff: warning: {expected}" in err
+
+
+# -- contents behind a right checksum --------------------------------------------------------------
+
+
+def put(*keys: Any, value: Any) -> Any:
+    """Return a function that changes a value of the info of a checkpoint."""
+
+    def change(checkpoint: Checkpoint) -> None:
+        part: Any = checkpoint.info
+        for key in keys[:-1]:
+            part = part[key]
+        part[keys[-1]] = value
+
+    return change
+
+
+def without(*keys: Any) -> Any:
+    return lambda checkpoint: [checkpoint.info.pop(key) for key in keys]
+
+
+def spoil(value: float) -> Any:
+    return lambda checkpoint: checkpoint.model.parameters()[0].data.__setitem__(0, value)
+
+
+def last_step(step: int) -> Any:
+    def change(checkpoint: Checkpoint) -> None:
+        checkpoint.info["step"] = checkpoint.info["records"][-1]["step"] = step
+
+    return change
+
+
+def padded(checkpoint: Checkpoint) -> None:
+    checkpoint.model["conv1"].layer.padding = (9999, 9999)
+
+
+def other_network(checkpoint: Checkpoint) -> None:
+    checkpoint.model["relu"] = md.nn.Dropout(0.5, rng=np.random.default_rng(0))
+
+
+MALFORMED = [
+    (put("mean", value="0.1"), "mean is '0.1'; expected a finite number"),
+    (put("mean", value=1e300), r"mean is 1e\+300; expected a finite number"),
+    (put("std", value=0.0), "std is 0.0; expected a finite number above 0"),
+    (put("shape", value=[10**6, 10**6]), r"shape is \[1000000, 1000000\]; expected \[1, 28, 28\]"),
+    (without("shape"), r"shape is None; expected \[1, 28, 28\]"),
+    (put("records", value=[]), r"records is \[\]; expected a list, not empty"),
+    (put("records", value={"0": 1}), "expected a list, not empty"),
+    (put("records", 0, value=7), "record 1: it holds 7; expected an object"),
+    (put("records", 1, "loss", value="low"), "record 2: loss is 'low'; expected a finite number"),
+    (put("records", 1, "epoch", value=5), "record 2 is of epoch 5"),
+    (put("records", 1, "weights", value=-1), "weights is -1; expected an integer, 0 or more"),
+    (put("records", 0, "open", value={}), "record 1: open names other gates than groups"),
+    (put("records", 0, "groups", "conv1.outputs", value=0), "a network of other gates"),
+    (put("step", value=1), "step is 1; expected"),
+    (put("rng", value=3), "rng is 3; expected an object"),
+    (put("config", "model", value="vgg"), "model is 'vgg'; expected one of"),
+    (put("config", "model", value="lenet300"), "the network is not a lenet300, structured"),
+    (put("config", value=None), "config is None; expected an object"),
+    (put("versions", value=1), "versions is 1; expected an object"),
+    (spoil(np.nan), "holds nan; expected finite numbers"),
+    (spoil(np.inf), "holds inf; expected finite numbers"),
+    (padded, r"conv1 returns .* \(20, 20022, 20022\); expected at most 1,048,576 numbers"),
+    (other_network, "the network is not a lenet5, structured"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), MALFORMED)
+def test_what_no_run_writes_is_named_in_one_line(
+    change: Any, message: str, trained: Path, tmp_path: Path
+) -> None:
+    shutil.copy(trained / "config.json", tmp_path)
+    path = tmp_path / "checkpoint.safetensors"
+    checkpoint = Checkpoint.read(trained / "checkpoint.safetensors")
+    change(checkpoint)
+    checkpoint.write(path)
+    with pytest.raises(CheckpointError, match=message) as error:
+        Run.open(tmp_path).checkpoint()
+    assert str(error.value).startswith(f"{path}: ")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.state.update({"phis.0.0.odd": np.zeros(2)}), "phis|state does not fit"),
+        (lambda c: c.state.update({"weights.0.0.velocity": np.array([np.nan])}), "holds nan"),
+        (put("rng", value={"bit_generator": "MT19937"}), "a generator is 'MT19937'"),
+        (put("rng", value={}), "bit_generator"),
+        (
+            lambda c: c.info.update(step=9999) or c.info["records"][-1].update(step=9999),
+            "step 9999",
+        ),
+    ],
+)
+def test_a_state_that_does_not_fit_is_an_error(
+    change: Any, message: str, unfinished: Path, capsys: Capture
+) -> None:
+    checkpoint = Checkpoint.read(unfinished / "checkpoint.safetensors")
+    change(checkpoint)
+    checkpoint.write(unfinished / "checkpoint.safetensors")
+    error = failure(capsys, "train", "--resume", unfinished)
+    assert re.search(f"{unfinished / 'checkpoint.safetensors'}: .*({message})", error)
+    assert error.count("\n") == 1
+
+
+def test_a_network_of_another_size_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    dense = md.nn.Linear(784, 3, rng=np.random.default_rng(0))
+    md.export(path, md.nn.Sequential(md.nn.Flatten(), dense), (1, 28, 28))
+    with pytest.raises(CheckpointError, match=r"into \(3,\); expected \(10,\), for ten digits"):
+        read_network(path)
+    md.save(path, md.nn.Sequential(dense))
+    with pytest.raises(CheckpointError, match=r"shape is None; expected \[1, 28, 28\]"):
+        read_network(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[1]", r"it holds \[1\]; expected an object"),
+        ("{}", "is None; expected"),
+        ("[" * 10**5, "cannot be read as JSON"),
+        ('{"test_error": ', "cannot be read as JSON"),
+        ("\0" * 10**8, "cannot be read as JSON"),
+    ],
+)
+def test_a_malformed_result_is_named(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text(text)
+    with pytest.raises(RunError, match=rf"result\.json.*{message}"):
+        Run(tmp_path).result()
+
+
 # -- directories -----------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no FIFOs")
+@pytest.mark.parametrize("name", ["config.json", "checkpoint.safetensors", "result.json", ".lock"])
+def test_fifos_in_a_run_are_refused_at_once(name: str, unfinished: Path, capsys: Capture) -> None:
+    (unfinished / name).unlink(missing_ok=True)
+    os.mkfifo(unfinished / name)
+    command = ["report"] if name == "result.json" else ["train", "--resume"]
+    error = failure(capsys, *command, unfinished)
+    assert "it is a FIFO" in error or "has no config.json" in error
+
+
+def test_a_file_in_place_of_a_directory_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match=f"{tmp_path / 'file'} is no directory; choose another"):
+        Run.create(tmp_path / "file")
 
 
 def test_a_directory_that_is_not_empty_is_refused(tmp_path: Path) -> None:

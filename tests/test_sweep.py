@@ -2,16 +2,19 @@
 
 import json
 import os
+import sys
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from minidiff.io.files import append_line
 from minidiff.training import sweep as sweeps
 from minidiff.training.config import Config, ConfigError
-from minidiff.training.runs import versions
+from minidiff.training.runs import RunError, versions
 from minidiff.training.sweep import combinations, read_results, run_once, sweep
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
@@ -125,6 +128,7 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         (lambda line: {**line, "config": line["config"] | {"depth": 3}}, "'depth'"),
         (lambda line: {**line, "config": line["config"] | {"seed": -1}}, "seed is -1"),
         (lambda line: {k: v for k, v in line.items() if k != "config"}, "config"),
+        (lambda line: line | {"result": 5}, "no attribute"),
     ],
 )
 def test_a_damaged_line_is_named_and_its_run_trained_again(
@@ -132,12 +136,51 @@ def test_a_damaged_line_is_named_and_its_run_trained_again(
 ) -> None:
     path, damaged = tmp_path / "runs.jsonl", damage(line)
     text = json.dumps(damaged) if isinstance(damaged, dict) else damaged
-    path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.warns(UserWarning, match=f"line 1 is left out.*({message})"):
+    other = json.dumps({"config": line["config"] | {"seed": 1}, "error": "of another run"})
+    path.write_bytes(f"{other}\n".encode() + (text if isinstance(text, bytes) else text.encode()))
+    with pytest.warns(UserWarning, match=f"line 2 is left out.*({message})"):
         assert sweep(configs(0), path, say=quiet) == 0
-    with pytest.warns(UserWarning, match="line 1"):
+    with pytest.warns(UserWarning, match="line 2"):
+        assert [line["config"] for line in read_results(path)] == [*configs(1), *configs(0)]
+    assert path.read_bytes().count(b"\n") == 3  # the damaged line stays, by itself
+
+
+@pytest.mark.parametrize("content", [b"my notes\n", b"\n", b"{\n}", b'{"config": 3}', b"\xff"])
+def test_a_file_that_is_none_of_a_sweeps_is_left_alone(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_bytes(content)
+    with pytest.raises(RunError, match=f"{path} is no results file of a sweep: it begins with"):
+        sweep(configs(0), path, say=quiet)
+    assert path.read_bytes() == content
+    with pytest.raises(OSError, match="it is a directory; expected a regular file"):
+        sweep(configs(0), tmp_path, say=quiet)
+
+
+@pytest.mark.parametrize("content", [b"", b'{"con', b'{"config": {"lr'])
+def test_a_file_whose_first_line_was_cut_short_is_a_sweeps(
+    content: bytes, line: dict[str, Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "runs.jsonl"
+    path.write_bytes(content)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert read_results(path) == []
+        append_line(path, json.dumps(line))
         assert [line["config"] for line in read_results(path)] == configs(0)
-    assert path.read_bytes().count(b"\n") == 2  # the damaged line stays, by itself
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="files are not locked there")
+def test_two_sweeps_do_not_write_to_one_file(tmp_path: Path) -> None:
+    path, told = tmp_path / "runs.jsonl", []
+
+    def say(text: str) -> None:
+        told.append(text)
+        with pytest.raises(RunError, match=f"another sweep writes {path}; choose another --out"):
+            sweep(configs(1), path, say=quiet)
+
+    assert sweep(configs(0), path, say=say) == 0
+    assert len(told) == 2
+    assert [line["config"] for line in read_results(path)] == configs(0)
 
 
 def test_lines_from_before_a_setting_existed_are_read(line: dict[str, Any], tmp_path: Path) -> None:

@@ -5,9 +5,11 @@ The docstring of a command is its help.
 
 import argparse
 import json
+import math
 import shlex
 import sys
 import textwrap
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
@@ -21,14 +23,23 @@ from minidiff.data.datasets import Dataset, load_dataset
 from minidiff.engine import functional, nn
 from minidiff.engine.arrays import Array, Shape
 from minidiff.engine.module import Module
+from minidiff.io.checkpoint import Checkpoint, CheckpointError
 from minidiff.io.extras import extra
+from minidiff.io.files import words
 from minidiff.predict.predictor import Predictor
 from minidiff.pruning.compact import compact
 from minidiff.pruning.count import count, in_use
 from minidiff.pruning.network import gates_of
 from minidiff.training.config import Config, ConfigError, option, option_words
-from minidiff.training.runs import Run, RunError, free_path, peak_megabytes, versions
-from minidiff.training.trainer import Trainer, build_model, error_rate
+from minidiff.training.runs import (
+    Run,
+    RunError,
+    free_path,
+    peak_megabytes,
+    read_network,
+    versions,
+)
+from minidiff.training.trainer import NonFiniteLossError, Trainer, build_model, error_rate
 
 # 80 columns.
 HEADER = "epoch    loss  train %  validation %  architecture   weights       MACs  ms/step"
@@ -92,7 +103,7 @@ def train(options: argparse.Namespace) -> int:
             name = next((option_words(*change)[0] for change in changes.items()), "--out")
             options.refuse(f"{name} has no effect with --resume, which keeps the settings.")
         run = Run.open(options.resume)
-        config = Config.from_json(run.read_json("config.json"))
+        config = run.config()
         data = load_dataset(config.dataset, validation=config.validation)
     else:
         dataset = changes.pop("dataset", "auto")
@@ -112,7 +123,12 @@ def train(options: argparse.Namespace) -> int:
 
 def _train(run: Run, config: Config, data: Dataset) -> None:
     checkpoint = run.checkpoint() if run.checkpoint_path.exists() else None
-    trainer = Trainer(config, data, checkpoint)
+    try:
+        trainer = Trainer(config, data, checkpoint)
+    except CheckpointError as error:
+        raise CheckpointError(f"{run.checkpoint_path}: {error}") from error
+    if checkpoint:
+        _warn_of_other_versions(checkpoint)
     run.write_metrics(trainer.records)  # a crash may have left other lines
     sizes = [len(split) if split else 0 for split in (data.train, data.validation, data.test)]
     print(f"data     {data.source}")
@@ -124,10 +140,16 @@ def _train(run: Run, config: Config, data: Dataset) -> None:
         print(f"minidiff: warning: {obstacle}", file=sys.stderr)
     print("kernels  compile in the first step, once on this machine\n")
     _train_epochs(run, trainer)
-    _plot(run, trainer.model, trainer.shape, trainer.records)
     # The one look at the test set.
     result = _result(trainer, error_rate(trainer.model, data.test, **trainer.scale))
     run.write_json("result.json", result)
+    try:
+        _plot(run, trainer.model, trainer.shape, trainer.records)
+    except Exception as error:  # whatever it is, the result counts
+        warnings.warn(
+            f"the plots are missing: {words(error)}; minidiff inspect {run.path} draws them again",
+            stacklevel=2,
+        )
     rows: list[tuple[object, ...]] = [("", "dense", "pruned", "saving")]
     for key in ("weights", "macs", "bytes"):
         dense, left = result[f"dense_{key}"], result[key]
@@ -149,12 +171,26 @@ def _advice(config: Config, obstacle: str, *, closed: bool) -> str:
     return f"{what}: try a {'larger' if larger else 'smaller'} {name}."
 
 
+def _warn_of_other_versions(checkpoint: Checkpoint) -> None:
+    """Warn if other software, or another processor, has trained so far."""
+    then, now = checkpoint.info.get("versions") or {}, versions()
+    others = [
+        f"{key} {then.get(key, '?')} (now {now[key]})" for key in now if then.get(key) != now[key]
+    ]
+    if others:
+        warnings.warn(
+            f"the run was trained with {', '.join(others)}; its bits may differ from those of an "
+            f"uninterrupted run",
+            stacklevel=2,
+        )
+
+
 def _train_epochs(run: Run, trainer: Trainer) -> None:
     """Train to the end; write a checkpoint and print a line after each epoch."""
     print(HEADER, flush=True)
     while trainer.step < trainer.steps:
         record = trainer.train_epoch()
-        trainer.checkpoint().write(run.checkpoint_path)
+        run.write_checkpoint(trainer.checkpoint())
         run.write_metrics(trainer.records)
         error = record["validation_error"]
         validation = "-" if error is None else f"{error:.2f}"
@@ -239,36 +275,65 @@ def bench(options: argparse.Namespace) -> int:
 
     run = Run.create(options.out or free_path("bench"))
     results = measure(options.threads, partial(print, file=sys.stderr))
-    run.write_json("bench.json", results)
-    return finish(options, results, f"{describe(results)}\n\nsaved in {run.path}", ["train"])
+    status = finish(options, results, describe(results), ["train"])
+    run.write_json("bench.json", results)  # at the end: the measurement took minutes
+    print(f"saved in {run.path}", file=sys.stderr)
+    return status
 
 
 # -- commands that use a run -------------------------------------------------------------------
 
 
-class Trained:
-    """The network of a run directory, and what its checkpoint says of the run."""
+class Network:
+    """A trained network, and how its inputs were normalised."""
 
-    def __init__(self, directory: Path) -> None:
-        self.run = Run.open(directory)
-        checkpoint = self.run.checkpoint()
+    def __init__(self, checkpoint: Checkpoint) -> None:
         self.model, info = checkpoint.model, checkpoint.info
-        if info.get("config") != self.run.read_json("config.json"):
-            raise RunError(f"the checkpoint in {directory} belongs to another run.")
-        self.config = Config.from_json(info["config"])
-        self.records, self.shape = info["records"], tuple(info["shape"])
+        self.shape: Shape = tuple(info["shape"])
         self.scale: dict[str, float] = {"mean": info["mean"], "std": info["std"]}
 
     def predictor(self) -> Predictor:
         """Return the compact network as a function from images to logits."""
         return Predictor(compact(self.model, self.shape), self.shape, **self.scale)
 
+    def data(self) -> Dataset:
+        """Return the images that the network was trained on; for other images, MNIST or digits."""
+        digits = load_dataset("digits")
+        scale = {"mean": digits.mean, "std": digits.std}
+        near = all(math.isclose(self.scale[key], scale[key], rel_tol=0.01) for key in scale)
+        return digits if near else load_dataset()
+
+
+class Trained(Network):
+    """The network of a run directory, and what its checkpoint says of the run."""
+
+    def __init__(self, directory: Path) -> None:
+        self.run = Run.open(directory)
+        checkpoint = self.run.checkpoint()
+        super().__init__(checkpoint)
+        self.config = self.run.config()
+        if Config.from_json(checkpoint.info["config"]) != self.config:
+            raise RunError(f"the checkpoint in {directory} belongs to another run.")
+        self.records = checkpoint.info["records"]
+
+    def data(self) -> Dataset:
+        """Return the images of the run."""
+        return load_dataset(self.config.dataset)
+
+
+def _network(path: Path) -> Network:
+    """Return the network of a run directory, or of a file that was exported."""
+    return Network(read_network(path)) if path.is_file() else Trained(path)
+
 
 def evaluate(options: argparse.Namespace) -> int:
     """Measure the test error of a trained network."""
-    trained = Trained(options.directory)
-    data = load_dataset(trained.config.dataset)
-    error = error_rate(trained.model, data.test, **trained.scale)
+    network = _network(options.directory)
+    data = network.data()
+    try:
+        error = error_rate(network.model, data.test, **network.scale)
+    except NonFiniteLossError as cause:
+        raise NonFiniteLossError(f"{options.directory}: {cause}") from cause
     value = {"test_error": error, "images": len(data.test), "data": data.source}
     text = f"{error:.2f} % test error on {len(data.test):,} images ({data.source.rstrip('.')})"
     return finish(options, value, text, ["inspect", options.directory])
@@ -282,7 +347,7 @@ def predict(options: argparse.Namespace) -> int:
     from minidiff.data.photos import ImageError, prepare_digit
 
     extra("PIL.Image", "pillow")
-    predictor = Trained(options.directory).predictor()
+    predictor = _network(options.directory).predictor()
     answers: list[dict[str, Any]] = []
     for path in options.images:
         try:
@@ -290,7 +355,7 @@ def predict(options: argparse.Namespace) -> int:
         except ImageError as error:  # the other images are as good as before
             print(f"minidiff: error: {error}", file=sys.stderr)
             continue
-        shares = 100 * _probabilities(predictor(prepared.pixels[None, None]))[0]
+        shares = 100 * _probabilities(predictor(prepared.pixels[None, None]), options.directory)[0]
         answers.append(
             {"image": str(path), "digit": int(shares.argmax()), "percent": shares.tolist()}
         )
@@ -303,8 +368,11 @@ def predict(options: argparse.Namespace) -> int:
     return 0 if len(answers) == len(options.images) else 1
 
 
-def _probabilities(logits: Array) -> Array:
+def _probabilities(logits: Array, path: Path) -> Array:
     """Return the probabilities of the classes, (N, classes), from the logits of a Predictor."""
+    if not np.isfinite(logits).all():
+        text = f"{path}: the outputs of the network are infinite or not a number."
+        raise NonFiniteLossError(text)
     return functional.softmax(logits.T).data.T
 
 
@@ -334,16 +402,16 @@ def report(options: argparse.Namespace) -> int:
     run, path = trained.run, options.out or options.directory / "report.html"
     if not run.finished:
         raise RunError(f"{run.path} has not finished, so there is no result to report.")
-    data = load_dataset(trained.config.dataset)
+    data = trained.data()
     images, labels = data.test.images, data.test.labels
-    chances = _probabilities(trained.predictor()(images))
+    chances = _probabilities(trained.predictor()(images), options.directory)
     wrong = np.flatnonzero(chances.argmax(axis=1) != labels)
     page = report_page(
         title=run.path.resolve().name,
         source=data.source,
         config=trained.config.to_json(),
         records=trained.records,
-        result=run.read_json("result.json"),
+        result=run.result() | {"layers": [asdict(c) for c in count(trained.model, trained.shape)]},
         gates={name: gate.is_open() for name, gate in gates_of(trained.model).items()},
         used=in_use(trained.model, trained.shape),
         filters=_first_layer(trained.model, trained.shape)[0],

@@ -23,6 +23,7 @@ from minidiff.cli.process import complain, finish
 from minidiff.data.mnist import DataError
 from minidiff.io.checkpoint import CheckpointError
 from minidiff.io.export import FORMATS, ExportError
+from minidiff.io.files import words
 from minidiff.training.config import (
     RECIPES,
     Config,
@@ -83,7 +84,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         print("interrupted", file=sys.stderr)
         return 130  # by convention, after Ctrl-C
     except EXPECTED as error:
-        complain("error", error)
+        complain("error", words(error))
         return 1
 
 
@@ -139,7 +140,9 @@ def parser() -> argparse.ArgumentParser:
         command[name] = kinds.add_parser(name, help=text.partition("\n")[0], description=text)
         command[name].set_defaults(run=function, refuse=command[name].error)
     for name in RUN_COMMANDS:
-        command[name].add_argument("directory", metavar="RUN", type=Path, help="a run directory")
+        exported = ", or an exported .safetensors" if name in ("evaluate", "predict") else ""
+        about = f"a run directory{exported}"
+        command[name].add_argument("directory", metavar="RUN", type=Path, help=about)
     for name in JSON_COMMANDS:
         command[name].add_argument("--json", action="store_true", help="print JSON, for programs")
     most = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]  # set on import

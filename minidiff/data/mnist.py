@@ -6,12 +6,14 @@ import os
 import threading
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from minidiff.io.extras import extra
+from minidiff.io.files import require_file, words, write_whole
 
 __all__ = ["DataError", "MissingDataError"]
 
@@ -71,20 +73,30 @@ def _missing(problems: list[str]) -> MissingDataError:
 
 def _read(directory: Path) -> list[NDArray[np.uint8]]:
     paths = [directory / f"{name}.gz" for name in SHA256]
-    files = {path: path.read_bytes() for path in paths if path.exists()}
-    # Checked before anything is called missing: an altered file is never passed over.
-    for path, content in files.items():
-        found, expected = hashlib.sha256(content).hexdigest(), SHA256[path.stem]
-        if found != expected:
-            raise DataError(
-                f"{path}: SHA-256 is {found}; expected {expected}. It is not the MNIST file or is "
-                f"damaged: delete it or replace it with the original."
-            )
-    absent = [path.name for path in paths if path not in files]
+    # All are checked before any is called missing: an altered file is never passed over.
+    absent = [path.name for path in paths if not _is_there(path)]
     if absent:
         listed = "all four files" if len(absent) == len(paths) else ", ".join(absent)
         raise MissingDataError(f"{directory} lacks {listed}")
-    return [_parse_idx(gzip.decompress(content)) for content in files.values()]
+    return [_parse_idx(gzip.decompress(path.read_bytes())) for path in paths]
+
+
+def _is_there(path: Path) -> bool:
+    """Whether a file exists; DataError if it cannot be read or is not the file of MNIST."""
+    try:
+        require_file(path)
+        with path.open("rb") as file:
+            found, expected = hashlib.file_digest(file, "sha256").hexdigest(), SHA256[path.stem]
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise DataError(f"MNIST cannot be read: {words(error)}") from error
+    if found != expected:
+        raise DataError(
+            f"{path}: SHA-256 is {found}; expected {expected}. It is not the MNIST file or is "
+            f"damaged: delete it or replace it with the original."
+        )
+    return True
 
 
 def _parse_idx(content: bytes) -> NDArray[np.uint8]:
@@ -104,16 +116,22 @@ def _download(directory: Path) -> list[str]:
     failures = []
     for mirror in MIRRORS:
         try:
+            directory.mkdir(parents=True, exist_ok=True)
             _require_answer(downloader, mirror)
-            for name, digest in SHA256.items():  # pooch skips files that are there
-                file = f"{name}.gz"
-                pooch.retrieve(mirror + file, digest, file, directory, downloader=downloader)
+            for name, digest in SHA256.items():
+                path = directory / f"{name}.gz"
+                if not path.exists():
+                    # Elsewhere, since pooch leaves its temporary files when it is killed.
+                    with TemporaryDirectory() as elsewhere:
+                        url, place = mirror + path.name, Path(elsewhere)
+                        pooch.retrieve(url, digest, path.name, place, downloader=downloader)
+                        write_whole(path, (place / path.name).read_bytes())
             return []
         except (OSError, ValueError) as error:  # the network or the disk; a wrong hash
             cause: BaseException = error
             while cause.__context__:  # requests wraps the network's error in several others
                 cause = cause.__context__
-            failures.append(f"{mirror}: {type(cause).__name__}: {cause}")
+            failures.append(f"{mirror}: {words(cause)}")
     return failures
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minidiff.io.extras import extra
+from minidiff.io.files import require_file, words
 
 __all__ = ["ImageError", "Prepared", "prepare_digit", "prepare_pixels"]
 
@@ -24,6 +25,10 @@ Grey: TypeAlias = NDArray[np.float64]
 # Few formats, because each decoder is a way in for hostile files.
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "PPM", "TIFF", "WEBP")
 LARGEST = 1024  # pixels along a side; larger images are reduced first
+MEMORY = 150_000_000  # bytes of an image as it is decoded: 150 million grey pixels, 37 of colours
+BYTES = {"1": 1, "L": 1, "P": 1} | dict.fromkeys(("I;16", "I;16B", "I;16L"), 2)  # others: 4
+STRIP = 1 << 20  # pixels that are converted at a time
+ORIENTATION = 0x0112  # of EXIF
 WORK = 160  # ink is looked for in about WORK**2 pixels
 FIRST = 0.6  # assumed size of the digit at first, as a share of the shorter side
 STROKE = 0.4  # of the digit's size: strokes are narrower, shadows and tables are wider
@@ -86,8 +91,12 @@ def prepare_digit(path: str | Path) -> Prepared:
     '60x90 pixels, L'
     """
     path = Path(path)
-    if not path.is_file():
-        raise ImageError(f"{path}: there is no such file; expected an image file. Check the path.")
+    try:
+        require_file(path)
+    except FileNotFoundError as error:
+        raise ImageError(f"{path}: there is no such file; expected an image file.") from error
+    except OSError as error:
+        raise ImageError(str(error)) from error
     extra("PIL", "pillow")
     extra("scipy")  # from here on, errors come from the file
     try:
@@ -97,9 +106,9 @@ def prepare_digit(path: str | Path) -> Prepared:
         raise ImageError(f"{path}: {error}") from error
     except Exception as error:  # decoders raise anything on damaged files
         raise ImageError(
-            f"{path}: cannot be read as an image ({type(error).__name__}: {error}); expected a "
-            f"complete file of {', '.join(FORMATS)}, not too large. With another program, crop the "
-            f"image to the digit and save it as PNG."
+            f"{path}: cannot be read as an image ({type(error).__name__}: {words(error)}); "
+            f"expected a complete file of {', '.join(FORMATS)}, not too large. With another "
+            f"program, crop the image to the digit and save it as PNG."
         ) from error
     return Prepared(prepared.pixels, (note, *prepared.notes))
 
@@ -110,27 +119,49 @@ def _decode(path: Path) -> tuple[NDArray[Any], str]:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # oddities of files that can be read all the same
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(path, formats=FORMATS) as file:
             note = f"{file.width}x{file.height} pixels, {file.mode}"
             if max(file.size) > LARGEST:
                 note += f", reduced to {LARGEST} along the longer side"
             file.draft(None, (LARGEST, LARGEST))  # JPEGs can be decoded at a fraction of their size
-            image = ImageOps.exif_transpose(file)
-    if image.mode.startswith(("I", "F")):  # 16 bits and more, or a scale of their own
-        levels = np.asarray(image, dtype=np.float64)
-        scale = 65535 if "I" in image.mode else max(float(levels.max()), 1e-30)
-        image = Image.fromarray((levels * (255 / scale)).astype(np.float32))
-    elif image.has_transparency_data:
-        image = image.convert("RGBA")
-        shade, alpha = np.moveaxis(np.asarray(image.convert("LA"), dtype=np.float64), -1, 0)
-        dark = (shade * alpha).sum() < 127.5 * alpha.sum()  # white ink was meant for a dark ground
-        ground = Image.new("RGBA", image.size, "white" if dark else "black")
-        image = Image.alpha_composite(ground, image).convert("L")
-    else:
-        image = image.convert("L")
+            needed = file.width * file.height * BYTES.get(file.mode, 4)
+            needed *= 2 if file.format == "WEBP" else 1  # whose decoder holds several copies
+            if needed > MEMORY:
+                raise ImageError(
+                    f"the image takes {needed // 10**6:,} MB of memory; expected at most "
+                    f"{MEMORY // 10**6} MB. Reduce its size with another program."
+                )
+            file.load()  # turns a TIFF as its orientation says
+            image = Image.fromarray(_reduced(file))
+            image.getexif()[ORIENTATION] = file.getexif().get(ORIENTATION, 1)
+    image = ImageOps.exif_transpose(image)
     image.thumbnail((LARGEST, LARGEST))
     return np.clip(np.asarray(image), 0, 255), note  # reducing floats overshoots at sharp edges
+
+
+def _reduced(file: Any) -> NDArray[Any]:
+    """Return the grey levels of an image, averaged until no side has 2 * LARGEST pixels."""
+    factor = max(1, max(file.size) // LARGEST)
+    deep = file.mode.startswith(("I", "F"))  # 16 bits and more, or a scale of their own
+    modes = ["F"] if deep else ["RGBA", "LA"] if file.has_transparency_data else ["L"]
+    # Strip by strip, so that no second image of the full size is needed.
+    rows, strips = factor * max(1, STRIP // (factor * file.width)), []
+    for top in range(0, file.height, rows):
+        strip = file.crop((0, top, file.width, min(top + rows, file.height)))
+        for mode in modes:
+            strip = strip.convert(mode)
+        strips.append(np.asarray(strip.reduce(factor), np.float32))
+    levels = np.concatenate(strips)
+    if deep:
+        largest = max(float(levels.max()), 1e-30)
+        bits = math.ceil(math.log2(largest + 1))  # few in many files of 16
+        return levels * (255 / (largest if file.mode == "F" else 2 ** max(1, bits) - 1))
+    if levels.ndim == 2:
+        return levels
+    shade, opacity = levels[..., 0], levels[..., 1] / 255
+    dark = (shade * opacity).mean() < 127.5 * opacity.mean()
+    ground = 255 if dark else 0  # white ink was meant for a dark ground
+    return ground + (shade - ground) * opacity
 
 
 def prepare_pixels(grey: NDArray[Any]) -> Prepared:
@@ -191,7 +222,7 @@ def _has_light_ink(levels: Grey) -> bool:
     # Strokes differ much from their surroundings over a narrow area, and the surroundings differ
     # little over a wide one. Cubed differences from the local mean therefore have the sign of the
     # ink, whereas noise and the two sides of a shadow's edge cancel out.
-    work = _resize(levels, WORK / math.sqrt(levels.size))
+    work = _resize(levels, _work_scale(levels))
     detail = work - _local_mean(work, round(0.2 * min(work.shape)))
     return bool((detail**3).sum() > 0)
 
@@ -205,7 +236,7 @@ def _find_digit(levels: Grey) -> tuple[Grey, bool, Grey]:
     # The second pass looks at the digit and its surroundings alone, at a finer scale.
     for _ in range(2):
         crop = levels[start[0] : stop[0], start[1] : stop[1]]
-        scale = WORK / math.sqrt(crop.size)
+        scale = _work_scale(crop)
         ink, uneven = _ink(_resize(crop, scale), max(1, round(STROKE / 2 * digit * scale)))
         (extent,) = ndimage.find_objects(ink > 0, 1)  # the rows and the columns that hold ink
         size = np.array(ink[extent].shape) / scale
@@ -214,6 +245,11 @@ def _find_digit(levels: Grey) -> tuple[Grey, bool, Grey]:
         start = np.floor(near).clip(0).astype(int)
         stop = np.ceil(near + size + digit).astype(int)
     return ink[extent], uneven, size
+
+
+def _work_scale(levels: Grey) -> float:
+    """Return the scale at which ink is looked for; long narrow images stay small."""
+    return min(WORK / math.sqrt(levels.size), 4 * WORK / max(map(int, levels.shape)))
 
 
 def _ink(levels: Grey, reach: int) -> tuple[Grey, bool]:

@@ -17,6 +17,7 @@ import errno
 import hashlib
 import inspect
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,10 +27,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minidiff.engine.module import Module, Parameter, Sequential
+from minidiff.engine.nn import Weighted
+from minidiff.pruning.gates import Gate
 from minidiff.pruning.groups import Groups
 
 from .extras import extra
-from .files import write_whole
+from .files import require_file, words, write_whole
 
 __all__ = ["MALFORMED", "Checkpoint", "CheckpointError", "load", "save"]
 
@@ -112,22 +115,19 @@ class Checkpoint:
         text, arrays = _contents(path)
         try:
             content = json.loads(text)
+            if not isinstance(content["info"], dict):
+                raise ValueError("its info is no object")
             if content["format"] != FORMAT:
                 raise ValueError(
                     f"it is of format {content['format']}, and this version of minidiff reads "
                     f"format {FORMAT}; read it with the version that has written it"
                 )
-            generators = [restore_generator(state) for state in content["generators"]]
             state = {name: arrays.pop(name) for name in list(arrays) if name.startswith(STATE)}
-            builder = _Builder(arrays, generators)
-            model = builder.module(content["architecture"], "")
-            if arrays:  # every array must have found its place
-                raise ValueError(f"arrays belong to no layer: {', '.join(sorted(arrays))}")
+            model = _build(content, arrays)
             state = {name.removeprefix(STATE): array for name, array in state.items()}
             return cls(model, content["info"], state)
         except MALFORMED as error:
-            reason = error if type(error) is ValueError else repr(error)
-            raise CheckpointError(f"{path} does not hold a network: {reason}.") from error
+            raise CheckpointError(f"{path} does not hold a network: {reason(error)}.") from error
 
 
 def save(path: str | Path, model: Module, **info: Any) -> None:
@@ -202,14 +202,22 @@ def load(path: str | Path) -> Module:
 # -- the file ----------------------------------------------------------------------------------
 
 
+def reason(error: BaseException) -> str:
+    """Say on one line what is malformed; most classes need their name, such as KeyError."""
+    text = f"{words(error):.300}"
+    if not isinstance(error, ValueError):
+        text = f"{type(error).__name__}: {text}"
+    return text.rstrip(".")
+
+
 def _contents(path: Path) -> tuple[str, Arrays]:
     """Read the description and the arrays, and check their digest."""
-    if not path.exists():
-        raise FileNotFoundError(errno.ENOENT, "there is no such checkpoint", str(path))
-    if path.is_dir():
-        raise CheckpointError(
-            f"{path} is a directory; expected a file, such as checkpoint.safetensors in a run."
-        )
+    try:
+        require_file(path)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(errno.ENOENT, "there is no such checkpoint", str(path)) from error
+    except OSError as error:
+        raise CheckpointError(f"{error}, such as checkpoint.safetensors in a run.") from error
     if path.suffix in EXPORTED:
         raise CheckpointError(
             f"{path} was exported for other software; minidiff reads .safetensors, which "
@@ -226,7 +234,8 @@ def _contents(path: Path) -> tuple[str, Arrays]:
             arrays = {name: file.get_tensor(name) for name in names}
     except (OSError, safetensors.SafetensorError, UnicodeDecodeError) as error:
         raise CheckpointError(
-            f"{path} cannot be read as a checkpoint: {error}. It is damaged, cut short, or none."
+            f"{path} cannot be read as a checkpoint: {words(error)}. It is damaged, cut short, or "
+            f"none."
         ) from error
     if not {"minidiff", "sha256"} <= metadata.keys():
         raise CheckpointError(f"{path} was not written by minidiff: it describes no network.")
@@ -323,6 +332,11 @@ class _Description:
         for key, value in module.members():
             if isinstance(value, Parameter):
                 self._take(prefix + key, value)
+            elif isinstance(value, Module) and key.partition(".")[0] not in cls.settings:
+                raise CheckpointError(
+                    f"{prefix}{key} cannot be saved: {cls.__name__}.settings does not name it. "
+                    f"Make it an argument of the constructor, or save model.state_dict() instead."
+                )
         settings = {key: self._value(getattr(module, key), prefix + key) for key in cls.settings}
         rng = getattr(module, "rng", None)
         number = None if rng is None else self._number(rng)
@@ -365,15 +379,45 @@ class _Description:
 
 def _require_readable(text: str, arrays: Arrays) -> None:
     """Build the model of a description: what is written can be read again."""
-    content = json.loads(text)
-    generators = [restore_generator(state) for state in content["generators"]]
     try:
-        _Builder(dict(arrays), generators).module(content["architecture"], "")
+        _build(json.loads(text), dict(arrays))
     except MALFORMED as error:
         raise CheckpointError(
-            f"a module cannot be built again from its settings: {error!r}. Expected settings that "
-            f"name arguments of its constructor."
+            f"a module cannot be built again from its settings: {reason(error)}. Expected "
+            f"settings that name arguments of its constructor."
         ) from error
+
+
+def _build(content: Mapping[str, Any], arrays: Arrays) -> Module:
+    """Build the model of a description; raises one of MALFORMED if anything is not as described."""
+    generators = [restore_generator(state) for state in content["generators"]]
+    model = _Builder(arrays, generators).module(content["architecture"], "")
+    for rng, state in zip(generators, content["generators"], strict=True):
+        rng.bit_generator.state = _with_arrays(state)  # a constructor may have drawn from it
+    if arrays:  # every array must have found its place
+        raise ValueError(f"arrays belong to no layer: {', '.join(sorted(arrays))}")
+    described = json.dumps(_Description().module(model, ""))
+    if json.loads(described) != content["architecture"]:  # 1 for true, or a list for a number
+        raise ValueError("a layer has a setting of another type")
+    return model
+
+
+class _BoundedGenerator(np.random.Generator):
+    """Draws the weights that arrays replace, but no more than the arrays hold.
+
+    Otherwise a small file could ask for more memory than the machine has.
+    """
+
+    def __init__(self, most: int) -> None:
+        super().__init__(np.random.PCG64(0))
+        self.most = most
+
+    def standard_normal(self, size: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Draw as usual; ValueError if there are not so many numbers in the file."""
+        count = math.prod(np.atleast_1d(np.asarray(size or 1, object)))
+        if count > self.most:
+            raise ValueError(f"a layer of {count:,} weights, but arrays of {self.most:,} numbers")
+        return super().standard_normal(size, *args, **kwargs)
 
 
 class _Builder:
@@ -381,6 +425,7 @@ class _Builder:
 
     def __init__(self, arrays: Arrays, generators: list[np.random.Generator]) -> None:
         self.arrays, self.generators = arrays, generators
+        self._bounded = _BoundedGenerator(sum(array.size for array in arrays.values()))
         self._classes = dict(_classes())
         self._modules: dict[str, Module] = {}
 
@@ -399,14 +444,22 @@ class _Builder:
             )
         cls, number = self._classes[kind], spec["rng"]
         settings = {key: self._value(v, prefix + key) for key, v in spec["settings"].items()}
+        if issubclass(cls, Gate) and settings["count"] != self.arrays[f"{prefix}phi"].size:
+            raise ValueError(f"{name} has {settings['count']} gates, unlike its array phi")
         wanted = inspect.signature(cls).parameters
-        if number is not None:
+        required = "rng" in wanted and wanted["rng"].default is inspect.Parameter.empty
+        if number is not None and not issubclass(cls, Weighted):
             settings["rng"] = self.generators[number]
-        elif "rng" in wanted and wanted["rng"].default is inspect.Parameter.empty:
-            settings["rng"] = np.random.default_rng(0)  # draws weights that are replaced
+        elif number is not None or required:
+            settings["rng"] = self._bounded
         later = {key: settings.pop(key) for key in list(settings) if key not in wanted}
         module = cls(**settings)
+        if number is not None:
+            vars(module)["rng"] = self.generators[number]
         for key, value in later.items():
+            kind = type(getattr(module, key))
+            if not isinstance(value, kind):
+                raise ValueError(f"{prefix}{key} is {value!r:.60}; expected a {kind.__name__}")
             setattr(module, key, value)
         self._fill(module, prefix)
         self._modules[name] = module

@@ -2,7 +2,8 @@
 
 The result of each run is a line of JSON in a file. A sweep leaves out the runs that have a result,
 so a sweep that was killed goes on where it was. A run that fails has a line that says why, and the
-next sweep tries it again. To train a run anew, delete its line.
+next sweep tries it again. To train a run anew, delete its line. A file that is none of a sweep's is
+never written to, and neither is a file that another sweep writes.
 """
 
 import json
@@ -23,10 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from minidiff.data.datasets import load_dataset
+from minidiff.io.checkpoint import MALFORMED
 from minidiff.io.extras import extra
-from minidiff.io.files import append_line
+from minidiff.io.files import append_line, locked, require_file
 from minidiff.training.config import Config, ConfigError, option_words, unused_settings
-from minidiff.training.runs import versions
+from minidiff.training.runs import RunError, versions
 from minidiff.training.trainer import Trainer, error_rate
 
 __all__ = ["combinations", "read_results", "run_once", "sweep"]
@@ -36,6 +38,7 @@ Json = dict[str, Any]
 # The history of a run has these figures of at most so many epochs; its result has all of the last.
 HISTORY = ("epoch", "loss", "train_error", "validation_error", "weights", "macs", "architecture")
 POINTS = 30
+BEGIN = b'{"config": {'  # of each line
 
 _load_once = lru_cache(maxsize=1)(load_dataset)  # the runs of a worker share a dataset
 
@@ -146,6 +149,13 @@ def read_results(path: Path) -> list[Json]:
     path
         The file. A missing file has no lines.
 
+    Raises
+    ------
+    RunError
+        If the file is none of a sweep's: it does not begin with the line of a run.
+    OSError
+        If it cannot be read.
+
     Returns
     -------
     list of dict
@@ -160,14 +170,29 @@ def read_results(path: Path) -> list[Json]:
     ...     [line["config"].seed for line in read_results(Path(directory) / "runs.jsonl")]
     [3]
     """
-    lines = []
-    for number, text in enumerate(path.read_bytes().splitlines() if path.exists() else [], 1):
-        try:
-            line = json.loads(text)
-            lines.append(line | {"config": Config.from_json(line["config"])})
-        except (ValueError, TypeError, LookupError, AttributeError) as error:
-            note = f"{path}: line {number} is left out, and its run counts as not made: {error}"
-            warnings.warn(note, stacklevel=2)
+    lines: list[Json] = []
+    try:
+        require_file(path)
+    except FileNotFoundError:
+        return lines
+    with path.open("rb") as file:
+        start = file.read(1 << 20)
+        # A kill may have cut the first line short.
+        begins = [line.startswith(BEGIN) for line in start.splitlines()[:2]]
+        if not (any(begins) or BEGIN.startswith(start)):
+            raise RunError(
+                f"{path} is no results file of a sweep: it begins with {start[:20]!r}; expected "
+                f"{BEGIN.decode()}. Choose another --out."
+            )
+        file.seek(0)
+        for number, text in enumerate(file, 1):
+            try:
+                line = json.loads(text)
+                line.get("result", {}).items()  # an AttributeError unless it is an object
+                lines.append(line | {"config": Config.from_json(line["config"])})
+            except MALFORMED as error:
+                note = f"{path}: line {number} is left out, and its run counts as not made: {error}"
+                warnings.warn(note, stacklevel=2)
     return lines
 
 
@@ -203,6 +228,8 @@ def sweep(
     ------
     ConfigError
         If ``jobs`` is not an integer >= 1.
+    RunError
+        If the file is none of a sweep's, or another sweep writes it.
     OSError
         If the file cannot be written, or the scheduler of the cluster does not answer or has gone.
 
@@ -219,22 +246,23 @@ def sweep(
     """
     if not isinstance(jobs, int) or jobs < 1:
         raise ConfigError(f"jobs is {jobs!r}; expected an integer >= 1.")
-    needed = "test_error" if test else "weights"
-    done = {line["config"] for line in read_results(path) if needed in line.get("result", {})}
-    runs = dict.fromkeys(configs)
-    left = [config.to_json() for config in runs if config not in done]
-    say(f"{len(runs)} runs, {len(runs) - len(left)} of them done before.")
-    failed = 0
-    changes = [config.changes() for config in runs]
-    names = [name for name in Config().to_json() if any(name in changed for changed in changes)]
-    varying = [name for name in names if len({getattr(config, name) for config in runs}) > 1]
-    if left:
-        say("error %  architecture   weights  options")
-    with closing(_lines(left, jobs, cluster, test)) as lines:
-        for line in lines:
-            append_line(path, json.dumps(line, allow_nan=False))
-            failed += "error" in line
-            say(_summary(line, varying))
+    with locked(path, RunError(f"another sweep writes {path}; choose another --out.")):
+        needed = "test_error" if test else "weights"
+        done = {line["config"] for line in read_results(path) if needed in line.get("result", {})}
+        runs = dict.fromkeys(configs)
+        left = [config.to_json() for config in runs if config not in done]
+        say(f"{len(runs)} runs, {len(runs) - len(left)} of them done before.")
+        failed = 0
+        changes = [config.changes() for config in runs]
+        names = [name for name in Config().to_json() if any(name in changed for changed in changes)]
+        varying = [name for name in names if len({getattr(config, name) for config in runs}) > 1]
+        if left:
+            say("error %  architecture   weights  options")
+        with closing(_lines(left, jobs, cluster, test)) as lines:
+            for line in lines:
+                append_line(path, json.dumps(line, allow_nan=False))
+                failed += "error" in line
+                say(_summary(line, varying))
     return failed
 
 

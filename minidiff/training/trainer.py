@@ -19,7 +19,14 @@ from minidiff.engine.arrays import Array, Indices
 from minidiff.engine.module import Module, evaluation
 from minidiff.engine.optim import SGD, Adam, Average, ParameterGroup, cosine
 from minidiff.engine.tensor import no_grad
-from minidiff.io.checkpoint import Checkpoint, CheckpointError, generator_state, restore_generator
+from minidiff.io.checkpoint import (
+    MALFORMED,
+    Checkpoint,
+    CheckpointError,
+    generator_state,
+    reason,
+    restore_generator,
+)
 from minidiff.models import MODELS
 from minidiff.pruning.count import LayerCount, architecture, count, gated_sizes
 from minidiff.pruning.gated import fold_gates
@@ -33,7 +40,7 @@ __all__ = ["NonFiniteLossError", "Trainer", "build_model", "error_rate"]
 
 
 class NonFiniteLossError(ArithmeticError):
-    """The loss is infinite or not a number. The message says at which step and what to try."""
+    """The loss or the outputs are infinite or not a number. The message says where."""
 
 
 def build_model(config: Config, rng: np.random.Generator) -> Module:
@@ -73,6 +80,11 @@ def error_rate(model: Module, split: Split, *, mean: float, std: float) -> float
     mean, std
         The normalisation of the images in training.
 
+    Raises
+    ------
+    NonFiniteLossError
+        If an output of the network is not finite.
+
     Examples
     --------
     >>> from minidiff import nn
@@ -85,7 +97,10 @@ def error_rate(model: Module, split: Split, *, mean: float, std: float) -> float
     wrong = 0
     with evaluation(model):
         for images, labels in batches(split, 500, mean=mean, std=std):
-            wrong += int((model(images).data.argmax(axis=0) != labels).sum())
+            logits = model(images).data
+            if not np.isfinite(logits).all():
+                raise NonFiniteLossError("the outputs of the network are infinite or not a number.")
+            wrong += int((logits.argmax(axis=0) != labels).sum())
     return 100 * wrong / len(split)
 
 
@@ -406,10 +421,17 @@ class Trainer:
         info, arrays = checkpoint.info, checkpoint.state
         if Config.from_json(info.get("config")) != self.config:
             raise CheckpointError("the checkpoint belongs to a run with another configuration.")
-        if {"mean": info["mean"], "std": info["std"]} != self.scale:
-            raise CheckpointError("the checkpoint belongs to a run on other training images.")
-        for prefix, holder in self._states.items():
-            names = [name for name in arrays if name.startswith(f"{prefix}.")]
-            holder.load_state_dict({n.removeprefix(f"{prefix}."): arrays[n] for n in names})
-        self.step, self.records = info["step"], info["records"]
-        self.rng = restore_generator(info["rng"])
+        try:
+            if {"mean": info["mean"], "std": info["std"]} != self.scale:
+                raise ValueError("it was trained on other training images")
+            steps = len(info["records"]) * self.steps_per_epoch
+            if info["step"] != steps or steps > self.steps:
+                raise ValueError(f"it ends at step {info['step']}, not at the end of an epoch")
+            for prefix, holder in self._states.items():
+                names = [name for name in arrays if name.startswith(f"{prefix}.")]
+                holder.load_state_dict({n.removeprefix(f"{prefix}."): arrays[n] for n in names})
+            self.step, self.records = info["step"], info["records"]
+            self.rng = restore_generator(info["rng"])
+        except MALFORMED as error:
+            text = f"the checkpoint does not belong to this run: {reason(error)}."
+            raise CheckpointError(text) from error
