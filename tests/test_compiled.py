@@ -84,6 +84,21 @@ def test_a_damaged_cache_costs_time_and_one_warning(
 
 
 @jit
+@pytest.mark.parametrize("share", [0.2, 0.4, 0.6, 0.8])
+def test_machine_code_that_is_altered_does_not_run(
+    share: float, function: Any, cached: dict[Path, bytes]
+) -> None:
+    for file, content in cached.items():
+        altered = bytearray(content)
+        if file.suffix == ".nbc":
+            altered[int(share * len(content))] ^= 1
+        file.write_bytes(altered)
+    how, said = call(function, file.parents[1])
+    assert how == "kept"
+    assert "a file is damaged" in said[0]
+
+
+@jit
 def test_a_cache_that_cannot_be_written_is_a_warning(
     function: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
