@@ -148,8 +148,9 @@ def configs_of(settings: Settings, dataset: str, *, quick: bool = False) -> list
     """Return the configurations of a row, one for each seed."""
     config = Config.recipe(dataset, **settings)
     if quick:
-        gate_lr = Config.recipe(dataset, epochs=QUICK["epochs"]).gate_lr  # so that gates can close
-        return [replace(config, seed=seed, gate_lr=gate_lr, **QUICK) for seed in QUICK_SEEDS]
+        short = replace(config, **QUICK)
+        gate_lr = Config.recipe(dataset, epochs=short.epochs).gate_lr  # so that gates can close
+        return [replace(short, seed=seed, gate_lr=gate_lr) for seed in QUICK_SEEDS]
     return [replace(config, seed=seed) for seed in SEEDS]
 
 
