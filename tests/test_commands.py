@@ -169,7 +169,7 @@ def test_sweep_trains_every_combination(tmp_path: Path, capsys: pytest.CaptureFi
     out = said(capsys, "sweep", *quick, *lists, "--keep", "0.5", "--out", path)
     assert out.startswith("data: The 1,797 handwritten 8x8 digits of scikit-learn")
     assert "6 runs, 0 of them done before.\nerror %  architecture   weights  options\n" in out
-    row = r"^ +\d+\.\d\d  784-\d+-\d+ +[\d,]+  --method magnitude --seed 1 --keep 0\.5$"
+    row = r"^ +\d+\.\d\d  \d+-\d+-\d+ +[\d,]+  --method magnitude --seed 1 --keep 0\.5$"
     assert re.search(row, out, re.MULTILINE)
     assert max(map(len, out.splitlines()[1:-3])) <= 80
     assert "\nnext: minidiff train --dataset digits --model lenet300 " in out
