@@ -175,6 +175,14 @@ def test_a_network_with_nothing_left_is_told_so() -> None:
     assert "∞× fewer weights 0 of 430,500" in text
 
 
+def test_nothing_is_called_smaller_or_faster_where_nothing_has_closed() -> None:
+    whole = record(5, weights=430_500, macs=2_293_000, architecture="20-50-800-500")
+    text = Reader(page(records=[record(1), whole])).text
+    assert "Nothing is closed: the network is as large as before." in text
+    assert "430,500 weights" in text
+    assert not any(word in text for word in ("fewer", "saving", "pruned"))
+
+
 @pytest.mark.usefixtures("without_figures")
 def test_settings_source_and_version_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("minidiff.figures.report.__version__", "1.2.3")
