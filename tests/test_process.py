@@ -180,7 +180,8 @@ def test_names_that_an_encoding_lacks_are_escaped(
     out, err = process.communicate(timeout=120)
     assert (process.returncode, err) == (0, "")
     text = os.fspath(run / report)
-    assert out.encode(errors="surrogateescape") == text.encode(encoding, "backslashreplace") + b"\n"
+    first = out.encode(errors="surrogateescape").partition(b"\n")[0]
+    assert first == text.encode(encoding, "backslashreplace")
     assert (run / report).stat().st_size > 1000
 
 

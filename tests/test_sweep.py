@@ -179,7 +179,7 @@ def test_two_sweeps_do_not_write_to_one_file(tmp_path: Path) -> None:
             sweep(configs(1), path, say=quiet)
 
     assert sweep(configs(0), path, say=say) == 0
-    assert len(told) == 2
+    assert len(told) == 3
     assert [line["config"] for line in read_results(path)] == configs(0)
 
 
@@ -243,6 +243,9 @@ def test_processes_and_a_cluster_come_to_the_same_bits(cluster: str, tmp_path: P
         assert failed["config"] == wild[0]
 
 
+RESULT = {"architecture": "0", "weights": 0, "validation_error": None}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("where", ["processes", "cluster"])
 def test_a_worker_that_dies_costs_the_runs_under_way(
@@ -252,7 +255,7 @@ def test_a_worker_that_dies_costs_the_runs_under_way(
         if settings["seed"] == 2:
             time.sleep(1)  # so that the runs before have ended
             os._exit(1)
-        return {"config": settings, "result": {"architecture": "0", "weights": 0}, "history": {}}
+        return {"config": settings, "result": RESULT, "history": {}}
 
     monkeypatch.setattr(sweeps, "run_once", stand_in)
     path = tmp_path / "runs.jsonl"

@@ -336,7 +336,9 @@ def evaluate(options: argparse.Namespace) -> int:
         raise NonFiniteLossError(f"{options.directory}: {cause}") from cause
     value = {"test_error": error, "images": len(data.test), "data": data.source}
     text = f"{error:.2f} % test error on {len(data.test):,} images ({data.source.rstrip('.')})"
-    return finish(options, value, text, ["inspect", options.directory])
+    path = options.directory
+    following = ["inspect", path] if path.is_dir() else ["predict", path, "photo.jpg"]
+    return finish(options, value, text, following)
 
 
 def predict(options: argparse.Namespace) -> int:
@@ -364,7 +366,13 @@ def predict(options: argparse.Namespace) -> int:
             print(textwrap.indent("\n".join(prepared.notes), "    "))
             print("".join(f"{digit:>7}" for digit in range(len(shares))))
             print("".join(f"{share:>5.1f} %" for share in shares))
-    finish(options, answers, "", ["export", options.directory, "model.onnx"])
+    path = options.directory
+    finish(
+        options,
+        answers,
+        "",
+        ["export", path, "model.onnx"] if path.is_dir() else ["evaluate", path],
+    )
     return 0 if len(answers) == len(options.images) else 1
 
 

@@ -277,6 +277,8 @@ def _lines(
     dask = extra("distributed", needed_by="cluster").Client(cluster) if cluster else None
     for handler in logging.getLogger("distributed").handlers:  # whatever it logs is raised, too
         handler.setLevel(logging.CRITICAL + 1)
+    if not dask:  # when it starts, it unblocks Ctrl-C in this process
+        extra("joblib.externals.loky.backend.resource_tracker", "joblib").ensure_running()
     running: dict[Future[Json], Json] = {}
     pool = None
     try:
