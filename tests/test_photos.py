@@ -348,16 +348,24 @@ def test_fifos_and_devices_are_refused_at_once(tmp_path):
             prepare_digit(path)
 
 
-def test_memory_is_bounded_by_the_digit_and_not_by_the_image(tmp_path):
-    """A large file is decoded once, and no array of its size is made besides."""
-    path = tmp_path / "large.png"
-    Image.fromarray(drawn("2")).resize((4000, 4000)).convert("LA").save(path)
+def test_memory_is_bounded_by_the_digit_and_not_by_the_image(tmp_path, monkeypatch):
+    """A large file is decoded once; it is converted in strips, and no array has its size."""
+    path, converted, convert = tmp_path / "large.png", [], Image.Image.convert
+    Image.fromarray(drawn("2")).resize((3000, 3000)).convert("LA").save(path)
     prepare_digit(path)  # imports everything
+
+    def spy(self, *arguments):
+        converted.append(self.width * self.height)
+        return convert(self, *arguments)
+
+    monkeypatch.setattr(Image.Image, "convert", spy)
     tracemalloc.start()  # which knows NumPy's arrays
     prepare_digit(path)
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert most < 120e6  # in float64 the image alone has 256 MB
+    assert most < 80e6  # in float64 the image alone has 144 MB
+    assert sum(converted) >= 3000**2
+    assert max(converted) <= photos.STRIP
 
 
 @pytest.mark.parametrize(
