@@ -20,6 +20,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import closing, contextmanager
 from functools import lru_cache
 from itertools import product
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -277,8 +278,6 @@ def _lines(
     dask = extra("distributed", needed_by="cluster").Client(cluster) if cluster else None
     for handler in logging.getLogger("distributed").handlers:  # whatever it logs is raised, too
         handler.setLevel(logging.CRITICAL + 1)
-    if not dask:  # when it starts, it unblocks Ctrl-C in this process
-        extra("joblib.externals.loky.backend.resource_tracker", "joblib").ensure_running()
     running: dict[Future[Json], Json] = {}
     pool = None
     try:
@@ -327,6 +326,7 @@ def _ctrl_c_blocked() -> Iterator[None]:
     if sys.platform == "win32":
         yield
         return
+    resource_tracker.ensure_running()  # when it starts, it unblocks Ctrl-C
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
