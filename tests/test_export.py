@@ -130,7 +130,7 @@ FLOATS, DOUBLES = narrow(dense(3, 2)), dense(3, 2)
     ("name", "model", "options", "message"),
     [
         ("m.pt", FLOATS, {}, r"'.pt'; expected one of .onnx, .npz, .safetensors"),
-        ("m.npz", FLOATS, {"std": 0}, "std above 0"),
+        *(("m.npz", FLOATS, {"std": std}, "std from 1e-35") for std in (0, 1e-50, np.inf)),
         ("m.npz", FLOATS, {"mean": np.nan}, "mean is nan"),
         ("m.npz", DOUBLES, {}, "not all float32"),
         ("m.npz", nn.Sequential(FLOATS, Rounded()), {}, "digits"),  # NumPy would pickle it

@@ -1,7 +1,6 @@
 """Export: a trained network, compacted, in files for other software and for minidiff itself."""
 
 import io
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -87,8 +86,11 @@ def export(
     small = compact(model, shape)
     if any(parameter.dtype != np.float32 for parameter in small.parameters()):
         raise ExportError("the network's weights are not all float32, which files are to hold.")
-    if not (math.isfinite(mean) and 0 < std < math.inf):
-        raise ExportError(f"mean is {mean} and std {std}; expected numbers, std above 0.")
+    if not (abs(mean) <= 1e35 and 1e-35 <= std <= 1e35):
+        raise ExportError(
+            f"mean is {mean} and std is {std}; expected numbers that float32 can divide by: std "
+            f"from 1e-35 to 1e35, and mean up to that."
+        )
     FORMATS[path.suffix](path, small, tuple(map(int, shape)), mean, std)
     return small
 

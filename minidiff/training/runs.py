@@ -223,8 +223,11 @@ RESULT: Fields = {
 }
 NETWORK: Fields = {
     "shape": (lambda value: value == list(INPUT), str(list(INPUT))),
-    "mean": NUMBER,
-    "std": (lambda value: _is_number(value) and value > 0, "a finite number above 0"),
+    "mean": (lambda value: _is_number(value) and abs(value) <= 1e35, "a number up to 1e35"),
+    "std": (
+        lambda value: _is_number(value) and 1e-35 <= value <= 1e35,
+        "a number from 1e-35 to 1e35",
+    ),
 }
 PROGRESS: Fields = {
     **dict.fromkeys(("config", "rng"), OBJECT),
