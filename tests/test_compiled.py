@@ -147,6 +147,7 @@ print(os.environ.get("GOMP_SPINCOUNT"), numba.config.CPU_FEATURES, faults() - be
 
 def say(**variables: str) -> list[str]:
     names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES")
+    names += ("MALLOC_TRIM_THRESHOLD_",)  # Dask sets it
     environment = {name: text for name, text in os.environ.items() if name not in names}
     environment |= {"PYTHONPATH": str(Path(__file__).parents[1])} | variables
     done = subprocess.run(

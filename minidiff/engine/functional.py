@@ -535,8 +535,8 @@ def where(condition: NDArray[Any], a: TensorLike, b: TensorLike) -> Tensor:
     Examples
     --------
     >>> x = Tensor([-1.0, 4.0])
-    >>> where(x > 0, x.sqrt(), 0.0).data
-    array([0., 2.], dtype=float32)
+    >>> where(x > 0, x, 0.5 * x).data
+    array([-0.5,  4. ], dtype=float32)
     """
     is_a = np.array(condition)  # a copy, because the caller may change it
     if is_a.dtype != np.bool_:
