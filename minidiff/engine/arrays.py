@@ -42,6 +42,8 @@ def real(values: Any, dtype: Any = None) -> Array:
     the dtype. TypeError for anything but real numbers of at most 64 bits. ValueError for a number
     beyond the range of the dtype, or if an array holds integers that the dtype would round.
     """
+    if type(values) is np.ndarray and values.dtype == dtype:
+        return values
     given = np.asarray(values)
     if given.dtype.kind not in "biuf" or given.dtype.itemsize > 8:
         raise TypeError(
@@ -110,13 +112,10 @@ def read_only(x: Array) -> Array:
     return view
 
 
-def shares(x: Array, y: Array) -> bool:
-    """Return whether two arrays are views of one array."""
-    return _owner(x) is _owner(y)
-
-
-def _owner(x: Array) -> Array:
-    return x.base if isinstance(x.base, np.ndarray) else x
+def is_view(x: Array, others: list[Array]) -> bool:
+    """Return whether x shares memory with one of the others, or is one of them."""
+    owner = x if x.base is None else x.base
+    return bool([y for y in others if owner is y or owner is y.base])
 
 
 def _address(x: NDArray[Any]) -> int:

@@ -52,7 +52,8 @@ ROWS, PRODUCTS = 5, (5 if WIDE else 2)
 # order than the loops over 4 and 5.
 FEWEST = 3 if WIDE else 4
 SUMS = ROWS * PRODUCTS * LANES
-CHUNK = 1024  # products that a register sums up; longer sums in float32 would lose digits
+# Numbers of a span, or features, that a register sums up: longer sums would lose digits.
+CHUNK, FEATURES = 8192, 1024
 _rows, _products, _tile, _lanes, _zero = U(ROWS), U(PRODUCTS), U(TILE), U(LANES), U(0)
 _SUMS_SHAPE = (ROWS, PRODUCTS, LANES)
 
@@ -276,11 +277,10 @@ def correlate(x, weight, swapped, bias, ins, outs, spans, taps, samples, out):
 
 
 @inner
-def _product_tile(x, inputs, first_input, grad, outputs, begin, end, sums, at):
+def _product_tile(x, inputs, first_input, grad, outputs, length, sums, at):
     """Multiply ROWS spans of grad by PRODUCTS spans of x, and add LANES partial sums for each pair.
 
-    Numbers ``begin`` to ``end`` of each span count. The spans of x begin at
-    ``inputs[first_input:]``. The sums are added to ``sums[at:]``.
+    The spans of x begin at ``inputs[first_input:]``. The sums are added to ``sums[at:]``.
     """
     products = tile(registers(x), _SUMS_SHAPE)
     b, a = tile(registers(outputs), ROWS), tile(registers(inputs), PRODUCTS)
@@ -292,8 +292,8 @@ def _product_tile(x, inputs, first_input, grad, outputs, begin, end, sums, at):
         for i in range(_rows):
             for j in range(_products):
                 products[i, j, s] = 0
-    whole = end - (end - begin) % _lanes
-    for first in range(begin, whole, _lanes):
+    whole = length - length % _lanes
+    for first in range(_zero, whole, _lanes):
         for s in range(_lanes):
             for i in range(_rows):
                 for j in range(_products):
@@ -302,7 +302,7 @@ def _product_tile(x, inputs, first_input, grad, outputs, begin, end, sums, at):
         for i in range(_rows):
             for j in range(_products):
                 sums[at + (i * _products + j) * _lanes + s] += products[i, j, s]
-    for s in range(whole, end):
+    for s in range(whole, length):
         for i in range(_rows):
             for j in range(_products):
                 sums[at + (i * _products + j) * _lanes] += grad[b[i] + s] * x[a[j] + s]
@@ -323,7 +323,7 @@ def grad_weight(x, grad, ins, outs, spans, taps, samples, out):
         rows = min(ROWS, outs.size - first)
         outputs, inputs = np.empty(ROWS, U), np.empty(groups * PRODUCTS, U)
         tapped = np.empty(groups * PRODUCTS, np.bool_)
-        sums = np.zeros((groups + 1) * SUMS)
+        sums = np.zeros((groups + 1) * SUMS, x.dtype)
         for r in range(len(spans) - 1):
             if spans[r, 2] == spans[r + 1, 2]:  # reads padding only; the span may be longer than x
                 continue
@@ -335,24 +335,27 @@ def grad_weight(x, grad, ins, outs, spans, taps, samples, out):
             for p in range(spans[r, 2], spans[r + 1, 2]):
                 inputs[taps[p, 1]] = c * x.shape[1] + taps[p, 0] * samples
                 tapped[taps[p, 1]] = True
-            for group in range(groups):
-                # If a kernel position of the group reads padding, the products go to the spare
-                # last group first, and those at other positions are added from there.
-                whole = True
-                for j in range(PRODUCTS):
-                    whole &= tapped[group * PRODUCTS + j]
-                at, length = (group if whole else groups) * SUMS, spans[r, 1] * samples
-                for begin in range(0, length, CHUNK * LANES):
-                    end = min(begin + CHUNK * LANES, length)
+            length = spans[r, 1] * samples
+            for begin in range(0, length, CHUNK):
+                for group in range(groups):
+                    # If a kernel position of the group reads padding, the products go to the spare
+                    # last group first, and those at other positions are added from there.
+                    whole = True
+                    for j in range(PRODUCTS):
+                        whole &= tapped[group * PRODUCTS + j]
                     _product_tile(
-                        flat_x, inputs, U(group * PRODUCTS), flat_grad, outputs, U(begin), U(end),
-                        sums, U(at),
+                        flat_x, inputs, U(group * PRODUCTS), flat_grad, outputs,
+                        U(min(CHUNK, length - begin)), sums, U((group if whole else groups) * SUMS),
                     )  # fmt: skip
-                if not whole:
-                    for n in range(SUMS):
-                        if tapped[group * PRODUCTS + n // LANES % PRODUCTS]:
-                            sums[group * SUMS + n] += sums[groups * SUMS + n]
-                        sums[groups * SUMS + n] = 0
+                    if not whole:
+                        for n in range(SUMS):
+                            if tapped[group * PRODUCTS + n // LANES % PRODUCTS]:
+                                sums[group * SUMS + n] += sums[groups * SUMS + n]
+                            sums[groups * SUMS + n] = 0
+                for k in range(groups * PRODUCTS):
+                    inputs[k] += U(CHUNK)
+                for i in range(ROWS):
+                    outputs[i] += U(CHUNK)
         for i in range(rows):
             for k in range(kernel):
                 at = (k // PRODUCTS * ROWS + i) * PRODUCTS + k % PRODUCTS

@@ -152,18 +152,17 @@ def _multiply(
     channel: a loop over many taps is faster than a loop over many channels with one tap each.
     """
     weight, stride = (a.reshape(1, -1, 1), a.shape[1]) if swapped else (a[:, None, :], 1)
-    spans, flat = np.zeros((2, 3), np.int64), b.reshape(1, -1)
-    spans[0, 1] = spans[1, 0] = 1
-    for first in range(0, max(1, columns.size), kernels.CHUNK):
-        chunk = columns[first : first + kernels.CHUNK]
+    spans, flat = np.array(((0, 1, 0), (1, 0, 0))), b.reshape(1, -1)
+    part = out
+    for first in range(0, max(1, columns.size), kernels.FEATURES):
+        if first > 0:
+            part, bias = arrays.empty(out.shape, out.dtype), np.zeros_like(bias)
+        chunk = columns[first : first + kernels.FEATURES]
         taps = np.empty((chunk.size, 2), np.int64)
         taps[:, 0], taps[:, 1], spans[1, 2] = chunk, chunk * stride, chunk.size
-        part = arrays.empty(out.shape, out.dtype) if first else out
         kernels.correlate(flat, weight, swapped, bias, ONLY, rows, spans, taps, b.shape[1], part)
-        if first:
+        if first > 0:
             out[rows] += part[rows]
-        else:
-            bias = np.zeros_like(bias)
 
 
 # -- activations -----------------------------------------------------------------------------

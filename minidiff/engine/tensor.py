@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeAlias, Union
 import numpy as np
 
 from . import op as ops
-from .arrays import Array, Indices, Shape, filled, read_only, real, shares
+from .arrays import Array, Indices, Shape, filled, is_view, read_only, real
 from .op import Axes, Op
 
 __all__ = ["Tensor", "apply", "no_grad"]
@@ -124,15 +124,15 @@ def apply(op: Op, *inputs: TensorLike) -> "Tensor":
         arrays = [t.raw for t in tensors]
     else:
         arrays = [read_only(filled(t.raw, t.live)) for t in tensors]
-    if len({a.dtype for a in arrays}) > 1:  # a single number does not make float32 float64
+    if [a for a in arrays if a.dtype is not arrays[0].dtype]:
+        # A single number does not make float32 float64.
         dtype = np.result_type(*[a.dtype for a in arrays if a.ndim] or arrays)
         arrays = [a if a.ndim else a.astype(dtype) for a in arrays]
     values = np.asarray(op.forward(*arrays))
     recorded = True in op.needs and not any(_blocks.get())
     # An output may share memory with nothing that can still change.
-    if not op.shares_inputs and any(
-        shares(values, t.raw) for t in tensors if not (recorded and t.node)
-    ):
+    changing = [t.raw for t in tensors if t.node is None or not recorded]
+    if changing and not op.shares_inputs and is_view(values, changing):
         values = values.copy()
     out = Tensor(values)
     out.live = op.live
@@ -323,7 +323,7 @@ class Tensor:
                 f"backward() on shape {self.shape} needs the gradient with respect to it: reduce "
                 f"to one number first, or pass backward(grad)."
             )
-        grad = np.ones(self.shape) if grad is None else grad
+        grad = np.ones(self.shape, self.dtype) if grad is None else grad
         grad = real(grad, self.dtype)
         if grad.shape != self.shape:
             raise ValueError(f"grad has shape {grad.shape}; expected {self.shape}.")
