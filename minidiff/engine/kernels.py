@@ -359,7 +359,7 @@ def grad_weight(x, grad, ins, outs, spans, taps, samples, out):
         for i in range(rows):
             for k in range(kernel):
                 at = (k // PRODUCTS * ROWS + i) * PRODUCTS + k % PRODUCTS
-                total = 0.0
+                total = np.float64(0)
                 for s in range(LANES):
                     total += sums[at * LANES + s]
                 out[outs[first + i], c, k] = total
@@ -465,7 +465,7 @@ def sum_rows(x, rows, out):
     """Compute ``out[i] = sum(x[i])``, in float64, for the rows listed; x is (rows, columns)."""
     for task in prange(rows.size):
         i = rows[task]
-        total = 0.0
+        total = np.float64(0)
         for s in range(x.shape[1]):
             total += x[i, s]
         out[i] = total

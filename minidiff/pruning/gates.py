@@ -337,7 +337,7 @@ def grad_scale_rows(
     for task in prange(written.size):
         i = written[task]
         if listed[i]:
-            total = 0.0
+            total = np.float64(0)
             for s in range(x.shape[1]):
                 out[i, s] = factors[i] * grad[i, s]
                 total += grad[i, s] * x[i, s]
