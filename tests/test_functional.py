@@ -256,7 +256,7 @@ def test_long_sums_keep_their_digits():
     np.testing.assert_allclose(F.linear(many.T, many).data, 0.01 * count, rtol=2e-5)
     gate = md.Gate(2, initial=0.0)
     gate(many).backward(many)
-    np.testing.assert_allclose(gate.phi.grad, 0.015 * count, rtol=1e-7)
+    np.testing.assert_allclose(gate.phi.grad, 0.015 * count, rtol=3e-7)
     image = np.full((1, side, side, 1), 0.1, np.float32)
     assert F.avg_pool2d(image, side).item() == np.float32(0.1)
     filters = leaf(np.full((1, 1, 3, 3), 0.1, np.float32))
