@@ -18,13 +18,19 @@ TRAIN = ["train", "--dataset", "digits", "--model", "lenet300", "--epochs", "100
 SWEEP = ["sweep", *TRAIN[1:-1], "runs.jsonl", "--seed", "0,1,2", "--jobs", "2"]
 
 
+def _heed() -> None:
+    """Undo in a child what this process may have inherited: a job in the background ignores ^C."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+
+
 def start(words: list[str], directory: Path, **changes: str) -> "subprocess.Popen[str]":
     """Start the command in a process group of its own, as a terminal does."""
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])} | changes
     pipe = subprocess.PIPE
     return subprocess.Popen(
         [*MINIDIFF, *words], cwd=directory, stdout=pipe, stderr=pipe, text=True,
-        env=environment, start_new_session=True, errors="surrogateescape",
+        env=environment, start_new_session=True, errors="surrogateescape", preexec_fn=_heed,
     )  # fmt: skip
 
 
@@ -39,7 +45,9 @@ def group(process: "subprocess.Popen[str]") -> list[str]:
 def shell(line: str, directory: Path, **changes: str) -> "subprocess.CompletedProcess[bytes]":
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])} | changes
     line = line.replace("minidiff", f"{sys.executable} -m minidiff")
-    return subprocess.run(["bash", "-c", line], cwd=directory, capture_output=True, env=environment)
+    return subprocess.run(
+        ["bash", "-c", line], cwd=directory, capture_output=True, env=environment, preexec_fn=_heed
+    )
 
 
 # -- signals ---------------------------------------------------------------------------------------
