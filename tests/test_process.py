@@ -36,7 +36,7 @@ def start(words: list[str], directory: Path, **changes: str) -> "subprocess.Pope
 
 def group(process: "subprocess.Popen[str]") -> list[str]:
     """Return the processes of a group that run."""
-    words = ["ps", "-e", "-o", "pgid=,stat=,args="]
+    words = ["ps", "-e", "-ww", "-o", "pgid=,stat=,args="]  # whole lines, whatever COLUMNS says
     lines = subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()
     found = [line.split(maxsplit=2) for line in lines]
     return [args for pgid, state, args in found if int(pgid) == process.pid and state[0] != "Z"]
