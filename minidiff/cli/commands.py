@@ -276,7 +276,8 @@ def bench(options: argparse.Namespace) -> int:
     run = Run.create(options.out or free_path("bench"))
     results = measure(options.threads, partial(print, file=sys.stderr))
     status = finish(options, results, describe(results), ["train"])
-    run.write_json("bench.json", results)  # at the end: the measurement took minutes
+    # After the table, so that a failed write does not lose minutes of measurement.
+    run.write_json("bench.json", results)
     print(f"saved in {run.path}", file=sys.stderr)
     return status
 

@@ -36,7 +36,7 @@ def begin() -> None:
         return
     for name in ("stdin", "stdout", "stderr"):  # in the order of their descriptors
         if getattr(sys, name) is None:  # closed: else the next file would take its descriptor
-            stream = open(os.devnull, "r" if name == "stdin" else "w", encoding="utf-8")  # noqa: SIM115
+            stream = open(os.devnull, "r" if name == "stdin" else "w", encoding="utf-8")  # noqa: SIM115 - stays open as long as the process runs
             os.set_inheritable(stream.fileno(), True)
             setattr(sys, name, stream)
     streams: Any = sys.stdout, sys.stderr

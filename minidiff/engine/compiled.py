@@ -77,7 +77,7 @@ class _Checked(CompileResultCacheImpl):
         ]
 
     def get_filename_base(self, name: str, flags: str) -> str:
-        base = super().get_filename_base(name, flags)  # type: ignore[no-untyped-call]
+        base = super().get_filename_base(name, flags)  # type: ignore[no-untyped-call]  # Numba has no types
         return f"{base}-checked"  # apart from files without a checksum
 
     def reduce(self, result: Any) -> tuple[bytes, bytes]:
@@ -88,7 +88,7 @@ class _Checked(CompileResultCacheImpl):
         digest, content = kept
         if sha256(content).digest() != digest:
             raise ValueError("a file is damaged")
-        return super().rebuild(context, loads(content))  # type: ignore[no-untyped-call]
+        return super().rebuild(context, loads(content))  # type: ignore[no-untyped-call]  # Numba has no types
 
 
 class _Disk(FunctionCache):
@@ -105,7 +105,7 @@ class _Cache(NullCache):
 
     @cached_property
     def disk(self) -> Any:  # an error if there is nowhere to write
-        return _Disk(self.function)  # type: ignore[no-untyped-call]
+        return _Disk(self.function)  # type: ignore[no-untyped-call]  # Numba has no types
 
     def load_overload(self, signature: Any, context: Any) -> Any:
         try:

@@ -2,8 +2,8 @@
 
 The result of each run is a line of JSON in a file. A sweep leaves out the runs that have a result,
 so a sweep that was killed goes on where it was. A run that fails has a line that says why, and the
-next sweep tries it again. To train a run anew, delete its line. A file that is none of a sweep's is
-never written to, and neither is a file that another sweep writes.
+next sweep tries it again. To train a run again, delete its line. A sweep refuses a file that no
+sweep has written, and a file that another sweep is writing.
 """
 
 import json
@@ -153,7 +153,7 @@ def read_results(path: Path) -> list[Json]:
     Raises
     ------
     RunError
-        If the file is none of a sweep's: it does not begin with the line of a run.
+        If no sweep has written the file: its first line is not that of a run.
     OSError
         If it cannot be read.
 
@@ -230,7 +230,7 @@ def sweep(
     ConfigError
         If ``jobs`` is not an integer >= 1.
     RunError
-        If the file is none of a sweep's, or another sweep writes it.
+        If no sweep has written the file, or another sweep is writing it.
     OSError
         If the file cannot be written, or the scheduler of the cluster does not answer or has gone.
 
