@@ -69,6 +69,15 @@ def real(values: Any, dtype: Any = None) -> Array:
     return out
 
 
+def check_scale(mean: float, std: float) -> None:
+    """Raise ValueError unless float32 can compute ``(x - mean) / std``, and in 0..255 too."""
+    if not (abs(mean) <= 1e35 and 1e-35 <= std <= 1e35):
+        raise ValueError(
+            f"mean is {mean} and std is {std}; expected numbers that float32 can divide by: std "
+            f"from 1e-35 to 1e35, and mean up to that."
+        )
+
+
 def plain(x: Array) -> Array:
     """Return ``x`` if it is contiguous and writeable, else a copy.
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from minidiff._version import __version__
 from minidiff.engine import nn
-from minidiff.engine.arrays import Shape
+from minidiff.engine.arrays import Shape, check_scale
 from minidiff.engine.module import Module, Sequential, chain
 from minidiff.pruning.compact import compact
 
@@ -86,11 +86,10 @@ def export(
     small = compact(model, shape)
     if any(parameter.dtype != np.float32 for parameter in small.parameters()):
         raise ExportError("the network's weights are not all float32, which files are to hold.")
-    if not (abs(mean) <= 1e35 and 1e-35 <= std <= 1e35):
-        raise ExportError(
-            f"mean is {mean} and std is {std}; expected numbers that float32 can divide by: std "
-            f"from 1e-35 to 1e35, and mean up to that."
-        )
+    try:
+        check_scale(mean, std)
+    except ValueError as error:
+        raise ExportError(str(error)) from None
     FORMATS[path.suffix](path, small, tuple(map(int, shape)), mean, std)
     return small
 

@@ -26,7 +26,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from minidiff.engine.arrays import Array, Indices, Shape, empty, matrix
+from minidiff.engine.arrays import Array, Indices, Shape, check_scale, empty, matrix
 from minidiff.engine.kernels import LANES, TILE, windows
 from minidiff.engine.module import Module, chain, evaluation, input_shape
 from minidiff.engine.tensor import Tensor
@@ -36,7 +36,6 @@ from .kernels import CONV, GATHER, POOL, SPARE, STEP, run_few, run_many
 __all__ = ["Predictor"]
 
 FEW = 12  # images: up to this number, channels last is faster
-LEAST = 1e-35  # std; 1 / (255 * std) fits in float32 too
 LIMIT = 1 << 28  # bytes of memory for a block of images; above, images run one by one
 
 
@@ -72,11 +71,7 @@ class Predictor:
     """
 
     def __init__(self, model: Module, shape: Shape, *, mean: float = 0.0, std: float = 1.0) -> None:
-        if not (abs(mean) <= 1 / LEAST and LEAST <= std <= 1 / LEAST):
-            raise ValueError(
-                f"mean is {mean} and std is {std}; expected numbers that float32 can divide by: "
-                f"std from {LEAST} to {1 / LEAST:g}, and mean up to that."
-            )
+        check_scale(mean, std)
         self.shape, self.mean, self.std = input_shape(shape), mean, std
         self._stages: list[_Compiled | Module] = [_Compiled(self.shape)]
         shape = self.shape

@@ -21,7 +21,7 @@ import numpy as np
 from llvmlite import binding
 
 from minidiff._version import __version__
-from minidiff.engine.arrays import Shape
+from minidiff.engine.arrays import Shape, check_scale
 from minidiff.engine.module import Module, chain
 from minidiff.io.checkpoint import MALFORMED, Checkpoint, CheckpointError, reason
 from minidiff.io.files import PART, locked, require_file, words, write_whole
@@ -223,11 +223,7 @@ RESULT: Fields = {
 }
 NETWORK: Fields = {
     "shape": (lambda value: value == list(INPUT), str(list(INPUT))),
-    "mean": (lambda value: _is_number(value) and abs(value) <= 1e35, "a number up to 1e35"),
-    "std": (
-        lambda value: _is_number(value) and 1e-35 <= value <= 1e35,
-        "a number from 1e-35 to 1e35",
-    ),
+    **dict.fromkeys(("mean", "std"), NUMBER),
 }
 PROGRESS: Fields = {
     **dict.fromkeys(("config", "rng"), OBJECT),
@@ -262,6 +258,7 @@ def _wrong(found: Any, fields: Fields) -> str:
 
 
 def _wrong_network(checkpoint: Checkpoint) -> str:
+    check_scale(checkpoint.info["mean"], checkpoint.info["std"])
     shape: Shape = INPUT
     for name, layer in chain(checkpoint.model):
         shape = layer.output_shape(shape)
