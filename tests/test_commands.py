@@ -317,12 +317,18 @@ def test_an_exported_network_answers_as_the_run_does(
     np.testing.assert_array_equal(loaded(images), expected)
 
 
+def save_digit(directory: Path) -> Path:
+    """Save a picture of the first digit to test on."""
+    image = pytest.importorskip("PIL.Image", reason="Pillow reads images")
+    path = directory / "digit.png"
+    image.fromarray(load_dataset("digits").test.images[0, 0]).save(path)
+    return path
+
+
 def test_an_exported_file_is_evaluated_and_predicts_like_its_run(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    image = pytest.importorskip("PIL.Image", reason="Pillow reads images")
-    model, digit = tmp_path / "model.safetensors", tmp_path / "digit.png"
-    image.fromarray(load_dataset("digits").test.images[0, 0]).save(digit)
+    model, digit = tmp_path / "model.safetensors", save_digit(tmp_path)
     said(capsys, "export", trained, model)
     for command, *images in (["evaluate"], ["predict", digit]):
         found, expected = (said(capsys, command, path, *images) for path in (model, trained))
@@ -337,9 +343,7 @@ def test_an_exported_file_is_evaluated_and_predicts_like_its_run(
 def test_outputs_that_are_not_finite_are_an_error(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    image = pytest.importorskip("PIL.Image", reason="Pillow reads images")
-    model, digit = tmp_path / "model.safetensors", tmp_path / "digit.png"
-    image.fromarray(load_dataset("digits").test.images[0, 0]).save(digit)
+    model, digit = tmp_path / "model.safetensors", save_digit(tmp_path)
     run = Trained(trained)
     small = md.compact(run.model, run.shape)
     for parameter in small.parameters():

@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from minidiff.data import datasets
-from minidiff.data.datasets import Dataset, Split, load_dataset
+from minidiff.data.datasets import DIGITS_TRAINING_IMAGES, Dataset, Split, load_dataset
 from minidiff.data.mnist import DataError, MissingDataError
 
 
@@ -130,7 +130,7 @@ def test_digits_are_those_of_scikit_learn_enlarged():
     sklearn = pytest.importorskip("sklearn.datasets")
     found = load_dataset("digits")
     splits = (found.train, found.validation, found.test)
-    assert [len(part) for part in splits] == [1197, 300, 300]
+    assert [len(part) for part in splits] == [DIGITS_TRAINING_IMAGES, 300, 300]
     images = np.concatenate([part.images for part in splits])
     labels = np.concatenate([part.labels for part in splits])
     assert images.dtype == np.uint8

@@ -18,6 +18,7 @@ Pixels: TypeAlias = NDArray[np.uint8] | NDArray[np.float32]
 
 DATASETS = ("auto", "mnist", "digits")
 MNIST_TRAINING_IMAGES = 60_000
+DIGITS_TRAINING_IMAGES = 1_197  # of 1,797; 300 are for validation and 300 for testing
 
 
 @dataclass(frozen=True, eq=False)

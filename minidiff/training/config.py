@@ -17,7 +17,7 @@ import numpy as np
 
 from minidiff.baselines.gaussian import GaussianGate
 from minidiff.baselines.hard_concrete import HardConcrete
-from minidiff.data.datasets import DATASETS, MNIST_TRAINING_IMAGES
+from minidiff.data.datasets import DATASETS, DIGITS_TRAINING_IMAGES, MNIST_TRAINING_IMAGES
 from minidiff.models import MODELS, SPARSITIES
 from minidiff.pruning.gates import Gate
 from minidiff.pruning.noise import NOISES
@@ -215,7 +215,8 @@ class Config:
         return max(recipe.gate_lr, min(needed, longest))
 
     def _steps(self) -> int:
-        images = 1_197 if self.dataset == "digits" else MNIST_TRAINING_IMAGES - self.validation
+        mnist = MNIST_TRAINING_IMAGES - self.validation
+        images = DIGITS_TRAINING_IMAGES if self.dataset == "digits" else mnist
         return self.epochs * math.ceil(images / self.batch_size)
 
     @property
