@@ -121,7 +121,7 @@ def test_what_is_behind_a_closed_filter_is_not_read():
 def test_rows_and_columns_without_weights_are_not_computed(axis):
     layer, x = conv(3, 3, 2), rng().standard_normal((3, 4, 4, 2))
     layer.bias.data[1] = 7
-    gate = gate_at([1.0, -1.0, 1.0])
+    gate = gate_at([1.0, -1.0, -1.0])
     gated = Gated(layer, weights=Mask(gate, Groups.along(layer.weight.shape, axis)))
     x[axis, :, :, 0] = np.nan if axis else 1
     found = results(gated, gated, x)
@@ -150,7 +150,7 @@ def test_optimisers_leave_closed_weights_alone_with_the_same_outputs(decay):
             adam.zero_grad()
             cost = 0.02 * md.Surrogate(model, (1, 6, 6))()
             (md.functional.cross_entropy(out, labels) + cost).backward()
-            live.append(len(weight.grad_rows))
+            live.append(len(weight.grad_live))
             if not leave:
                 for parameter in others:
                     parameter.grad = parameter.grad.copy()  # nothing is known of its rows
@@ -170,11 +170,11 @@ def test_rows_get_gradients_where_any_use_of_them_is_open():
     first = Gated(layer, outputs=gate_at([1.0, -1.0, 1.0, -1.0]))
     second = Gated(layer, outputs=gate_at([-1.0, -1.0, 1.0, 1.0]))
     (first(x).sum() + second(x).sum()).backward()
-    assert layer.weight.grad_rows.tolist() == [0, 2, 3]
+    assert layer.weight.grad_live.tolist() == [0, 2, 3]
     for again in (layer, Gated(layer, outputs=gate_at([-9.0] * 4, noise="normal"))):
         layer.weight.grad = None
         again(x).sum().backward()
-        assert layer.weight.grad_rows is None  # not gated, or by gates that may open again
+        assert layer.weight.grad_live is None  # not gated, or by gates that may open again
 
 
 @pytest.mark.parametrize("closed", [0, 2])

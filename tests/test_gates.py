@@ -193,7 +193,7 @@ def test_a_deterministic_gate_is_pushed_until_it_closes_for_good():
     before, optimizer = gate.phi.data.copy(), md.optim.SGD([gate.phi], lr=0.1, weight_decay=1.0)
     (gate().sum() + p.sum()).backward()
     assert (gate.phi.grad > 0).tolist() == [False, False, True, True, True]
-    assert gate.phi.grad_rows.tolist() == [2, 3, 4]
+    assert gate.phi.grad_live.tolist() == [2, 3, 4]
     optimizer.step()
     assert gate.phi.data[:2].tolist() == [-0.5, -1.0]  # left alone
     assert (gate.phi.data[3:] < before[3:]).all()

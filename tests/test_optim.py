@@ -118,7 +118,7 @@ def test_rows_that_can_get_no_gradient_do_not_move(kind):
     run(optimiser, tensor, [ones] * 2)
     run(free, other, [ones] * 2)
     before = {"weight": other.data.copy(), **free.state_dict()}
-    tensor.grad, tensor.grad_rows = ones.copy(), np.array([0, 2])
+    tensor.grad, tensor.grad_live = ones.copy(), np.array([0, 2])
     tensor.raw_grad[1] = np.nan  # uninitialised
     optimiser.step()
     run(free, other, [ones])

@@ -488,7 +488,7 @@ class Rows(Op):
     def forward(self, x):
         self.live = self.rows
         if self.closed_for_good:
-            self.grad_rows = (self.rows,)
+            self.grad_live = (self.rows,)
         return self.twice(x, np.nan)
 
     def backward(self, grad):
@@ -540,15 +540,15 @@ def test_new_data_is_all_live():
 def test_rows_that_can_get_no_gradient_are_known():
     x = leaf(np.ones((3, 2)))
     rows_of(x, [0, 2]).sum().backward()
-    equal(x.grad_rows, [0, 2])
+    equal(x.grad_live, [0, 2])
     x.raw_grad[1] = np.nan  # uninitialised
     equal(x.grad, [[2, 2], [0, 0], [2, 2]])
     assert x.grad is x.grad
     x.grad *= 2
-    equal(x.grad_rows, [0, 2])
+    equal(x.grad_live, [0, 2])
     equal(x.grad, [[4, 4], [0, 0], [4, 4]])
     x.grad = np.ones((3, 2))  # of another array nothing is known
-    assert x.grad_rows is None
+    assert x.grad_live is None
     equal(x.grad, np.ones((3, 2)))
 
 
@@ -556,9 +556,9 @@ def test_rows_of_two_gradients_are_those_of_either():
     x = leaf(np.ones((3, 2)))
     rows_of(x, [2]).sum().backward()
     rows_of(x, [0]).sum().backward()
-    equal(x.grad_rows, [0, 2])
+    equal(x.grad_live, [0, 2])
     equal(x.grad, [[2, 2], [0, 0], [2, 2]])
     (x * 1).sum().backward()
     rows_of(x, [0]).sum().backward()
-    assert x.grad_rows is None
+    assert x.grad_live is None
     equal(x.grad, [[5, 5], [1, 1], [3, 3]])

@@ -4,7 +4,7 @@ The *rows* of an array are its slices along axis 0: channels, features, filters 
 """
 
 import math
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,16 @@ from numpy.typing import NDArray
 Array: TypeAlias = NDArray[np.floating[Any]]
 Indices: TypeAlias = NDArray[np.int64]
 Shape: TypeAlias = tuple[int, ...]
+
+
+class Elements(NamedTuple):
+    """The elements of an array that are live; all others are zero."""
+
+    places: Indices  # in the flat array, increasing
+
+
+#: What of an array is live: rows, listed in increasing order, or single elements; None for all.
+Live: TypeAlias = Indices | Elements | None
 
 ALIGNMENT = 64  # bytes: a vector that crosses this boundary costs two loads
 SMALL = 1 << 16  # bytes, below which alignment does not pay
@@ -100,17 +110,24 @@ def matrix(x: NDArray[Any]) -> NDArray[Any]:
     return x.reshape(len(x), math.prod(x.shape[1:])) if x.ndim else x.reshape(1, 1)
 
 
-def row_list(live: Indices | None, count: int) -> Indices:
-    """Return ``live``, or all ``count`` rows if ``live`` is None."""
+def row_list(live: Live, count: int) -> Indices:
+    """Return ``live``, which lists rows, or all ``count`` rows if ``live`` is None."""
+    assert not isinstance(live, Elements)
     return np.arange(count) if live is None else live
 
 
-def filled(x: Array, live: Indices | None) -> Array:
-    """Return ``x`` with zeros in its dead rows: a copy if a row is dead, else ``x`` itself."""
-    if live is None or len(live) == len(x):
+def slices(x: NDArray[Any], live: Indices | Elements) -> tuple[NDArray[Any], Indices]:
+    """Return a view of a contiguous array whose rows ``live`` lists, and their numbers."""
+    return (x.reshape(-1), live.places) if isinstance(live, Elements) else (x, live)
+
+
+def filled(x: Array, live: Live) -> Array:
+    """Return ``x`` with zeros where it is dead: a copy if anything is dead, else ``x`` itself."""
+    if live is None or len(slices(x, live)[1]) == len(slices(x, live)[0]):
         return x
-    out = np.zeros_like(x)
-    out[live] = x[live]
+    out = np.zeros(x.shape, x.dtype)
+    source, at = slices(x, live)
+    slices(out, live)[0][at] = source[at]
     return out
 
 

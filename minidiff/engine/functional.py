@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from . import op, ops
-from .arrays import Indices
+from .arrays import Elements, Indices
 from .tensor import Tensor, TensorLike, apply
 
 Pair: TypeAlias = int | tuple[int, int]
@@ -174,7 +174,7 @@ def _checked(name: str, x: Tensor, weight: Tensor, bias: TensorLike | None) -> T
         raise ValueError(f"{name}: x {x.shape} or weight {weight.shape} is empty.")
     if bias is None:
         bias = Tensor(np.zeros(len(weight), weight.dtype))
-        bias.live = weight.live
+        bias.live = np.arange(0) if isinstance(weight.live, Elements) else weight.live
     bias = _tensor(bias)
     if bias.shape != weight.shape[:1]:
         raise ValueError(

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from .arrays import Array, Indices, plain
+from .arrays import Array, Live, plain
 from .compiled import serial
 
 __all__ = ["Op"]
@@ -39,21 +39,25 @@ class Op:
     skips_dead_rows : bool
         Whether the op computes live rows only. Then dead rows of its arguments and results may be
         uninitialised, and its arguments are writeable, as kernels need them. ``backward`` must
-        still write every row of an input's gradient that is in ``live_in`` (and in ``grad_rows``,
+        still write every row of an input's gradient that is in ``live_in`` (and in ``grad_live``,
         if given): zeros where only the output is dead. Other ops get read-only arrays with zeros in
         dead rows.
     shares_inputs : bool
         Whether the output may share memory with an input that can still change, because no user
         ever holds the output. Otherwise the tape copies such an output.
+    sparse_input : int, or None
+        The number of the input that may have dead elements in live rows, as weights have. Such an
+        input comes with an :class:`~minidiff.engine.arrays.Elements` in ``live_in``. All other
+        inputs get zeros there.
     live_in : tuple of (ndarray of int64, or None)
         The live rows of each input, or None for all rows; set before ``forward``. All other rows
         are zero, and their gradient has no effect.
     live : ndarray of int64, or None
         The live rows of the output. ``forward`` sets ``live`` if some rows are known to be zero,
         whether the op skips or not; otherwise later ops compute all rows.
-    grad_rows : tuple of (ndarray of int64, or None)
-        For each input, the rows that can get a gradient in this pass or in a later one, or None
-        for all rows; empty if all are None. The optimiser does not update rows outside this list.
+    grad_live : tuple of (ndarray of int64, or None)
+        For each input, the rows (or Elements) that can get a gradient in this pass or in a later
+        one, or None for all; empty if all are None. The optimiser does not update anything else.
         Being dead is not enough for that: a stochastic gate may open again in the next step.
 
     Examples
@@ -74,9 +78,10 @@ class Op:
     needs: tuple[bool, ...] = ()
     skips_dead_rows = False
     shares_inputs = False
-    live_in: tuple[Indices | None, ...] = ()
-    live: Indices | None = None
-    grad_rows: tuple[Indices | None, ...] = ()
+    sparse_input: int | None = None
+    live_in: tuple[Any, ...] = ()
+    live: Live = None
+    grad_live: tuple[Live, ...] = ()
 
     @property
     def name(self) -> str:

@@ -13,8 +13,9 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from . import arrays, kernels
-from .arrays import Array, Indices, filled, matrix, plain, row_list
+from . import arrays, kernels, sparse
+from .arrays import Array, Elements, Indices, filled, matrix, plain, row_list
+from .kernels import PositionMap
 from .op import Gradients, Op
 
 # -- layers with weights ---------------------------------------------------------------------
@@ -23,16 +24,22 @@ from .op import Gradients, Op
 class Weighted(Op):
     """Base of Conv2d and Linear: an input, a weight and a bias, each with live rows.
 
-    An output without weights equals its bias; if the bias is dead too, the output is dead.
+    An output without weights equals its bias; if the bias is dead too, the output is dead. If a
+    weight has few live elements, only these are computed, by the loops of ``sparse.py``.
     """
 
     skips_dead_rows = True
+    sparse_input = 1  # the weight
 
     def _prepare(self, x: Array, weight: Array, bias: Array) -> Array:
         """Store which rows to compute, and return the bias."""
         live_x, live_weight, live_bias = self.live_in
         self.x, self.weight = arrays.aligned(x), plain(weight)
-        self.ins = row_list(live_x, len(x))  # rows to sum over
+        self.kernel = self.weight.reshape(*weight.shape[:2], -1)  # (O, I, K)
+        self.ins = self.read = row_list(live_x, len(x))  # rows that exist, and rows to sum over
+        self.listed: sparse.WeightList | None = None
+        if isinstance(live_weight, Elements):
+            live_weight = self._list_weights(live_weight)
         self.outs = self.written = row_list(live_weight, len(weight))  # rows to compute
         self.live = live_weight
         # One gate on both gives both the same list. A gate on weights alone leaves biases live.
@@ -41,6 +48,51 @@ class Weighted(Op):
             self.live = None if live_weight is None or live_bias is None else self.written
             bias = filled(bias, live_bias)
         return plain(bias)
+
+    def _list_weights(self, elements: Elements) -> Indices:
+        """List the live elements that read live rows; return the outputs with live elements."""
+        places, shape = elements.places, self.kernel.shape
+        rows = places // (shape[1] * shape[2])
+        outs: Indices = rows[np.diff(rows, prepend=-1).nonzero()[0]]
+        if len(self.ins) < shape[1]:
+            is_live = np.zeros(shape[1], np.bool_)
+            is_live[self.ins] = True
+            places = places[is_live[places // shape[2] % shape[1]]]
+        listed = sparse.by_output(places, shape)
+        is_read = np.zeros(shape[1], np.bool_)
+        is_read[listed.sources] = True
+        self.read = is_read.nonzero()[0]
+        if sparse.pays(places.size, outs.size * self.read.size * shape[2]):
+            self.listed = listed
+        else:
+            self.weight = filled(self.weight, elements)
+            self.kernel = self.weight.reshape(shape)
+        return outs
+
+    def _sparse_backward(
+        self, grad: Array, forward_map: PositionMap, backward_map: PositionMap
+    ) -> Gradients:
+        """Return the gradients of the input, of the listed weights, and of the bias."""
+        assert self.listed is not None
+        _, inputs, kernel = self.kernel.shape
+        samples, grad_x, grad_weight = grad.shape[-1], None, None
+        if self.needs[0]:
+            by_input = sparse.by_input(self.listed, inputs)
+            grad_x, no_bias = arrays.empty(self.x.shape, grad.dtype), np.zeros(inputs, grad.dtype)
+            sparse.correlate(
+                matrix(grad), self.weight.reshape(-1), by_input, no_bias, self.ins,
+                backward_map.spans, backward_map.taps, kernel, samples, matrix(grad_x),
+            )  # fmt: skip
+        if self.needs[1]:
+            grad_weight = arrays.empty(self.weight.shape, grad.dtype)
+            flat, places = grad_weight.reshape(-1), self.live_in[1].places
+            if self.listed.places.size < places.size:  # the others read dead rows
+                flat[places] = 0
+            sparse.grad_weight(
+                matrix(self.x), matrix(grad), self.listed, self.outs, forward_map.spans,
+                forward_map.taps, kernel, samples, flat,
+            )  # fmt: skip
+        return grad_x, grad_weight, self._grad_bias(grad) if self.needs[2] else None
 
     def _add_constants(self, out: Array, bias: Array) -> Array:
         """Write the bias into the outputs without live weights."""
@@ -66,17 +118,24 @@ class Conv2d(Weighted):
         self.forward_map, self.backward_map = kernels.position_maps(
             x.shape[1:3], weight.shape[2:], self.stride, self.padding
         )
-        self.kernel = self.weight.reshape(*weight.shape[:2], -1)  # (O, C, K)
         spans, taps, samples = self.forward_map.spans, self.forward_map.taps, x.shape[3]
         out = arrays.empty((len(weight), *self.forward_map.shape, samples), x.dtype)
-        kernels.correlate(
-            matrix(self.x), self.kernel, False, bias, self.ins, self.outs, spans, taps, samples,
-            matrix(out),
-        )  # fmt: skip
+        if self.listed:
+            sparse.correlate(
+                matrix(self.x), self.weight.reshape(-1), self.listed, bias, self.outs, spans, taps,
+                self.kernel.shape[2], samples, matrix(out),
+            )  # fmt: skip
+        else:
+            kernels.correlate(
+                matrix(self.x), self.kernel, False, bias, self.read, self.outs, spans, taps,
+                samples, matrix(out),
+            )  # fmt: skip
         return self._add_constants(out, bias)
 
     def backward(self, grad: Array) -> Gradients:
         grad, samples = arrays.aligned(grad), grad.shape[3]
+        if self.listed:
+            return self._sparse_backward(grad, self.forward_map, self.backward_map)
         grad_x = grad_weight = grad_bias = None
         if self.needs[0]:
             spans, taps = self.backward_map.spans, self.backward_map.taps
@@ -91,7 +150,7 @@ class Conv2d(Weighted):
             # Lists name rows only, so columns of dead inputs must be zero.
             grad_weight = arrays.zeros(self.weight.shape, grad.dtype)
             kernels.grad_weight(
-                matrix(self.x), matrix(grad), self.ins, self.outs, spans, taps, samples,
+                matrix(self.x), matrix(grad), self.read, self.outs, spans, taps, samples,
                 grad_weight.reshape(self.kernel.shape),
             )  # fmt: skip
         if self.needs[2]:
@@ -106,7 +165,12 @@ class Linear(Weighted):
         bias = self._prepare(x, weight, bias)
         features, samples = x.shape
         out = arrays.empty((len(weight), samples), x.dtype)
-        if samples < kernels.LANES and len(self.ins) == features:
+        if self.listed:
+            sparse.correlate(
+                self.x, self.weight.reshape(-1), self.listed, bias, self.outs, POINT.spans,
+                POINT.taps, 1, samples, out,
+            )  # fmt: skip
+        elif samples < kernels.LANES and len(self.read) == features:
             # Too few samples to fill a vector, so the inner loop runs over features instead.
             rows, every = np.ascontiguousarray(self.x.T), np.arange(samples)
             kernels.grad_weight(
@@ -115,25 +179,27 @@ class Linear(Weighted):
             )  # fmt: skip
             out[self.outs] += bias[self.outs, None]
         else:
-            _multiply(self.weight, False, bias, self.ins, self.outs, self.x, out)
+            _multiply(self.weight, False, bias, self.read, self.outs, self.x, out)
         return self._add_constants(out, bias)
 
     def backward(self, grad: Array) -> Gradients:
         grad, (features, samples) = arrays.aligned(grad), self.x.shape
+        if self.listed:
+            return self._sparse_backward(grad, POINT, POINT)
         grad_x = grad_weight = grad_bias = None
         if self.needs[0]:
             grad_x, no_bias = arrays.empty(self.x.shape, grad.dtype), np.zeros(features, grad.dtype)
             _multiply(self.weight, True, no_bias, self.outs, self.ins, grad, grad_x)
         if self.needs[1]:  # grad @ x.T
-            rows = arrays.empty((samples, len(self.ins)), grad.dtype)
-            kernels.transpose(self.x, self.ins, rows)
-            product = arrays.empty((len(grad), len(self.ins)), grad.dtype)
+            rows = arrays.empty((samples, len(self.read)), grad.dtype)
+            kernels.transpose(self.x, self.read, rows)
+            product = arrays.empty((len(grad), len(self.read)), grad.dtype)
             no_bias = np.zeros(len(grad), grad.dtype)
             _multiply(grad, False, no_bias, np.arange(samples), self.outs, rows, product)
             grad_weight = product
-            if len(self.ins) < features:
+            if len(self.read) < features:
                 grad_weight = arrays.empty(self.weight.shape, grad.dtype)
-                kernels.spread(product, self.outs, self.ins, grad_weight)
+                kernels.spread(product, self.outs, self.read, grad_weight)
         if self.needs[2]:
             grad_bias = self._grad_bias(grad)
         return grad_x, grad_weight, grad_bias

@@ -10,7 +10,7 @@ import numpy as np
 from numba import prange
 from numpy.typing import NDArray
 
-from .arrays import Array, Indices, matrix, plain, row_list
+from .arrays import Array, Elements, Indices, matrix, plain, row_list
 from .compiled import inner, threaded
 from .module import fitting
 from .tensor import Tensor
@@ -181,9 +181,12 @@ class Optimizer:
             weight = parameter.raw
             if not state:
                 state.update(self._initial(weight))
-            rows = row_list(parameter.grad_rows, len(weight) if weight.ndim else 1)
             flat = np.ascontiguousarray(weight)  # a copy if it was set from a transposed array
-            self._update(matrix(flat), matrix(plain(grad)), rows, state, group)
+            live, table = parameter.grad_live, matrix(flat)
+            if isinstance(live, Elements):  # rows of one element
+                live, table = live.places, flat.reshape(-1, 1)
+            rows = row_list(live, len(table))
+            self._update(table, plain(grad).reshape(table.shape), rows, state, group)
             if flat is not weight:
                 weight[...] = flat
             parameter.version += 1
@@ -233,7 +236,7 @@ class Optimizer:
         state: dict[str, Array],
         group: ParameterGroup,
     ) -> None:
-        """Update the listed rows of a weight, in place; arrays are matrices."""
+        """Update the listed rows of a weight, in place; weight and grad are (rows, columns)."""
         raise NotImplementedError
 
 
@@ -320,7 +323,7 @@ class SGD(Optimizer):
         group: ParameterGroup,
     ) -> None:
         settings = float(group.lr), self.momentum, float(group.weight_decay), self.nesterov
-        _sgd(weight, grad, matrix(state["velocity"]), rows, settings)
+        _sgd(weight, grad, state["velocity"].reshape(weight.shape), rows, settings)
 
 
 @inner
@@ -418,7 +421,14 @@ class Adam(Optimizer):
         # Division by 1 - beta^steps removes the bias of the moments.
         unbias = 1 / (1 - beta1**steps), 1 / (1 - beta2**steps)
         settings = float(group.lr), beta1, beta2, *unbias, self.eps, float(group.weight_decay)
-        _adam(weight, grad, matrix(state["mean"]), matrix(state["root"]), rows, settings)
+        _adam(
+            weight,
+            grad,
+            state["mean"].reshape(weight.shape),
+            state["root"].reshape(weight.shape),
+            rows,
+            settings,
+        )
 
 
 class Average:

@@ -14,7 +14,18 @@ from typing import Any, NamedTuple, TypeAlias, Union
 import numpy as np
 
 from . import op as ops
-from .arrays import Array, Indices, Shape, filled, is_view, read_only, real
+from .arrays import (
+    Array,
+    Elements,
+    Indices,
+    Live,
+    Shape,
+    filled,
+    is_view,
+    read_only,
+    real,
+    slices,
+)
 from .op import Axes, Op
 
 __all__ = ["Tensor", "apply", "no_grad"]
@@ -122,6 +133,10 @@ def apply(op: Op, *inputs: TensorLike) -> "Tensor":
     op.live_in = tuple([t.live for t in tensors])
     if op.skips_dead_rows:
         arrays = [t.raw for t in tensors]
+        for i, live in enumerate(op.live_in):
+            if isinstance(live, Elements) and i != op.sparse_input:
+                arrays[i] = filled(arrays[i], live)
+                op.live_in = (*op.live_in[:i], None, *op.live_in[i + 1 :])
     else:
         arrays = [read_only(filled(t.raw, t.live)) for t in tensors]
     if [a for a in arrays if a.dtype is not arrays[0].dtype]:
@@ -170,10 +185,10 @@ class Tensor:
     grad : ndarray or None
         The sum of all gradients from ``backward``, with the shape and dtype of ``data``.
     requires_grad : bool
-    live : ndarray of int64, or None
-        The live rows (slices along axis 0), or None for all rows. All other rows are multiplied by
-        a closed gate, whose value and slope are 0. So these rows are zero, their gradient has no
-        effect, and ops may skip them.
+    live : ndarray of int64, Elements, or None
+        The live rows (slices along axis 0), the live elements of a weight with few left, or None
+        for all. All else is multiplied by a closed gate, whose value and slope are 0. So it is
+        zero, its gradient has no effect, and ops may skip it.
 
     Raises
     ------
@@ -191,7 +206,7 @@ class Tensor:
     """
 
     __slots__ = (
-        "__weakref__", "grad_rows", "live", "node",
+        "__weakref__", "grad_live", "live", "node",
         "raw", "raw_grad", "requires_grad", "version",
     )  # fmt: skip
     __array_priority__ = 1000  # so ndarray + Tensor calls Tensor.__radd__
@@ -201,18 +216,18 @@ class Tensor:
         if isinstance(array, Tensor):
             raise TypeError("array is a Tensor already; use it as it is, or pass its .data.")
         kept = type(array) is np.ndarray and array.dtype in _FLOATS
-        self.raw: Array = array if kept else real(array)  # dead rows may be uninitialised
-        self.live: Indices | None = None
+        self.raw: Array = array if kept else real(array)  # where dead, perhaps uninitialised
+        self.live: Live = None
         self.requires_grad = requires_grad
         self.raw_grad: Array | None = None
-        # The only rows that can ever get a gradient; other rows of raw_grad are uninitialised.
-        self.grad_rows: Indices | None = None
+        # What can ever get a gradient; the rest of raw_grad is uninitialised.
+        self.grad_live: Live = None
         self.node: Node | None = None
         self.version = 0  # counts the changes that make recorded ops invalid
 
     @property
     def data(self) -> Array:
-        """The values, an ndarray with zeros in dead rows."""
+        """The values, an ndarray with zeros where the tensor is dead."""
         if self.node is None and self.live is None:
             return self.raw
         # Read-only, so neither taped values nor implied zeros can change.
@@ -233,15 +248,18 @@ class Tensor:
         # read the gradients that these ops have left uninitialised.
         if values is self.raw or self.live is not None:
             self.version += 1
-        self.raw, self.live = new, None
+        if not (isinstance(self.live, Elements) and np.array_equal(filled(new, self.live), new)):
+            self.live = None
+        self.raw = new
 
     @property
     def grad(self) -> Array | None:
         """The sum of all gradients from ``backward``, or None."""
-        if self.raw_grad is not None and self.grad_rows is not None:
-            dead = np.ones(len(self.raw_grad), np.bool_)
-            dead[self.grad_rows] = False
-            self.raw_grad[dead] = 0
+        if self.raw_grad is not None and self.grad_live is not None:
+            grad, live = slices(self.raw_grad, self.grad_live)
+            dead = np.ones(len(grad), np.bool_)
+            dead[live] = False
+            grad[dead] = 0
         return self.raw_grad
 
     @grad.setter
@@ -251,7 +269,7 @@ class Tensor:
         new = None if grad is None else real(grad, self.dtype)
         if new is not None and new.shape != self.shape:
             raise ValueError(f"new grad has shape {new.shape}; expected {self.shape}.")
-        self.raw_grad, self.grad_rows = new, None  # all rows may hold a gradient
+        self.raw_grad, self.grad_live = new, None  # all rows may hold a gradient
 
     def __array__(self, *args: Any, **kwargs: Any) -> Array:
         """Refuse, because NumPy would wrap the tensor in an array of objects."""
@@ -328,37 +346,38 @@ class Tensor:
         if grad.shape != self.shape:
             raise ValueError(f"grad has shape {grad.shape}; expected {self.shape}.")
         # Gradients wait here until every op that uses the tensor has added its part. Each gradient
-        # comes with ``grad_rows``, the only rows that can get a gradient now or later, as far as
-        # the ops of this pass know. Outside ``grad_rows`` and outside the tensor's live rows a
-        # waiting gradient may be uninitialised, so zeros are filled in before gradients are added.
-        pending: dict[int, tuple[Array, Indices | None]] = {}
+        # comes with ``grad_live``: what can get a gradient now or later, as far as the ops of this
+        # pass know. Outside ``grad_live``, and where the tensor is dead, a waiting gradient may be
+        # uninitialised, so zeros are filled in before gradients are added.
+        pending: dict[int, tuple[Array, Live]] = {}
         pending[id(self)] = grad, None
         # Leaves come last, so an error in an op leaves every .grad unchanged.
         for tensor in _latest_first(self):
-            grad, grad_rows = pending.pop(id(tensor))
-            if tensor.node is None:  # a leaf; hardly any has dead rows, and none has both lists
-                tensor._add_grad(grad, tensor.live if grad_rows is None else grad_rows)
+            grad, grad_live = pending.pop(id(tensor))
+            if tensor.node is None:
+                tensor._add_grad(grad, grad_live if tensor.live is None else tensor.live)
                 continue
-            grad = filled(grad, grad_rows)
-            for parent, part, part_rows in _input_gradients(tensor.node, grad, tensor.live):
+            grad = filled(grad, grad_live)
+            for parent, part, part_live in _input_gradients(tensor.node, grad, tensor.live):
                 if id(parent) in pending:
-                    other, other_rows = pending[id(parent)]
-                    other = filled(filled(other, other_rows), parent.live)
-                    part = np.asarray(other + filled(filled(part, part_rows), parent.live))
-                    part_rows = _union(part_rows, other_rows)
-                pending[id(parent)] = part, part_rows
+                    other, other_live = pending[id(parent)]
+                    other = filled(filled(other, other_live), parent.live)
+                    part = np.asarray(other + filled(filled(part, part_live), parent.live))
+                    part_live = _union(part_live, other_live)
+                pending[id(parent)] = part, part_live
 
-    def _add_grad(self, grad: Array, rows: Indices | None) -> None:
+    def _add_grad(self, grad: Array, live: Live) -> None:
         if self.grad is not None:
-            grad, rows = self.grad + filled(grad, rows), _union(self.grad_rows, rows)
-            self.raw_grad, self.grad_rows = np.asarray(grad), rows
+            grad, live = self.grad + filled(grad, live), _union(self.grad_live, live)
+            self.raw_grad, self.grad_live = np.asarray(grad), live
             return
         # A copy: another leaf, or the caller, may hold the same array.
-        self.raw_grad, self.grad_rows = np.empty_like(grad), rows
-        if rows is None or not grad.ndim or len(rows) == len(grad):
+        self.raw_grad, self.grad_live = np.empty(grad.shape, grad.dtype), live
+        if live is None or not grad.ndim:
             self.raw_grad[...] = grad
         else:
-            self.raw_grad[rows] = grad[rows]
+            source, at = slices(grad, live)
+            slices(self.raw_grad, live)[0][at] = source[at]
 
     # -- operators ---------------------------------------------------------------------------
 
@@ -547,10 +566,8 @@ def _latest_first(root: Tensor) -> list[Tensor]:
     return sorted(found, key=lambda tensor: -tensor.node.time if tensor.node else 0)
 
 
-def _input_gradients(
-    node: Node, grad: Array, live: Indices | None
-) -> Iterator[tuple[Tensor, Array, Indices | None]]:
-    """Yield each input that needs a gradient, its gradient, and the rows that can ever get one."""
+def _input_gradients(node: Node, grad: Array, live: Live) -> Iterator[tuple[Tensor, Array, Live]]:
+    """Yield each input that needs a gradient, its gradient, and what can ever get one."""
     op, inputs, versions, _ = node
     if [t.version for t in inputs] != versions:
         changed = next(t for t, v in zip(inputs, versions, strict=True) if t.version != v)
@@ -573,7 +590,7 @@ def _input_gradients(
         part = np.asarray(part, parent.dtype)
         if part.shape != parent.shape:
             part = _unbroadcast(part, parent.shape, op)
-        yield parent, part, op.grad_rows[i] if op.grad_rows else None
+        yield parent, part, op.grad_live[i] if op.grad_live else None
 
 
 def _unbroadcast(grad: Array, shape: Shape, op: Op) -> Array:
@@ -588,9 +605,15 @@ def _unbroadcast(grad: Array, shape: Shape, op: Op) -> Array:
     return np.asarray(out.reshape(shape), grad.dtype)
 
 
-def _union(a: Indices | None, b: Indices | None) -> Indices | None:
-    if a is None or b is None:
+def _union(a: Live, b: Live) -> Live:
+    if isinstance(a, Elements) and isinstance(b, Elements):
+        return Elements(_union_of(a.places, b.places))
+    if a is None or b is None or isinstance(a, Elements) or isinstance(b, Elements):
         return None
+    return _union_of(a, b)
+
+
+def _union_of(a: Indices, b: Indices) -> Indices:
     if np.array_equal(a, b):  # the usual case: data and surrogate list the same open gates
         return a
     # Marking is 100 times faster than np.union1d, which matters for gates on single weights.

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from minidiff.engine.arrays import Array, Indices, Shape
 from minidiff.engine.functional import BATCH_LAST
@@ -17,8 +16,9 @@ from minidiff.engine.module import Module, Parameter
 from minidiff.engine.nn import Weighted
 from minidiff.engine.tensor import Tensor
 
-from .gates import Gate, scale
+from .gates import Gate
 from .groups import Groups
+from .scale import scale
 
 __all__ = ["Gated", "Mask", "fold_gates", "gate"]
 
@@ -77,16 +77,10 @@ class Mask(Module):
         labels = labels[..., None] if rows is None else np.broadcast_to(rows, len(x))
         return scale(x, self.gate.values(), labels)
 
-    def scale(self, parameter: Tensor, z: Tensor) -> Tensor:
-        """Multiply the elements of a parameter by the gate values z."""
-        return scale(parameter, z, self.groups.labels_in(parameter.shape), shares_inputs=True)
-
-    def open_columns(self, z: Array) -> NDArray[np.bool_]:
-        """Return which slices along axis 1 hold an open gate; length 1 if they share gates."""
-        laid_out = (
-            z.reshape(self.groups.labels.shape) if self.groups.in_order else z[self.groups.labels]
-        )
-        return np.asarray((laid_out != 0).any(axis=(0, *range(2, laid_out.ndim))))
+    def scale(self, parameter: Tensor) -> Tensor:
+        """Multiply the elements of a parameter by the gate values."""
+        labels, final = self.groups.labels_in(parameter.shape), self.gate.closes_for_good
+        return scale(parameter, self.gate.values(), labels, closed_for_good=final, is_weight=True)
 
     def output_shape(self, shape: Shape) -> Shape:
         if not self.groups.fits(shape):
@@ -190,15 +184,13 @@ class Gated(Module):
         weight: Tensor = self.layer.weight
         bias: Tensor = self.layer.bias
         for mask in self.weights:
-            z = mask.gate.values()
-            weight = mask.scale(weight, z)
-            x = _close_unread(x, mask.open_columns(z.raw))
+            weight = mask.scale(weight)
         for mask in self.biases:
-            bias = mask.scale(bias, mask.gate.values())
+            bias = mask.scale(bias)
         if self.outputs is not None:
             z, final = self.outputs.values(), self.outputs.closes_for_good
-            weight = scale(weight, z, closed_for_good=final, shares_inputs=True)
-            bias = scale(bias, z, closed_for_good=final, shares_inputs=True)
+            weight = scale(weight, z, closed_for_good=final, is_weight=True)
+            bias = scale(bias, z, closed_for_good=final, is_weight=True)
         if self.inputs is not None:
             x = self.inputs(x)
         return self.layer.apply(x, weight, bias)
@@ -298,15 +290,6 @@ def gate(
         else:
             parts[role] = kind(shape[role == "inputs"], **settings)
     return Gated(gated.layer, **parts)
-
-
-def _close_unread(x: Tensor, is_read: NDArray[np.bool_]) -> Tensor:
-    """Return x with dead rows where no weight reads them."""
-    if is_read.all() or len(is_read) != len(x):  # the layer raises if the length does not fit
-        return x
-    read = Tensor(is_read.astype(x.dtype))
-    read.live = is_read.nonzero()[0]
-    return scale(x, read, shares_inputs=True)
 
 
 def fold_gates(model: Module) -> None:

@@ -120,7 +120,7 @@ class ExpectedCost(Op):
         self.grads = [
             grads[gate] * slope for gate, (_, slope) in zip(self.gates, tails, strict=True)
         ]
-        self.grad_rows = tuple(
+        self.grad_live = tuple(
             (p[gate] != 0).nonzero()[0] if gate.noise is None else None for gate in self.gates
         )
         return np.asarray(total, np.result_type(np.float32, *phis))
