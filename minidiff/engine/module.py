@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from .arrays import Array, Shape, real
+from .arrays import Array, Elements, Shape, real
+from .sparse import pays
 from .tensor import Tensor, no_grad
 
 Self = TypeVar("Self", bound="Module")
@@ -36,6 +37,23 @@ class Parameter(Tensor):
 
     def __init__(self, array: Any) -> None:
         super().__init__(array, requires_grad=True)
+
+    def fix_zeros(self) -> None:
+        """Keep elements that are 0 at 0 for good, if few others are left.
+
+        Then layers compute the other elements alone, optimisers move no more, and files store no
+        more. ``data`` becomes read-only. Assign to ``data`` to set other values: if one of them is
+        where a 0 was, all elements are free again.
+
+        >>> p = Parameter([[0.0, 2.0, 0.0], [0.0, 0.0, 0.0]])
+        >>> p.fix_zeros()
+        >>> (p * p).sum().backward()
+        >>> p.live.places, p.grad
+        (array([1]), array([[0., 4., 0.],
+               [0., 0., 0.]], dtype=float32))
+        """
+        places = np.flatnonzero(self.data)
+        self.live = Elements(places) if pays(places.size, self.size) else None
 
 
 class Module:

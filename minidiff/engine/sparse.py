@@ -113,20 +113,29 @@ def _reads(spans, taps, r, samples, reads):
 # -- correlation: layers, and the gradient of their input ------------------------------------
 
 
-@inner
-def _correlate_run(x, addresses, factors, first, last, start, bias, out, target):
-    """Compute RUN numbers of an output from its weights, in pieces that lose no digits."""
-    sums = tile(registers(x), RUN)
-    for s in range(_run):
-        sums[s] = bias
-    for piece in range(first, max(last, first + _one), _features):
-        for e in range(piece, min(piece + _features, last)):
-            a, w = addresses[e] + start, factors[e]
-            for s in range(_run):
-                sums[s] += w * x[a + s]
-        for s in range(_run):
-            out[target + s] = sums[s] if piece == first else out[target + s] + sums[s]
-            sums[s] = 0
+def correlate_run_of(count):
+    """Return the loop over the weights of an output, for ``count`` numbers of it."""
+    size = U(count)
+
+    @inner
+    def correlate_run(x, addresses, factors, first, last, start, bias, out, target):
+        """Weight e reads x from ``addresses[e] + start`` on."""
+        sums = tile(registers(x), count)
+        for s in range(size):
+            sums[s] = bias
+        for piece in range(first, max(last, first + _one), _features):  # loses no digits
+            for e in range(piece, min(piece + _features, last)):
+                a, w = addresses[e] + start, factors[e]
+                for s in range(size):
+                    sums[s] += w * x[a + s]
+            for s in range(size):
+                out[target + s] = sums[s] if piece == first else out[target + s] + sums[s]
+                sums[s] = 0
+
+    return correlate_run
+
+
+_correlate_run = correlate_run_of(RUN)
 
 
 @inner

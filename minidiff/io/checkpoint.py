@@ -10,7 +10,9 @@ executed. Its metadata hold two texts:
     The digest of that text and of all arrays. A file that was altered by accident does not load.
 
 Arrays have the names of the parameters they are for, such as ``conv1.layer.weight``; arrays with
-names behind ``state/`` belong to the writer, an optimiser for instance.
+names behind ``state/`` belong to the writer, an optimiser for instance. Of a parameter with fixed
+zeros the array holds the other elements alone, in order, and ``conv1.layer.weight.gaps`` holds the
+number of zeros in front of each, as small integers.
 """
 
 import errno
@@ -26,6 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from minidiff.engine.arrays import Array, Elements, Indices, Shape
 from minidiff.engine.module import Module, Parameter, Sequential
 from minidiff.engine.nn import Weighted
 from minidiff.pruning.gates import Gate
@@ -39,7 +42,12 @@ __all__ = ["MALFORMED", "Checkpoint", "CheckpointError", "load", "save"]
 FORMAT = 3
 STATE = "state/"
 EXPORTED = (".onnx", ".npz")  # endings of files for other software
-DTYPES = {"F32": np.float32, "F64": np.float64, "I64": np.int64}
+DTYPES = {
+    "F32": np.float32, "F64": np.float64, "I64": np.int64,
+    "U8": np.uint8, "U16": np.uint16, "U32": np.uint32,
+}  # fmt: skip
+GAPS = ".gaps"
+FEWEST = 1 / 1000  # the share of elements from which on a weight is stored by its gaps
 # Others are not restored: NumPy does not check all that a file might say of their states.
 GENERATORS = ("PCG64", "PCG64DXSM", "SFC64")
 
@@ -368,6 +376,11 @@ class _Description:
         if owner != name:
             raise CheckpointError(f"{owner} and {name} are one parameter; expected one for each.")
         self.arrays[name] = parameter.data
+        if isinstance(parameter.live, Elements):
+            places = parameter.live.places
+            if places.size >= FEWEST * parameter.size:
+                self.arrays[name] = parameter.raw.reshape(-1)[places]
+                self.arrays[name + GAPS] = gaps(places)
 
     def _number(self, rng: np.random.Generator) -> int:
         for number, known in enumerate(self.generators):
@@ -425,7 +438,9 @@ class _Builder:
 
     def __init__(self, arrays: Arrays, generators: list[np.random.Generator]) -> None:
         self.arrays, self.generators = arrays, generators
-        self._bounded = _BoundedGenerator(sum(array.size for array in arrays.values()))
+        sparse = {name.removesuffix(GAPS) for name in arrays if name.endswith(GAPS)}
+        sizes = (a.size / FEWEST if name in sparse else a.size for name, a in arrays.items())
+        self._bounded = _BoundedGenerator(int(sum(sizes)))
         self._classes = dict(_classes())
         self._modules: dict[str, Module] = {}
 
@@ -477,9 +492,32 @@ class _Builder:
         for key, parameter in module.members():
             if isinstance(parameter, Parameter):
                 array = self.arrays.pop(prefix + key)
+                fixed = self.arrays.pop(f"{prefix}{key}{GAPS}", None)
+                if fixed is not None:
+                    array, parameter.live = scattered(array, fixed, parameter.shape)
                 if (array.dtype, array.shape) != (parameter.dtype, parameter.shape):
                     raise ValueError(
                         f"{prefix}{key} is {array.dtype} of shape {array.shape}, not "
                         f"{parameter.dtype} of shape {parameter.shape}"
                     )
                 parameter.data = np.ascontiguousarray(array)
+
+
+def gaps(places: Indices) -> NDArray[Any]:
+    """Return how many zeros are in front of each element at ``places``, as small integers."""
+    zeros = np.diff(places, prepend=-1) - 1
+    return zeros.astype(np.min_scalar_type(int(zeros.max(initial=0))))
+
+
+def scattered(values: Array, gaps: NDArray[Any], shape: Shape) -> tuple[Array, Elements]:
+    """Return the array of ``values`` with zeros in their gaps, and where the values are."""
+    if gaps.dtype.kind != "u" or gaps.shape != values.shape or gaps.ndim != 1:
+        raise ValueError(
+            f"gaps of {gaps.dtype} and shape {gaps.shape} for values of shape {values.shape}"
+        )
+    places = np.cumsum(gaps.astype(np.int64) + 1) - 1
+    out = np.zeros(math.prod(shape), values.dtype)
+    if places.size and places[-1] >= out.size:
+        raise ValueError(f"an element at {places[-1]} of an array of shape {shape}")
+    out[places] = values
+    return out.reshape(shape), Elements(places)

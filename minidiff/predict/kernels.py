@@ -22,20 +22,24 @@ from minidiff.engine.kernels import (
     registers,
     tile,
 )
+from minidiff.engine.sparse import RUN, correlate_run_of
 
-CONV, GATHER, POOL = range(3)
+CONV, GATHER, POOL, SPARSE = range(4)
 SPARE = 2 * LANES  # numbers of room behind each buffer, as whole vectors are written
 POSITIONS = 8  # of a tile, whose sums stay in registers
-_positions, _lanes, _tile, _zero, _one = U(POSITIONS), U(LANES), U(TILE), U(0), U(1)
+_positions, _lanes, _tile, _run = U(POSITIONS), U(LANES), U(TILE), U(RUN)
+_zero, _one = U(0), U(1)
 
 # A step: where its input and output begin, the sizes of both and of the window that moves, by how
-# much it moves, and where weights (or the indices of a GATHER) and biases begin.
+# much it moves, and where weights (or the indices of a GATHER) and biases begin. For a SPARSE, too,
+# where among indices the first weight of each output begins, and what each weight reads.
 STEP = np.dtype(
     [
         (name, np.uint64)
         for name in (
             *("kind", "source", "target", "channels", "height", "width", "rows", "columns"),
             *("tall", "wide", "down", "right", "outputs", "first", "bias", "relu", "largest"),
+            *("starts", "reads"),
         )
     ]
 )
@@ -207,7 +211,47 @@ def _conv_block(step, weights, biases, work):
                 correlate_block(
                     height, source, block, _zero, U(taps), bias, (work, begins), U(length) * _tile
                 )
+    _relu_block(step, work)
+
+
+_sparse_run, _sparse_tile = correlate_run_of(RUN), correlate_run_of(TILE)
+
+
+@inner
+def _sparse_block(step, weights, biases, indices, work):
+    """Compute a SPARSE for a block of samples."""
+    starts, reads, factors = indices[step.starts :], indices[step.reads :], weights[step.first :]
+    # With a stride of 1 a row of positions is one span, otherwise each position is one.
+    spans, span = (_one, step.columns) if step.right == _one else (step.columns, _one)
+    length = span * _tile
+    for y in range(step.rows):
+        for x in range(spans):
+            position = y * step.columns + x
+            corner = (step.source + y * step.down * step.width + x * step.right) * _tile
+            for o in range(step.outputs):
+                target = (step.target + o * step.rows * step.columns + position) * _tile
+                first, last, bias = starts[o], starts[o + _one], biases[step.bias + o]
+                if length >= _run:
+                    for number in range(_zero, length, _run):
+                        start = min(number, length - _run)  # the last run overlaps
+                        _sparse_run(
+                            work, reads, factors, first, last, corner + start, bias, work,
+                            target + start,
+                        )  # fmt: skip
+                else:
+                    for start in range(_zero, length, _tile):
+                        _sparse_tile(
+                            work, reads, factors, first, last, corner + start, bias, work,
+                            target + start,
+                        )  # fmt: skip
+    _relu_block(step, work)
+
+
+@inner
+def _relu_block(step, work):
+    """Apply ReLU to the output of a step that has it."""
     if step.relu:
+        area = step.rows * step.columns
         for i in range(step.target * _tile, (step.target + step.outputs * area) * _tile):
             work[i] = 0 if work[i] < 0 else work[i]
 
@@ -255,6 +299,8 @@ def run_many(
                 step = steps[i]
                 if step.kind == CONV:
                     _conv_block(step, weights, biases, own)
+                elif step.kind == SPARSE:
+                    _sparse_block(step, weights, biases, indices, own)
                 elif step.kind == POOL:
                     _pool_block(step, own)
                 else:

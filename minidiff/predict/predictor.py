@@ -11,8 +11,9 @@ the batch. They run one after another, *channels last*, (H, W, C) without gaps, 
 channels. Each step writes whole vectors; excess lanes spill into the next position and are
 overwritten, or spill into spare memory.
 
-A program has three kinds of steps. A CONV is any layer with weights; a dense layer has one position
-with many channels. A POOL takes the maximum or the mean of each window. Flatten, Select and padding
+A program has four kinds of steps. A CONV is any layer with weights; a dense layer has one position
+with many channels. A SPARSE is the same with a list of the few weights that are not 0; only blocks
+of samples have it. A POOL takes the maximum or the mean of each window. Flatten, Select and padding
 only rearrange a table of addresses during translation. A GATHER then copies numbers into the order
 that the next step reads.
 
@@ -26,12 +27,13 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from minidiff.engine import sparse
 from minidiff.engine.arrays import Array, Indices, Shape, check_scale, empty, matrix
 from minidiff.engine.kernels import LANES, TILE, windows
 from minidiff.engine.module import Module, chain, evaluation, input_shape
 from minidiff.engine.tensor import Tensor
 
-from .kernels import CONV, GATHER, POOL, SPARE, STEP, run_few, run_many
+from .kernels import CONV, GATHER, POOL, SPARE, SPARSE, STEP, run_few, run_many
 
 __all__ = ["Predictor"]
 
@@ -190,12 +192,24 @@ class Program:
             raise TypeError(f"weights are {weight.dtype}; a Predictor computes in float32.")
         self.at = np.pad(self.at, ((0, 0), *((p, p) for p in padding)))
         outputs, kernel = len(weight), weight.shape[2:]
-        if self.channels_last:  # as (KH, KW, C, O), with O filled up to whole vectors
+        settings = {"kind": CONV}
+        if not self.channels_last and sparse.pays(int(np.count_nonzero(weight)), weight.size):
+            settings = {"kind": SPARSE, **self._weight_list(weight)}
+            weight = weight[weight != 0]
+        elif self.channels_last:  # as (KH, KW, C, O), with O filled up to whole vectors
             fill = (0, -outputs % LANES)
             weight = np.pad(weight.transpose(2, 3, 1, 0), ((0, 0), (0, 0), (0, 0), fill))
             bias = np.pad(bias, fill)
         first, second = self._put("weights", weight), self._put("biases", bias)
-        self._window(kernel, stride, outputs, kind=CONV, first=first, bias=second)
+        self._window(kernel, stride, outputs, **settings, first=first, bias=second)
+
+    def _weight_list(self, weight: Array) -> dict[str, int]:
+        """Put the weights that are not 0 into the table of indices, for :data:`SPARSE`."""
+        _, height, width = self.at.shape
+        outputs, channels, tall, wide = weight.nonzero()
+        starts = np.searchsorted(outputs, np.arange(len(weight) + 1))
+        reads = ((channels * height + tall) * width + wide) * TILE
+        return {"starts": self._put("indices", starts), "reads": self._put("indices", reads)}
 
     def linear(self, weight: Array, bias: Array) -> None:
         """Add a dense layer; weight (O, D)."""

@@ -9,7 +9,8 @@ Four passes over the layers with weights:
    filter stays.
 3. *Keep.* From the last layer to the first, keep only the inputs that a kept output has weights
    for. Behind a Flatten, these may be only some positions of a channel.
-4. *Cut.* Take the kept inputs and outputs out of each layer.
+4. *Cut.* Take the kept inputs and outputs out of each layer. Of a weight with few elements left,
+   the zeros are fixed.
 
 Only zero weights decide what to cut, so a network pruned by other methods is compacted as well.
 """
@@ -268,6 +269,7 @@ def _cut(network: Network, layers: list[Folded]) -> Sequential:
         weight = layer.weight[np.ix_(left, layer.inputs)]
         small = copy.copy(stage.layer)
         small.weight = Parameter(weight.reshape(*weight.shape[:2], *stage.layer.weight.shape[2:]))
+        small.weight.fix_zeros()
         small.bias = Parameter(layer.bias[left])
         add(stage.name, small)
     select = _select(network.end, np.ones(len(network.end.origin), np.bool_), left)
