@@ -45,6 +45,27 @@ def test_any_network_comes_back_and_draws_on(tmp_path, network):
         np.testing.assert_array_equal(*both)
 
 
+@given(seeds, st.floats(0, 1), st.sampled_from([(3, 4, 3, 3), (30, 300)]))
+@in_one_directory
+def test_fixed_zeros_take_no_room_and_stay_fixed(tmp_path, seed, density, shape):
+    random = rng(seed)
+    layer = conv(4, 3, 3) if len(shape) == 4 else dense(300, 30)
+    layer.weight.data *= random.random(shape) < density
+    layer.weight.fix_zeros()
+    md.save(tmp_path / "m", layer)
+    loaded = md.load(tmp_path / "m")
+    assert_same_state(loaded, layer)
+    live, expected = loaded.weight.live, layer.weight.live
+    assert (live is None) == (expected is None) or not expected.places.size
+    if live is not None:
+        np.testing.assert_array_equal(live.places, expected.places)
+        left = int(np.count_nonzero(layer.weight.data))
+        few = checkpoint.stored_bytes(layer) - layer.bias.data.nbytes
+        assert left * 9 <= few <= left * 10
+        whole = checkpoint.stored_bytes(layer, dense=True) - layer.bias.data.nbytes
+        assert whole == layer.weight.data.nbytes
+
+
 @pytest.mark.parametrize(
     "module",
     [
@@ -301,6 +322,11 @@ def array(name, value):
     return lambda _, arrays: arrays.__setitem__(name, value)
 
 
+def gapped(values, gaps):
+    new = {"dense.weight": np.array(values, np.float32), "dense.weight.gaps": gaps}
+    return lambda _, arrays: arrays.update(new)
+
+
 LAYER = ("architecture", "layers")
 GATE = (*LAYER, "conv", "settings", "outputs", "settings")
 SHARED = {"type": "shared", "name": "dense"}
@@ -332,6 +358,11 @@ SHARED = {"type": "shared", "name": "dense"}
         (array("dense.bias", np.zeros(4, np.float32)), "dense.bias is float32 of shape (4,), not"),
         (array("dense.weight", np.zeros((3, 2), np.float16)), "of dtype F16; expected one of F32"),
         (array("conv.weights.0.groups", np.array([5, 7])), "labels run from 5"),
+        (array("dense.weight.gaps", np.zeros(6, np.uint8)), "gaps of uint8 and shape (6,) for"),
+        (gapped([1.0], np.array([6], np.uint8)), "an element at 6 of an array of shape (3, 2)"),
+        (gapped([1.0], np.array([2**32 - 1], np.uint32)), "an element at 4294967295 of"),
+        (gapped([1.0], np.array([1])), "gaps of int64"),
+        (gapped([1.0, 2.0], np.array([1], np.uint8)), "for values of shape (2,)"),
     ],
 )
 def test_a_file_of_other_contents_is_an_error(change, message, tmp_path, good):

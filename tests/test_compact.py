@@ -35,7 +35,7 @@ def test_the_compact_network_gives_the_same_outputs(network):
     before = network.model.state_dict()
     small = compact(network.model, network.shape)
     for parameter in small.parameters():
-        parameter.data[...] = 7
+        parameter.data = np.full(parameter.shape, 7.0)
     for name, value in network.model.state_dict().items():  # they share nothing
         np.testing.assert_array_equal(value, before[name])
 

@@ -59,7 +59,7 @@ def test_counting_draws_nothing_and_is_of_evaluation():
 
 def test_counts_of_large_layers_are_exact():
     layer = dense(1, 1)  # 4097 * 4099 is odd and above 2^24, which float32 cannot hold
-    layer.weight = nn.Parameter(np.broadcast_to(np.float32(0), (4099, 4097)))
+    layer.weight = nn.Parameter(np.broadcast_to(np.float32(1), (4099, 4097)))
     layer.bias = nn.Parameter(np.broadcast_to(np.float32(0), 4099))
     assert md.count(layer, (4097,))[0].weights == (4097 * 4099, 4097 * 4099)
 
@@ -90,6 +90,14 @@ def test_a_pruned_lenet5_is_counted_and_written_as_in_the_literature():
     assert [c.macs[0] for c in counts] == [8 * 25 * 576, 8 * 7 * 25 * 64, 112 * 68, 68 * 10]
     left = dict(zip(opened, [(8, 20), (7, 50), (112, 800), (68, 500)], strict=True))
     assert gated_sizes(counts) == left
+
+
+def test_weights_of_0_do_not_count():
+    model = nn.Sequential(dense(4, 3), nn.ReLU(), dense(3, 2))
+    model[0].weight.data[1] = 0
+    model[2].weight.data[0, :2] = 0
+    first, second = md.count(model, (4,))
+    assert (first.weights, second.weights) == ((8, 12), (4, 6))
 
 
 def test_a_convolution_with_one_position_is_not_a_dense_layer():

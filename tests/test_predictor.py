@@ -50,6 +50,19 @@ def test_any_network_predicts_the_same(stack, count, dtype, mean, std, has_nan):
     equal(predict(images), out)  # later training changes nothing
 
 
+@given(stacks(), st.sampled_from([1, FEW + 1, 130]), st.floats(0, 0.5))
+def test_networks_of_few_weights_predict_the_same(stack, count, density):
+    model, shape = stack
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.data *= rng().random(parameter.shape) < density
+            parameter.fix_zeros()
+    images = rng().random((count, *shape)).astype(np.float32)
+    expected = logits(model, images)
+    scale = np.float32(max(1, abs(expected).max()))
+    close(md.Predictor(model, shape)(images) / scale, expected / scale)
+
+
 @pytest.mark.parametrize("count", [2, FEW + 2])
 def test_the_mean_is_subtracted_in_the_precision_of_the_images(count):
     predict = md.Predictor(nn.Sequential(nn.Flatten()), (2,), mean=1.7e9, std=100)

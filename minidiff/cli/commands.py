@@ -390,11 +390,11 @@ def inspect(options: argparse.Namespace) -> int:
     trained = Trained(options.directory)
     model, shape = trained.model, trained.shape
     small, whole = count(compact(model, shape), shape), count(model, shape)
-    keys = ("inputs", "outputs", "weights", "macs")
+    keys = {"inputs": 1, "outputs": 1, "weights": 0, "macs": 0}  # weights that are not 0
     rows: list[tuple[str, ...]] = [("layer", "inputs", "outputs", "weights", "MACs")]
     layers: dict[str, Any] = {}  # [left, dense] by layer and by kind
     for left, dense in zip(small, whole, strict=True):
-        pairs = {key: [getattr(left, key)[1], getattr(dense, key)[1]] for key in keys}
+        pairs = {k: [getattr(left, k)[at], getattr(dense, k)[1]] for k, at in keys.items()}
         layers[dense.name] = pairs
         rows.append((dense.name, *(f"{now:,} of {before:,}" for now, before in pairs.values())))
     _plot(trained.run, model, shape, trained.records)

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minidiff.engine.arrays import Array, Elements, Indices, Shape
+from minidiff.engine.arrays import Array, Elements, Shape
 from minidiff.engine.module import Module, Parameter, Sequential
 from minidiff.engine.nn import Weighted
 from minidiff.pruning.gates import Gate
@@ -37,7 +37,7 @@ from minidiff.pruning.groups import Groups
 from .extras import extra
 from .files import require_file, words, write_whole
 
-__all__ = ["MALFORMED", "Checkpoint", "CheckpointError", "load", "save"]
+__all__ = ["MALFORMED", "Checkpoint", "CheckpointError", "load", "save", "stored_bytes"]
 
 FORMAT = 3
 STATE = "state/"
@@ -180,6 +180,20 @@ def save(path: str | Path, model: Module, **info: Any) -> None:
             f"writes; expected .safetensors."
         )
     Checkpoint(model, info).write(path)
+
+
+def stored_bytes(model: Module, *, dense: bool = False) -> int:
+    """Return the bytes of a network's parameters in a checkpoint; with ``dense``, of all zeros too.
+
+    >>> from minidiff import nn
+    >>> stored_bytes(nn.Linear(4, 3, rng=np.random.default_rng(0)))
+    60
+    """
+    total = 0
+    for _, parameter in model.named_parameters():
+        arrays = [parameter.raw] if dense else _stored("", parameter).values()
+        total += sum(array.nbytes for array in arrays)
+    return total
 
 
 def load(path: str | Path) -> Module:
@@ -375,12 +389,7 @@ class _Description:
         owner = self._owners.setdefault(id(parameter), name)
         if owner != name:
             raise CheckpointError(f"{owner} and {name} are one parameter; expected one for each.")
-        self.arrays[name] = parameter.data
-        if isinstance(parameter.live, Elements):
-            places = parameter.live.places
-            if places.size >= FEWEST * parameter.size:
-                self.arrays[name] = parameter.raw.reshape(-1)[places]
-                self.arrays[name + GAPS] = gaps(places)
+        self.arrays |= _stored(name, parameter)
 
     def _number(self, rng: np.random.Generator) -> int:
         for number, known in enumerate(self.generators):
@@ -494,7 +503,7 @@ class _Builder:
                 array = self.arrays.pop(prefix + key)
                 fixed = self.arrays.pop(f"{prefix}{key}{GAPS}", None)
                 if fixed is not None:
-                    array, parameter.live = scattered(array, fixed, parameter.shape)
+                    array, parameter.live = _scattered(array, fixed, parameter.shape)
                 if (array.dtype, array.shape) != (parameter.dtype, parameter.shape):
                     raise ValueError(
                         f"{prefix}{key} is {array.dtype} of shape {array.shape}, not "
@@ -503,13 +512,18 @@ class _Builder:
                 parameter.data = np.ascontiguousarray(array)
 
 
-def gaps(places: Indices) -> NDArray[Any]:
-    """Return how many zeros are in front of each element at ``places``, as small integers."""
-    zeros = np.diff(places, prepend=-1) - 1
-    return zeros.astype(np.min_scalar_type(int(zeros.max(initial=0))))
+def _stored(name: str, parameter: Parameter) -> Arrays:
+    """Return the arrays of a parameter in a file."""
+    if isinstance(parameter.live, Elements):
+        places = parameter.live.places
+        if places.size >= FEWEST * parameter.size:
+            gaps = np.diff(places, prepend=-1) - 1
+            gaps = gaps.astype(np.min_scalar_type(int(gaps.max(initial=0))))
+            return {name: parameter.raw.reshape(-1)[places], name + GAPS: gaps}
+    return {name: parameter.data}
 
 
-def scattered(values: Array, gaps: NDArray[Any], shape: Shape) -> tuple[Array, Elements]:
+def _scattered(values: Array, gaps: NDArray[Any], shape: Shape) -> tuple[Array, Elements]:
     """Return the array of ``values`` with zeros in their gaps, and where the values are."""
     if gaps.dtype.kind != "u" or gaps.shape != values.shape or gaps.ndim != 1:
         raise ValueError(

@@ -48,9 +48,10 @@ class LayerCount:
 def count(model: Module, shape: Shape) -> list[LayerCount]:
     """Count the inputs, outputs, weights and MACs left in each layer.
 
-    A weight that cannot change the network's output does not count, even if its own gate is open:
-    for example, the weights of a channel that no later layer uses. :func:`~minidiff.compact` may
-    leave less: a unit without weights is a constant, which goes into the next layer's biases.
+    A weight of 0 does not count, and neither does one that cannot change the network's output, even
+    if its own gate is open: for example, the weights of a channel that no later layer uses.
+    :func:`~minidiff.compact` may leave less: a unit without weights is a constant, which goes into
+    the next layer's biases.
 
     Parameters
     ----------
@@ -138,6 +139,7 @@ def _used(model: Module, shape: Shape) -> list[tuple[Stage, Bools, Bools, Bools]
         outputs[channels.origin[used] // channels.positions] = True
         outputs &= stage.outputs.values(is_open) > 0
         outs, ins, own = (product.values(is_open) > 0 for product in stage.products)
+        own = own & (stage.layer.weight.data.reshape(own.shape) != 0)
         weights = (outs & outputs)[:, None, None] & ins[:, None] & own
         channels, used = stage.inputs, np.asarray(weights.any(axis=(0, 2)))
         found.append((stage, used, outputs, weights))
