@@ -49,7 +49,8 @@ def compare(
 
     The figures are the weights that are left, the bytes of all parameters in a file, the
     multiply-adds of an image, the error in percent, the largest difference of a logit from the
-    gated network's, and times from images to logits. The compact network stands there twice if onnxruntime is installed.
+    gated network's, and times from images to logits. The compact network stands there twice if
+    onnxruntime is installed.
 
     Parameters
     ----------

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import llvmlite.binding as llvm
 
 try:
-    from numba import config, njit
+    from numba import config, get_num_threads, njit, set_num_threads, types
 except ValueError as error:  # Numba reads its variables when it is imported
     message = f"Numba does not start: {error} Check NUMBA_NUM_THREADS, or unset it."
     raise ImportError(message) from error
@@ -20,7 +20,7 @@ from numba.core.caching import CompileResultCacheImpl, FunctionCache, NullCache
 from numba.core.codegen import get_host_cpu_features
 from numba.core.serialize import dumps, loads
 
-__all__ = ["inner", "serial", "threaded"]
+__all__ = ["inner", "limit_threads", "serial", "set_threads", "threaded"]
 
 # -- settings of the whole process; docs/howto/environment.md lists them -------------------------
 
@@ -149,3 +149,25 @@ serial = _compiled(nogil=True)
 threaded = _compiled(parallel=PRANGE)
 # Of functions that only kernels call, no second copy is compiled for Python to call.
 inner = _compiled(no_cpython_wrapper=True, no_cfunc_wrapper=True)
+
+# Functions of Numba's pool of threads, by their names: a kernel that calls Numba's own functions of
+# these names cannot be kept on disk.
+get_threads: Any = get_num_threads
+set_threads: Any = set_num_threads
+if not settings.DISABLE_JIT:
+    get_threads = types.ExternalFunction("get_num_threads", types.int32())
+    set_threads = types.ExternalFunction("set_num_threads", types.void(types.int32))
+
+SMALL = 1 << 14  # numbers, which one thread computes while it would wake the others
+
+
+@inner
+def limit_threads(numbers: Any) -> Any:
+    """Leave the computation of a few numbers to one thread; return how many threads there were.
+
+    A kernel calls this first, and ``set_threads`` with the result last.
+    """
+    threads = get_threads()
+    if numbers < SMALL:
+        set_threads(1)
+    return threads

@@ -37,7 +37,7 @@ from numba.core.cgutils import alloca_once
 from numba.extending import intrinsic
 
 from .arrays import Indices
-from .compiled import inner, threaded
+from .compiled import inner, limit_threads, set_threads, threaded
 
 # Indices are unsigned: Numba tests signed indices for negative values, which in the innermost
 # loops would cost as much as the arithmetic.
@@ -254,6 +254,7 @@ def correlate(x, weight, swapped, bias, ins, outs, spans, taps, samples, out):
     count = len(spans) - 1
     blocks = (outs.size + ROWS - 1) // ROWS
     height = block_height(outs.size)
+    threads = limit_threads(outs.size * out.shape[1] * ins.size * len(taps) // (8 * count))
     for task in prange(blocks * count):
         first, r = task // count * height, task % count
         begin, length = spans[r, 0] * samples, spans[r, 1] * samples
@@ -271,6 +272,7 @@ def correlate(x, weight, swapped, bias, ins, outs, spans, taps, samples, out):
             rows[i], biases[i], begins[i] = o * row, bias[o], o * out.shape[1] + begin
         block = flat_weight, rows, columns, positions
         correlate_block(height, source, block, p0, p1, biases, (flat_out, begins), U(length))
+    set_threads(threads)
 
 
 # -- products: the gradient of the weight ----------------------------------------------------
@@ -318,6 +320,7 @@ def grad_weight(x, grad, ins, outs, spans, taps, samples, out):
     kernel = out.shape[2]
     groups = (kernel + PRODUCTS - 1) // PRODUCTS
     flat_x, flat_grad = x.reshape(-1), grad.reshape(-1)
+    threads = limit_threads(outs.size * grad.shape[1] * ins.size * kernel // 8)
     for task in prange((outs.size + ROWS - 1) // ROWS * ins.size):
         first, c = task // ins.size * ROWS, ins[task % ins.size]
         rows = min(ROWS, outs.size - first)
@@ -363,25 +366,30 @@ def grad_weight(x, grad, ins, outs, spans, taps, samples, out):
                 for s in range(LANES):
                     total += sums[at * LANES + s]
                 out[outs[first + i], c, k] = total
+    set_threads(threads)
 
 
 @threaded
 def transpose(x, rows, out):
     """Compute ``out[j, i] = x[rows[i], j]``, in strips that suit the cache."""
+    threads = limit_threads(out.size)
     for strip in prange((rows.size + 15) // 16):
         for j in range(x.shape[1]):
             for i in range(strip * 16, min(strip * 16 + 16, rows.size)):
                 out[j, i] = x[rows[i], j]
+    set_threads(threads)
 
 
 @threaded
 def spread(x, rows, columns, out):
     """Set ``out[i, columns[j]] = x[i, j]``, and zeros elsewhere, for the rows i in ``rows``."""
+    threads = limit_threads(rows.size * out.shape[1])
     for task in prange(rows.size):
         i = rows[task]
         out[i] = 0
         for j in range(columns.size):
             out[i, columns[j]] = x[i, j]
+    set_threads(threads)
 
 
 # -- pools and ReLU --------------------------------------------------------------------------
@@ -398,6 +406,7 @@ def max_pool(x, channels, spans, taps, samples, relu, out, winner):
     0 wins, winner is NOBODY.
     """
     count = len(spans) - 1
+    threads = limit_threads(channels.size * x.shape[1])
     for task in prange(channels.size * count):
         c, r = channels[task // count], task % count
         begin, length = spans[r, 0] * samples, spans[r, 1] * samples
@@ -415,12 +424,14 @@ def max_pool(x, channels, spans, taps, samples, relu, out, winner):
                 k_max[s] ^= larger * (k ^ k_max[s])
             for s in range(length):
                 y[s] = v[s] if (v[s] > y[s]) | (v[s] != v[s]) else y[s]
+    set_threads(threads)
 
 
 @threaded
 def grad_max_pool(grad, winner, channels, spans, taps, samples, out):
     """Pass each gradient to the winner of its window, with spans and taps of the backward map."""
     count = len(spans) - 1
+    threads = limit_threads(channels.size * out.shape[1])
     for task in prange(channels.size * count):
         c, r = channels[task // count], task % count
         begin, length = spans[r, 0] * samples, spans[r, 1] * samples
@@ -436,25 +447,30 @@ def grad_max_pool(grad, winner, channels, spans, taps, samples, out):
             else:
                 for s in range(length):
                     y[s] += g[s] if k_max[s] == k else zero
+    set_threads(threads)
 
 
 @threaded
 def relu(x, rows, out):
     """Compute ``out[i] = max(x[i], 0)`` for the rows listed; arrays are (rows, columns)."""
+    threads = limit_threads(rows.size * x.shape[1])
     for task in prange(rows.size):
         i = rows[task]
         for s in range(x.shape[1]):
             v = x[i, s]
             out[i, s] = 0 if v < 0 else v  # NaN is kept
+    set_threads(threads)
 
 
 @threaded
 def grad_relu(grad, out, rows, grad_x):
     """Compute the gradient of the input of :func:`relu`, given its output."""
+    threads = limit_threads(rows.size * grad.shape[1])
     for task in prange(rows.size):
         i = rows[task]
         for s in range(grad.shape[1]):
             grad_x[i, s] = grad[i, s] if out[i, s] > 0 else 0
+    set_threads(threads)
 
 
 # -- rows ------------------------------------------------------------------------------------
@@ -463,9 +479,11 @@ def grad_relu(grad, out, rows, grad_x):
 @threaded
 def sum_rows(x, rows, out):
     """Compute ``out[i] = sum(x[i])``, in float64, for the rows listed; x is (rows, columns)."""
+    threads = limit_threads(rows.size * x.shape[1])
     for task in prange(rows.size):
         i = rows[task]
         total = np.float64(0)
         for s in range(x.shape[1]):
             total += x[i, s]
         out[i] = total
+    set_threads(threads)

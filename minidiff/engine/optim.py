@@ -11,7 +11,7 @@ from numba import prange
 from numpy.typing import NDArray
 
 from .arrays import Array, Elements, Indices, matrix, plain, row_list
-from .compiled import inner, threaded
+from .compiled import inner, limit_threads, set_threads, threaded
 from .module import fitting
 from .tensor import Tensor
 
@@ -257,12 +257,14 @@ def _sgd(w: Array, grad: Array, velocity: Array, rows: Indices, settings: tuple[
     number = w.dtype.type  # Python floats would promote the arithmetic to float64
     rate, momentum, decay, nesterov = settings
     lr, m, d = number(rate), number(momentum), number(decay)
+    threads = limit_threads(rows.size * w.shape[1])
     for task in prange(rows.size):
         i = rows[task]
         for j in range(w.shape[1]):
             g = grad[i, j] + d * w[i, j]
             velocity[i, j] = _flushed(m * velocity[i, j] + g)
             w[i, j] -= lr * (g + m * velocity[i, j] if nesterov else velocity[i, j])
+    set_threads(threads)
 
 
 class SGD(Optimizer):
@@ -350,6 +352,7 @@ def _adam(
     first, second = number(beta1), number(math.sqrt(beta2))
     rest1, rest2 = number(1 - beta1), number(math.sqrt(1 - beta2))
     rate, unbias, e, d = number(lr * scale1), number(math.sqrt(scale2)), number(eps), number(decay)
+    threads = limit_threads(rows.size * w.shape[1])
     for task in prange(rows.size):
         i = rows[task]
         for j in range(w.shape[1]):
@@ -357,6 +360,7 @@ def _adam(
             mean[i, j] = _flushed(first * mean[i, j] + rest1 * g)
             root[i, j] = _flushed(_length(second * root[i, j], rest2 * g))
             w[i, j] -= rate * (mean[i, j] / (unbias * root[i, j] + e))
+    set_threads(threads)
 
 
 class Adam(Optimizer):

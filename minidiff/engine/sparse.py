@@ -16,7 +16,7 @@ import numpy as np
 from numba import prange
 
 from .arrays import Indices
-from .compiled import inner, serial, threaded
+from .compiled import inner, limit_threads, serial, set_threads, threaded
 from .kernels import CHUNK, FEATURES, LANES, WIDE, U, registers, tile
 
 #: The largest share of weights for which these loops run. They need a load for each multiply-add,
@@ -161,6 +161,7 @@ def correlate(x, weight, listed, bias, targets, spans, taps, kernel, samples, ou
     blocks = (targets.size + TARGETS - 1) // TARGETS
     flat, size = x.reshape(-1), out.shape[1]
     flat_out = out.reshape(-1)
+    threads = limit_threads(places.size * out.shape[1] // 8)
     for task in prange(count * blocks):
         r, block = task // blocks, task % blocks * TARGETS
         own = targets[block : block + TARGETS]
@@ -194,6 +195,7 @@ def correlate(x, weight, listed, bias, targets, spans, taps, kernel, samples, ou
                     flat, addresses, factors, ends[i], ends[i + 1], start, bias[own[i]],
                     flat_out, target,
                 )  # fmt: skip
+    set_threads(threads)
 
 
 # -- products: the gradient of the weights ---------------------------------------------------
@@ -232,6 +234,7 @@ def grad_weight(x, grad, listed, outs, spans, taps, kernel, samples, out):
     """
     starts, sources, kernels, places = listed
     flat_x, flat_grad = x.reshape(-1), grad.reshape(-1)
+    threads = limit_threads(places.size * grad.shape[1] // 8)
     for task in prange(outs.size):
         o = outs[task]
         first, count = starts[o], starts[o + 1] - starts[o]
@@ -265,3 +268,4 @@ def grad_weight(x, grad, listed, outs, spans, taps, kernel, samples, out):
             sums[:] = 0
         for e in range(count):
             out[places[first + e]] = totals[e]
+    set_threads(threads)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from minidiff.engine import arrays, sparse
 from minidiff.engine.arrays import Array, Elements, Indices, filled, matrix, plain, row_list
-from minidiff.engine.compiled import threaded
+from minidiff.engine.compiled import limit_threads, set_threads, threaded
 from minidiff.engine.op import Gradients, Op
 from minidiff.engine.tensor import Tensor, apply
 
@@ -24,10 +24,12 @@ from .transform import GateTransform
 @threaded
 def scale_rows(x: Array, factors: Array, rows: Indices, out: Array) -> None:
     """Compute ``out[i] = factors[i] * x[i]`` for the rows listed; arrays are (rows, columns)."""
+    threads = limit_threads(rows.size * x.shape[1])
     for task in prange(rows.size):
         i = rows[task]
         for s in range(x.shape[1]):
             out[i, s] = factors[i] * x[i, s]
+    set_threads(threads)
 
 
 @threaded
@@ -47,6 +49,7 @@ def grad_scale_rows(
     """
     listed = np.zeros(len(x), np.bool_)
     listed[rows] = True
+    threads = limit_threads(written.size * x.shape[1])
     for task in prange(written.size):
         i = written[task]
         if listed[i]:
@@ -57,6 +60,7 @@ def grad_scale_rows(
             totals[i] = total
         else:
             out[i] = 0
+    set_threads(threads)
 
 
 class Scale(Op):
