@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,11 +34,11 @@ if TYPE_CHECKING:
 
 new_figure, styled = plots.new_figure, plots.styled
 
-PEERS = {  # how to install them
-    "torch": "pip install torch",
-    "tensorflow": "pip install tensorflow-cpu",
-    "jax": "pip install jax",
-    "onnxruntime": "pip install onnx onnxruntime",
+PEERS = {  # the packages that each needs
+    "torch": ["torch"],
+    "tensorflow": ["tensorflow"],
+    "jax": ["jax"],
+    "onnxruntime": ["onnx", "onnxruntime"],
 }
 COLOURS = dict(zip(("minidiff", *PEERS), plots.COLOURS, strict=True))
 IMAGES = 55_000  # of an epoch
@@ -102,7 +103,12 @@ def start(peer: str, threads: int, networks: Mapping[str, Path]) -> Worker:
             networks={sizes: str(path) for sizes, path in networks.items()},
         )
     except ChildProcessError as error:
-        raise SystemExit(f"{error} --against {peer} needs {peer}: {PEERS[peer]}.") from None
+        raise SystemExit(f"{error} {needs(peer)}") from None
+
+
+def needs(peer: str) -> str:
+    """Say how to install a peer."""
+    return f"--against {peer} needs other packages: pip install {' '.join(PEERS[peer])}"
 
 
 def first_use() -> dict[str, float]:
@@ -123,6 +129,9 @@ def export(directory: str) -> dict[str, Path]:
 
 def measure(threads: int, peers: Sequence[str]) -> dict[str, Any]:
     """Measure everything; return it as plain values, for JSON."""
+    for peer in peers:  # before minutes of compilation
+        if not all(find_spec(package) for package in PEERS[peer]):
+            raise SystemExit(needs(peer))
     with ExitStack() as stack:
         networks = dict.fromkeys((bench.DENSE, bench.PRUNED), Path())
         if "onnxruntime" in peers:
@@ -166,7 +175,7 @@ def table(results: Mapping[str, Any]) -> str:
     """Format what ``minidiff bench`` shows, then the rest."""
     lines = [bench.table(results), ""]
     if results["peers"]:
-        lines.append(f"{'best setting of each peer':<28}{'ms':>9}{'x minidiff':>12}")
+        lines.append(f"{'minidiff, then its peers':<28}{'ms':>9}  speed, x the peer's best setting")
     for name, times in results["peers"].items():
         ours = results["milliseconds"][name]
         lines.append(f"{name:<28}{ours:>9.3f}")
@@ -185,10 +194,10 @@ def table(results: Mapping[str, Any]) -> str:
 @styled
 def bench_figure(results: Mapping[str, Any]) -> "Figure":
     """Draw kernels beside the machine's peak, and each work beside the best of every peer."""
-    figure = new_figure(11.5, 6.6)
+    figure = new_figure(11.5, 6)
     kinds = ["step", *(f"predict {images}," for images in bench.PREDICTED)]
     works = [[f"{kind} {sizes}" for sizes in (bench.DENSE, bench.PRUNED)] for kind in kinds]
-    panels = figure.subplot_mosaic([["kernels", *row] for row in works], width_ratios=[2, 1, 1])
+    panels = figure.subplot_mosaic([["kernels", *row] for row in works], width_ratios=[1.6, 1, 1])
     draw_kernels(panels.pop("kernels"), results)
     for name, axes in panels.items():
         draw_work(axes, results, name)
@@ -209,7 +218,9 @@ def draw_kernels(axes: "Axes", results: Mapping[str, Any]) -> None:
     if dots:
         label = "torch, best setting"
         axes.plot(*zip(*dots, strict=True), "o", color=COLOURS["torch"], label=label)
-        axes.legend(loc="upper left", bbox_to_anchor=(0, -0.1), ncols=2, frameon=False)
+        axes.legend(
+            loc="upper left", bbox_to_anchor=(0, -0.1), ncols=2, frameon=False, reverse=True
+        )
     axes.axvline(100 * matmul / peak, color=plots.INK, linewidth=1, linestyle="--")
     axes.annotate(
         "NumPy's matmul", (100 * matmul / peak, 1), (0, 3), xycoords=axes.get_xaxis_transform(),
@@ -234,11 +245,10 @@ def draw_work(axes: "Axes", results: Mapping[str, Any], name: str) -> None:
     axes.bar_label(bars, [f"{ms:.3g} ms" for ms in values], padding=3, fontsize=9)
     axes.set_yticks(heights, list(times), fontsize=9)
     axes.set_xticks([])
-    axes.set_xlim(0, 1.3 * max(values))
+    axes.set_xlim(0, 1.4 * max(values))
     axes.spines["bottom"].set_visible(False)
-    kind, sizes = name.rsplit(" ", 1)
-    title = {"step": f"Training step, batch {bench.BATCH}"}.get(kind, kind.rstrip(","))
-    axes.set_title(f"{title.capitalize()}: {sizes}", fontsize=10)
+    axes.grid(visible=False)
+    axes.set_title(name.capitalize(), fontsize=10)
 
 
 # -- the command ----------------------------------------------------------------------------------

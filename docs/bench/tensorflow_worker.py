@@ -14,6 +14,8 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"  # errors only
 
 import tensorflow as tf
 
+tf.get_logger().setLevel("ERROR")  # no advice on tracing: each number of images is traced once
+
 Calls = dict[tuple[str, str], Callable[[], Any]]
 
 
