@@ -47,7 +47,7 @@ def results(*, peers: bool = True) -> dict[str, Any]:
     ms = dict.fromkeys(["matmul", "peak", "conv1 forward", *works], 2.0)
     beside = {"torch (NCHW, eager)": 9.0, "torch (channels_last, eager)": 3.0, "jax (NHWC)": 5.0}
     return {
-        "machine": {"processor": "z80", "matmul": "openblas Z80 on 2 threads"},
+        "machine": {"processor": "z80", "matmul": "openblas Z80 (threads: 2)"},
         "milliseconds": ms,
         "gflops": {
             "matmul": 50.0,
@@ -99,7 +99,7 @@ def test_kernels_are_compared_with_the_peak_then_with_the_matrix_product() -> No
     printed = bench.table(results())
     assert f"{'conv1 forward':<28}{2:>9.3f}{80:>10}{'40%':>9}{'1.60x':>10}" in printed
     assert f"{'step 20-50-800-500':<28}{2:>9.3f}{'1.00':>10}{'30%':>9}{'2,293,000':>12}" in printed
-    assert "openblas Z80 on 2 threads" in printed
+    assert "openblas Z80 (threads: 2)" in printed
 
 
 def test_the_fastest_setting_of_a_peer_counts(script: Any) -> None:
@@ -181,7 +181,7 @@ def test_the_matrix_product_runs_on_the_kernel_that_users_have(
     monkeypatch.setenv("OPENBLAS_CORETYPE", "Prescott")  # slow, and no machine's own
     with Worker(bench.MATMUL_WORKER, 0.0, 1, threads=1, size=8) as worker:
         assert "Prescott" not in worker.description
-        assert "on 1 threads" in worker.description
+        assert "(threads: 1)" in worker.description
         assert list(worker.calls) == [("matmul", "")]
 
 

@@ -190,7 +190,7 @@ def run(
         Worker(MATMUL_WORKER, WARM_UP, BURST, threads=threads, size=MATRIX) as matmul,
         extra("threadpoolctl").threadpool_limits(threads, "blas"),
     ):
-        calls["matmul"] = matmul.calls["matmul", ""]
+        calls["matmul"] = matmul.calls["matmul", ""]  # as users have it, not as this process does
         turns: dict[tuple[str, str], Call] = {}
         for name, call in calls.items():
             turns[name, ""] = call

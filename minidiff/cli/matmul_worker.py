@@ -17,7 +17,7 @@ def work(threads: int, size: int) -> tuple[str, Calls]:
     blas.limit(limits=threads)
     a, b = np.random.default_rng(0).standard_normal((2, size, size), np.float32)
     chosen = ", ".join(
-        f"{info['internal_api']} {info.get('architecture', '')} on {info['num_threads']} threads"
+        f"{info['internal_api']} {info.get('architecture', '')} (threads: {info['num_threads']})"
         for info in blas.info()
     )
     return chosen, {("matmul", ""): partial(np.matmul, a, b, out=np.empty_like(a))}
