@@ -1,5 +1,6 @@
 """``minidiff bench`` and ``docs/bench``: they measure what they say, whatever the times are."""
 
+import argparse
 import json
 import time
 from collections.abc import Callable
@@ -11,6 +12,9 @@ import pytest
 
 from minidiff.cli import bench
 from minidiff.cli.parser import main
+from minidiff.cli.worker import Worker
+
+KINDS = ("step", *(f"predict {images}," for images in bench.PREDICTED))
 
 
 @pytest.fixture
@@ -25,8 +29,39 @@ def script(docs_script: Callable[[str], ModuleType]) -> Any:
     return docs_script("bench/bench.py")
 
 
-def peer() -> list[float]:
-    return [0.25]
+WORK = """
+import os
+def fail():
+    raise ValueError("no such layout\\nand more")
+def work(numbers):
+    print("a library that prints")
+    calls = {("step", "NCHW"): lambda: print("again"), ("step", "NHWC"): fail}
+    return [sum(numbers), sorted(os.environ)], calls
+"""
+
+
+def results(*, peers: bool = True) -> dict[str, Any]:
+    """Return what ``measure`` would: minidiff takes 2 ms for everything, the peers 3 ms or more."""
+    works = [f"{kind} {sizes}" for kind in KINDS for sizes in (bench.DENSE, bench.PRUNED)]
+    steps = works[:2]
+    ms = dict.fromkeys(["matmul", "peak", "conv1 forward", *works], 2.0)
+    beside = {"torch (NCHW, eager)": 9.0, "torch (channels_last, eager)": 3.0, "jax (NHWC)": 5.0}
+    return {
+        "machine": {"processor": "z80", "matmul": "openblas Z80 (threads: 2)"},
+        "milliseconds": ms,
+        "gflops": {
+            "matmul": 50.0,
+            "peak": 200.0,
+            "conv1 forward": 80.0,
+            steps[0]: 60.0,
+            steps[1]: 10.0,
+        },
+        "macs": {steps[0]: 2_293_000, steps[1]: 251_496},
+        "peers": {name: dict(beside) for name in ("conv1 forward", *works)} if peers else {},
+        "left out": ["jax (NCHW) cannot do 'step': ValueError: none"],
+        "first use, seconds": {"import": 0.1},
+        "epoch": {"minidiff": {"seconds": 3.0, "megabytes": 5.0}},
+    }
 
 
 @pytest.mark.usefixtures("quick")
@@ -37,8 +72,9 @@ def test_the_command_prints_a_table_and_writes_its_numbers(tmp_path: Path, capsy
     assert json.loads(capsys.readouterr().out) == results
     printed = bench.table(results)
     assert max(map(len, printed.splitlines())) <= 80
-    assert results["macs"] == {"step 20-50-800-500": 2_293_000, "step 8-10-112-68": 213_096}
-    assert len(results["gflops"]) == 10  # matmul, peak and eight kernels
+    assert results["macs"] == {"step 20-50-800-500": 2_293_000, "step 8-10-112-68": 251_496}
+    assert len(results["gflops"]) == 12  # matmul, peak, eight kernels and two steps
+    assert results["peers"] == {}
     assert results["machine"]["threads"] == 1
     for name, milliseconds in results["milliseconds"].items():
         assert f"{name:<28}{milliseconds:>9.3f}" in printed
@@ -59,33 +95,99 @@ def test_the_table_is_printed_before_anything_is_written(
     assert "bench.json cannot be written: No such file or directory" in err
 
 
-@pytest.mark.usefixtures("quick")
-def test_a_peer_is_compared_the_right_way_round(script: Any) -> None:
-    names = ("conv1 forward", "step 20-50-800-500", "nothing of ours")
-    results = bench.run(1, lambda line: None, dict.fromkeys(names, peer))
-    ms = results["milliseconds"]
-    assert [name for name in ms if "peer" in name] == [f"peer {name}" for name in names[:2]]
-    order = list(ms)
-    assert order.index("peer conv1 forward") == order.index("conv1 forward") + 1  # the next turn
-    results["first use, seconds"] = {"import": 0.1}
-    results["epoch"] = {"minidiff": {"seconds": 3.0, "megabytes": 5.0}}
-    printed = script.table(results)
-    step = ms["step 20-50-800-500"]
-    assert f"{'step 20-50-800-500':<28}{250:>9.3f}{250 / step:>8.2f}x" in printed
-    kernels, steps = script.bench_figure(results).axes
-    (dots,) = (drawn for drawn in kernels.get_lines() if drawn.get_label() == "PyTorch")
-    rate = results["gflops"]["conv1 forward"]
-    assert list(dots.get_xdata()) == [pytest.approx(rate * ms["conv1 forward"] / 250)]
-    assert list(steps.get_lines()[1].get_ydata()) == [250]
+def test_kernels_are_compared_with_the_peak_then_with_the_matrix_product() -> None:
+    printed = bench.table(results())
+    assert f"{'conv1 forward':<28}{2:>9.3f}{80:>10}{'40%':>9}{'1.60x':>10}" in printed
+    assert f"{'step 20-50-800-500':<28}{2:>9.3f}{'1.00':>10}{'30%':>9}{'2,293,000':>12}" in printed
+    assert "openblas Z80 (threads: 2)" in printed
 
 
-def test_a_peer_that_is_not_there_is_an_error_that_says_the_mend(
-    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_fastest_setting_of_a_peer_counts(script: Any) -> None:
+    times = {"jax (NHWC)": 3.0, "torch (NCHW)": 2.0, "torch (channels_last)": 1.0}
+    fastest = {"torch": ("torch (channels_last)", 1.0), "jax": ("jax (NHWC)", 3.0)}
+    assert script.best(times) == fastest
+    assert script.best({}) == {}
+
+
+def test_ratios_to_peers_stand_beside_the_names_of_their_settings(script: Any) -> None:
+    printed = script.table(results())
+    assert f"{'':<28}{3:>9.3f}{'1.50x':>12} torch (channels_last, eager)\n" in printed
+    assert f"{'':<28}{5:>9.3f}{'2.50x':>12} jax (NHWC)\n" in printed
+    assert "torch (NCHW" not in printed
+    assert "left out: jax (NCHW)" in printed
+    assert "its peers" not in script.table(results(peers=False))
+
+
+def test_the_figure_shows_shares_of_the_peak_and_the_best_of_every_peer(script: Any) -> None:
+    kernels, *works = script.bench_figure(results()).axes
+    assert [bar.get_width() for bar in kernels.patches] == [40]
+    dots, matmul = kernels.get_lines()
+    assert list(dots.get_xdata()) == [pytest.approx(40 * 2 / 3)]
+    assert list(matmul.get_xdata()) == [25, 25]
+    assert len(works) == 8
+    for axes in works:
+        assert [bar.get_width() for bar in axes.patches] == [2, 3, 5]
+        assert [label.get_text() for label in axes.texts] == ["2 ms", "3 ms", "5 ms"]
+        names = [label.get_text() for label in axes.get_yticklabels()]
+        assert names == ["minidiff", "torch", "jax"]
+    figure = script.bench_figure(results(peers=False))
+    assert [len(axes.patches) for axes in figure.axes] == [1] * 9
+
+
+def test_peers_are_named_in_a_list(script: Any) -> None:
+    assert script.peer_names("torch, jax,torch") == ["torch", "jax"]
+    with pytest.raises(argparse.ArgumentTypeError, match="'numpy' is none of torch, tensorflow"):
+        script.peer_names("torch,numpy")
+
+
+@pytest.mark.parametrize("peer", ["torch", "tensorflow", "jax", "onnxruntime"])
+def test_an_error_says_how_to_install_a_missing_peer(
+    peer: str, script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
-    (tmp_path / "torch.py").write_text("raise ImportError('none')")
+    (tmp_path / f"{peer}.py").write_text("raise ImportError('there is none')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with pytest.raises(SystemExit, match="pip install torch"):
-        script.Torch(1)
+    mend = f"--against {peer} needs other packages: pip install .*{peer}"
+    with pytest.raises(SystemExit, match=mend):
+        script.start(peer, 1, {bench.DENSE: tmp_path / "x.onnx"})
+    assert "there is none" in capfd.readouterr().err
+    monkeypatch.setattr(script, "find_spec", lambda package: None)
+    with pytest.raises(SystemExit, match=f"^{mend}"):
+        script.measure(1, [peer])
+
+
+def test_a_worker_runs_without_the_settings_of_other_libraries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "some_worker.py"
+    file.write_text(WORK)
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Prescott")
+    monkeypatch.setenv("OPENBLAS_L2_SIZE", "1")
+    with Worker(file, 0.0, 3, numbers=[1, 2]) as worker:
+        total, variables = worker.description
+        assert total == 3
+        assert "PATH" in variables
+        assert not [name for name in variables if name.startswith("OPENBLAS")]
+        assert worker.failed == {("step", "NHWC"): "ValueError: no such layout"}
+        (call,) = worker.calls.values()
+        assert len(call()) == len(call()) == 3
+        worker.process.kill()
+        with pytest.raises(ChildProcessError, match=r"some_worker\.py ended"):
+            call()
+
+
+def test_the_matrix_product_runs_on_the_kernel_that_users_have(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Prescott")  # slow, and no machine's own
+    with Worker(bench.MATMUL_WORKER, 0.0, 1, threads=1, size=8) as worker:
+        assert "Prescott" not in worker.description
+        assert "(threads: 1)" in worker.description
+        assert list(worker.calls) == [("matmul", "")]
+
+
+def test_a_small_network_keeps_all_filters_of_its_architecture() -> None:
+    shapes = [parameter.shape for parameter in bench.small_network(bench.PRUNED).parameters()]
+    assert shapes[::2] == [(8, 1, 5, 5), (10, 8, 5, 5), (68, 112), (10, 68)]
 
 
 def test_turns_give_the_median_of_each_call(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,7 @@
-"""The work of ``bench.py`` in PyTorch: a process that answers requests, one a line.
+"""The work of ``bench.py`` in PyTorch; ``minidiff/cli/worker.py`` runs this file.
 
-It imports nothing of minidiff, so that PyTorch runs as it does everywhere else. A request is the
-name of a call; the reply is the list of seconds of a burst of calls. The names are those of
-``minidiff.cli.bench``.
+It imports nothing of minidiff, so that PyTorch runs as it does everywhere else. Run as a script
+with the number of threads, a setting and a number of images, it trains for an epoch.
 """
 
 import json
@@ -18,117 +17,152 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.grad import conv2d_input, conv2d_weight
 
-BATCH = 128
-DENSE = "20-50-800-500"
+Calls = dict[tuple[str, str], Callable[[], Any]]
+LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
+# torch.compile, for one batch size. Freezing packs the weights, which is for prediction only.
+compiled = partial(torch.compile, dynamic=False)
+frozen = partial(torch.compile, dynamic=False, options={"freezing": True})
+# Each network, layout and number of images is compiled by itself.
+torch._dynamo.config.recompile_limit = 100
+torch._dynamo.config.fail_on_recompile_limit_hit = True
+SETTINGS = [(layout, way) for layout in LAYOUTS for way in ("eager", "compiled")]
 
 
-def network() -> nn.Sequential:
-    """Build LeNet-5-Caffe. Like minidiff it pools before the ReLU, which is less work."""
+class Pick(nn.Module):
+    """Keep some features, evenly spread."""
+
+    def __init__(self, count: int, among: int) -> None:
+        super().__init__()
+        self.register_buffer("index", torch.arange(count) * among // count)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return (batch, count) of (batch, among)."""
+        return x.index_select(1, self.index)
+
+
+def network(sizes: str, layout: str) -> nn.Sequential:
+    """Build LeNet-5-Caffe of some sizes. Like minidiff it pools before the ReLU: less work.
+
+    The first dense layer of the dense network has all 800 features. Smaller ones pick some.
+    """
+    conv1, conv2, inputs, units = map(int, sizes.split("-"))
+    features = 16 * conv2
     return nn.Sequential(
-        nn.Conv2d(1, 20, 5),
+        nn.Conv2d(1, conv1, 5),
         nn.MaxPool2d(2),
         nn.ReLU(),
-        nn.Conv2d(20, 50, 5),
+        nn.Conv2d(conv1, conv2, 5),
         nn.MaxPool2d(2),
         nn.ReLU(),
         nn.Flatten(),
-        nn.Linear(800, 500),
+        Pick(inputs, features) if inputs < features else nn.Identity(),
+        nn.Linear(inputs, units),
         nn.ReLU(),
-        nn.Linear(500, 10),
-    )
+        nn.Linear(units, 10),
+    ).to(memory_format=LAYOUTS[layout])
 
 
-def training_step() -> Callable[[torch.Tensor, torch.Tensor], None]:
-    """Return a function that trains a new dense network for a step."""
-    model = network()
+def draw(layout: str, *shape: int) -> torch.Tensor:
+    """Return random numbers in a layout. With one channel, only a clone has its strides."""
+    return torch.randn(shape).clone(memory_format=LAYOUTS[layout])
+
+
+def training_step(sizes: str, layout: str, way: str) -> Callable[[torch.Tensor, torch.Tensor], Any]:
+    """Return a function that trains a new network for a step."""
+    model = network(sizes, layout)
     optimiser = torch.optim.SGD(
-        model.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4
+        model.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=True
     )
+    forward = compiled(model) if way == "compiled" else model
 
     def step(images: torch.Tensor, labels: torch.Tensor) -> None:
         optimiser.zero_grad()
-        functional.cross_entropy(model(images), labels).backward()
+        functional.cross_entropy(forward(images), labels).backward()
         optimiser.step()
 
     return step
 
 
-def convolution(name: str, x: torch.Tensor, weight: torch.Tensor) -> dict[str, Callable[[], Any]]:
-    """Return the three calls of a convolution."""
-    bias, grad = torch.randn(len(weight)), torch.randn_like(functional.conv2d(x, weight))
-    return {
-        f"{name} forward": partial(functional.conv2d, x, weight, bias),
-        f"{name} input gradient": partial(conv2d_input, x.shape, weight, grad),
-        f"{name} weight gradient": partial(conv2d_weight, x, weight.shape, grad),
-    }
-
-
-def predict(model: nn.Module, images: torch.Tensor) -> None:
+def predict(model: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> None:
     """Predict for a batch."""
     with torch.inference_mode():
         model(images)
 
 
-def calls() -> dict[str, Callable[[], Any]]:
-    """Return every call by its name."""
-    draw = torch.randn
-    x, weight, bias, grad = draw(BATCH, 800), draw(500, 800), draw(500), draw(BATCH, 500)
-    images, labels = draw(BATCH, 1, 28, 28), torch.arange(BATCH) % 10
-    found = convolution("conv1", draw(BATCH, 1, 28, 28), draw(20, 1, 5, 5))
-    found |= convolution("conv2", draw(BATCH, 20, 12, 12), draw(50, 20, 5, 5))
-    found |= {
-        "dense1 forward": partial(functional.linear, x, weight, bias),
-        "dense1 input gradient": lambda: grad @ weight,
-        "dense1 weight gradient": lambda: grad.T @ x,
-        f"step {DENSE}": partial(training_step(), images, labels),
+def whole_network(sizes: str, batch: int, images: list[int]) -> Calls:
+    """Return the steps and predictions of a network."""
+    calls: Calls = {}
+    labels = torch.arange(batch) % 10
+    for layout, way in SETTINGS:
+        setting = f"{layout}, {way}"
+        step = training_step(sizes, layout, way)
+        calls[f"step {sizes}", setting] = partial(step, draw(layout, batch, 1, 28, 28), labels)
+        model = network(sizes, layout).eval()
+        for count in images:
+            forward = frozen(model) if way == "compiled" else model
+            x = draw(layout, count, 1, 28, 28)
+            calls[f"predict {count}, {sizes}", setting] = partial(predict, forward, x)
+    return calls
+
+
+def convolution(name: str, layout: str, x: torch.Tensor, weight: torch.Tensor) -> Calls:
+    """Return the three calls of a convolution."""
+    bias = torch.randn(len(weight))
+    grad = draw(layout, *functional.conv2d(x, weight).shape)
+    return {
+        (f"{name} forward", layout): partial(functional.conv2d, x, weight, bias),
+        (f"{name} input gradient", layout): partial(conv2d_input, x.shape, weight, grad),
+        (f"{name} weight gradient", layout): partial(conv2d_weight, x, weight.shape, grad),
     }
-    model = network()
-    for count in (1, 128, 1000):
-        found[f"predict {count}, {DENSE}"] = partial(predict, model, draw(count, 1, 28, 28))
-    return found
 
 
-def epoch(count: int) -> dict[str, float]:
+def single_layers(batch: int) -> Calls:
+    """Return the calls of single layers."""
+    calls: Calls = {}
+    for layout in LAYOUTS:
+        make = partial(draw, layout)
+        calls |= convolution("conv1", layout, make(batch, 1, 28, 28), make(20, 1, 5, 5))
+        calls |= convolution("conv2", layout, make(batch, 20, 12, 12), make(50, 20, 5, 5))
+    x, weight, bias = torch.randn(batch, 800), torch.randn(500, 800), torch.randn(500)
+    grad = torch.randn(batch, 500)
+    calls["dense1 forward", "eager"] = partial(functional.linear, x, weight, bias)
+    calls["dense1 input gradient", "eager"] = partial(torch.mm, grad, weight)
+    calls["dense1 weight gradient", "eager"] = partial(torch.mm, grad.T, x)
+    return calls
+
+
+def work(
+    threads: int, batch: int, images: list[int], networks: dict[str, str]
+) -> tuple[str, Calls]:
+    """Return the version of PyTorch, and every call."""
+    torch.set_num_threads(threads)
+    calls = single_layers(batch)
+    for sizes in networks:
+        calls |= whole_network(sizes, batch, images)
+    return torch.__version__, calls
+
+
+def epoch(setting: str, count: int, batch: int, sizes: str) -> dict[str, float]:
     """Train for an epoch; return its seconds and the peak memory of the process."""
     images = torch.randint(0, 256, (count, 1, 28, 28), dtype=torch.uint8)
     labels = torch.randint(0, 10, (count,))
-    step = training_step()
-    step(images[:BATCH].float(), labels[:BATCH])  # warms up
+    layout, way = setting.split(", ")
+    train = training_step(sizes, layout, way)
+
+    def step(picked: torch.Tensor) -> None:
+        x = images[picked].float().div_(255).sub_(0.13).div_(0.31)
+        train(x.clone(memory_format=LAYOUTS[layout]), labels[picked])
+
+    for warm_up in (batch, count % batch):
+        step(torch.arange(warm_up))
     start = time.perf_counter()
-    for picked in torch.randperm(count).split(BATCH):
-        step(images[picked].float().div_(255).sub_(0.13).div_(0.31), labels[picked])
+    for picked in torch.randperm(count).split(batch):
+        step(picked)
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KB
     return {"seconds": seconds, "megabytes": peak / 1e3}
 
 
-def burst(call: Callable[[], Any], warm_up: float, count: int) -> list[float]:
-    """Call until everything is warm, then so often; return the seconds of these."""
-    end = time.perf_counter() + warm_up
-    while time.perf_counter() < end:
-        call()
-    times = []
-    for _ in range(count):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return times
-
-
-def main() -> None:
-    """Run an epoch, or answer requests until there are no more."""
-    threads, *work = sys.argv[1:]
-    torch.set_num_threads(int(threads))
-    torch.manual_seed(0)
-    if work[0] == "epoch":
-        print(json.dumps(epoch(int(work[1]))))
-        return
-    found = calls()
-    print(json.dumps([torch.__version__, list(found)]), flush=True)
-    for line in sys.stdin:
-        times = burst(found[json.loads(line)], float(work[0]), int(work[1]))
-        print(json.dumps(times), flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    torch.set_num_threads(int(sys.argv[1]))
+    print(json.dumps(epoch(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5])))

@@ -1,7 +1,8 @@
 """``minidiff bench``: how fast this machine is, and how much of that the engine uses.
 
 Times on a busy machine wander, ratios wander less. So calls that are compared run in turns, in
-bursts, and their medians are compared. ``docs/bench/bench.py`` builds on this file: there other
+bursts, and their medians are compared. NumPy's matrix product runs in a process of its own, without
+the variables that tune OpenBLAS. ``docs/bench/bench.py`` builds on this file: there other
 frameworks do the same work in the same turns.
 """
 
@@ -11,7 +12,8 @@ import textwrap
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numba
 import numpy as np
@@ -22,6 +24,7 @@ from minidiff.engine import ops
 from minidiff.engine.arrays import Array, empty
 from minidiff.engine.compiled import inner, threaded
 from minidiff.engine.kernels import ROWS, TILE, U, registers, tile
+from minidiff.engine.module import Sequential
 from minidiff.engine.op import Op
 from minidiff.engine.tensor import Tensor, apply
 from minidiff.io.extras import extra
@@ -31,11 +34,14 @@ from minidiff.training.config import Config
 from minidiff.training.runs import versions
 from minidiff.training.trainer import Trainer
 
+from .worker import Worker, burst
+
 __all__ = ["in_turns", "run", "table"]
 
 Call = Callable[[], Any]
+Key = TypeVar("Key")
 
-BATCH = 128
+SHAPE, BATCH = (1, 28, 28), 128
 MATRIX = 1024  # rows and columns of NumPy's matrix product
 # In each round a call first waits until the threads of the call before have fallen asleep (those of
 # OpenBLAS take 0.1 s). Then it warms up until each of its own threads has found a core.
@@ -47,36 +53,25 @@ LAYERS = {  # shapes of the input without the batch, and of the weight
 }
 DENSE, PRUNED = "20-50-800-500", "8-10-112-68"
 ARCHITECTURES = (DENSE, "16-40-550-350", "13-30-350-220", "10-20-220-140", PRUNED, "4-5-40-20")
+POSITIONS = 16  # of a filter, where the network flattens
 PREDICTED = (1, 128, 1000)  # images at once
+MATMUL_WORKER = Path(__file__).with_name("matmul_worker.py")
 
 
-def in_turns(calls: Mapping[str, Call], rounds: int) -> dict[str, float]:
+def in_turns(calls: Mapping[Key, Call], rounds: int) -> dict[Key, float]:
     """Time calls in turns, a burst each; return the median seconds of each.
 
     A call may return a list: the seconds of a burst that it has timed itself.
     """
-    times: dict[str, list[float]] = {name: [] for name in calls}
+    times: dict[Key, list[float]] = {name: [] for name in calls}
     for turn in range(rounds + 1):
         for name, call in calls.items():
             time.sleep(REST)
             own = call()
-            taken = own if isinstance(own, list) else burst(call)
+            taken = own if isinstance(own, list) else burst(call, WARM_UP, BURST)
             if turn > 0:  # the first turn compiles
                 times[name] += taken
     return {name: statistics.median(values) for name, values in times.items()}
-
-
-def burst(call: Call) -> list[float]:
-    """Call until everything is warm, then BURST times; return the seconds of these."""
-    end = time.perf_counter() + WARM_UP
-    while time.perf_counter() < end:
-        call()
-    times = []
-    for _ in range(BURST):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return times
 
 
 def _draw(*shape: int) -> Array:
@@ -145,9 +140,15 @@ def noise(count: int) -> Dataset:
 def training_step(architecture: str, batch: int = BATCH) -> tuple[Trainer, Call]:
     """Return a trainer whose gates leave ``architecture`` open, and a call that trains a step."""
     trainer = Trainer(Config(gate_start=0.0, gate_stop=1.0, gate_lr=1e-6), noise(256))
-    for gate, left in zip(trainer.gates.values(), architecture.split("-"), strict=True):
-        gate.phi.data[int(left) :] = -gate.width
-    images, labels = _draw(1, 28, 28, batch), np.arange(batch) % 10
+    sizes = [int(size) for size in architecture.split("-")]
+    # The inputs of the first dense layer are spread over all filters, 16 positions each. Otherwise
+    # the last filters would have no reader.
+    reach = [*sizes[:2], POSITIONS * sizes[1], sizes[3]]
+    for gate, left, among in zip(trainer.gates.values(), sizes, reach, strict=True):
+        closed = np.ones(len(gate.phi.data), np.bool_)
+        closed[np.arange(left) * among // left] = False
+        gate.phi.data[closed] = -gate.width
+    images, labels = _draw(*SHAPE, batch), np.arange(batch) % 10
 
     def step() -> None:
         trainer.step = trainer.steps // 2  # where gates learn
@@ -156,7 +157,9 @@ def training_step(architecture: str, batch: int = BATCH) -> tuple[Trainer, Call]
     return trainer, step
 
 
-def run(threads: int, say: Callable[[str], None], peer: Mapping[str, Call] = {}) -> dict[str, Any]:
+def run(
+    threads: int, say: Callable[[str], None], peers: Mapping[str, Mapping[str, Call]] = {}
+) -> dict[str, Any]:
     """Measure everything; return it as plain values.
 
     Parameters
@@ -165,55 +168,90 @@ def run(threads: int, say: Callable[[str], None], peer: Mapping[str, Call] = {})
         Of kernels and of NumPy's matrix product.
     say
         Called with a line before the measurements.
-    peer
-        Calls that do the same work in another framework, by the names under "milliseconds". Each
-        runs right after ours; its time stands under "peer " and the name.
+    peers
+        Calls that do the same work in other frameworks: by the names under "milliseconds", then by
+        labels of your choice. They run right after ours.
 
     Returns
     -------
     dict
-        "machine"; "milliseconds", "gflops" and "macs" (a sample) by the name of what was measured.
+        "machine"; "milliseconds", "gflops" and "macs" (a sample) by the name of what was measured;
+        "peers": the milliseconds of other frameworks, by name and label.
     """
+    extra("threadpoolctl")  # the worker needs it, too
     numba.set_num_threads(threads)
     kernel = kernel_calls()
     steps = {f"step {sizes}": training_step(sizes) for sizes in ARCHITECTURES}
     calls = {name: call for name, (_, call) in (kernel | steps).items()}
     calls["step 1-1-1-1, batch 1"] = training_step("1-1-1-1", batch=1)[1]
     for sizes in (DENSE, PRUNED):
-        predictor = Predictor(compact(training_step(sizes)[0].model, (1, 28, 28)), (1, 28, 28))
-        for images in PREDICTED:
-            calls[f"predict {images}, {sizes}"] = partial(predictor, _draw(images, 1, 28, 28))
-    turns: dict[str, Call] = {}
-    for name, call in calls.items():
-        turns[name] = call
-        if name in peer:
-            turns[f"peer {name}"] = peer[name]
-    say(f"{len(turns)} measurements in turns, {ROUNDS} rounds")
-    with extra("threadpoolctl").threadpool_limits(threads, "blas"):
+        calls |= prediction_calls(sizes)
+    with (
+        Worker(MATMUL_WORKER, WARM_UP, BURST, threads=threads, size=MATRIX) as matmul,
+        extra("threadpoolctl").threadpool_limits(threads, "blas"),
+    ):
+        calls["matmul"] = matmul.calls["matmul", ""]  # as users have it, not as this process does
+        turns: dict[tuple[str, str], Call] = {}
+        for name, call in calls.items():
+            turns[name, ""] = call
+            turns |= {(name, label): theirs for label, theirs in peers.get(name, {}).items()}
+        say(f"{len(turns)} measurements in turns, {ROUNDS} rounds")
         times = in_turns(turns, ROUNDS)
+    ours = {name: seconds for (name, label), seconds in times.items() if not label}
+    theirs: dict[str, dict[str, float]] = {}
+    for (name, label), seconds in times.items():
+        if label:
+            theirs.setdefault(name, {})[label] = 1e3 * seconds
+    counts = {name: [c.macs[0] for c in trainer.counts()] for name, (trainer, _) in steps.items()}
+    # Forward, input gradient and weight gradient; the images need no gradient.
+    flops = {name: 2.0 * BATCH * (3 * sum(macs) - macs[0]) for name, macs in counts.items()}
+    flops |= {name: operations for name, (operations, _) in kernel.items()}
     return {
-        "machine": {**versions(), "cores": os.cpu_count(), "threads": threads},
-        "milliseconds": {name: 1e3 * seconds for name, seconds in times.items()},
-        "gflops": {name: flops / times[name] / 1e9 for name, (flops, _) in kernel.items()},
-        "macs": {n: sum(c.macs[0] for c in trainer.counts()) for n, (trainer, _) in steps.items()},
+        "machine": {
+            **versions(),
+            "cores": os.cpu_count(),
+            "threads": threads,
+            "matmul": matmul.description,
+        },
+        "milliseconds": {name: 1e3 * seconds for name, seconds in ours.items()},
+        "gflops": {name: operations / ours[name] / 1e9 for name, operations in flops.items()},
+        "macs": {name: sum(macs) for name, macs in counts.items()},
+        "peers": theirs,
     }
 
 
+def prediction_calls(architecture: str) -> dict[str, Call]:
+    """Return calls that predict with the compact network."""
+    predictor = Predictor(small_network(architecture), SHAPE)
+    return {
+        f"predict {images}, {architecture}": partial(predictor, _draw(images, *SHAPE))
+        for images in PREDICTED
+    }
+
+
+def small_network(architecture: str) -> Sequential:
+    """Return the compact network of an architecture, with weights as they are initialised."""
+    return compact(training_step(architecture)[0].model, SHAPE)
+
+
 def table(results: Mapping[str, Any]) -> str:
-    """Format the results of :func:`run`."""
+    """Format the results of :func:`run`, without peers."""
     machine, ms = results["machine"], results["milliseconds"]
     rates, macs = results["gflops"], results["macs"]
+    peak, matmul = rates["peak"], rates["matmul"]
     lines = [textwrap.fill(", ".join(f"{name} {value}" for name, value in machine.items()), 80)]
     lines += [f"float32, batch {BATCH}, medians", ""]
-    lines.append(f"{'kernel':<28}{'ms':>9}{'GFLOP/s':>10}{'x matmul':>10}{'of peak':>9}")
+    lines.append(f"{'kernel':<28}{'ms':>9}{'GFLOP/s':>10}{'of peak':>9}{'x matmul':>10}")
     for name, rate in rates.items():
-        ratios = f"{rate / rates['matmul']:>9.2f}x{rate / rates['peak']:>9.0%}"
+        if name in macs:
+            continue
+        ratios = f"{rate / peak:>9.0%}{rate / matmul:>9.2f}x"
         lines.append(f"{name:<28}{ms[name]:>9.3f}{rate:>10.0f}{ratios}")
-    lines += ["", f"{'training step':<28}{'ms':>9}{'of dense':>10}{'MACs':>12}"]
+    lines += ["", f"{'training step':<28}{'ms':>9}{'of dense':>10}{'of peak':>9}{'MACs':>12}"]
     for name, count in macs.items():
         share = ms[name] / ms[f"step {DENSE}"]
-        lines.append(f"{name:<28}{ms[name]:>9.3f}{share:>10.2f}{count:>12,}")
+        ratios = f"{share:>10.2f}{rates[name] / peak:>9.0%}"
+        lines.append(f"{name:<28}{ms[name]:>9.3f}{ratios}{count:>12,}")
     lines += ["", f"{'overhead and prediction':<28}{'ms':>9}"]
-    for name in [name for name in ms if name not in (*rates, *macs) and "peer" not in name]:
-        lines.append(f"{name:<28}{ms[name]:>9.3f}")
+    lines += [f"{name:<28}{ms[name]:>9.3f}" for name in ms if name not in rates]
     return "\n".join(lines)
