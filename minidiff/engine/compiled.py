@@ -108,6 +108,7 @@ class _Cache(NullCache):
         return _Disk(self.function)  # type: ignore[no-untyped-call]  # Numba has no types
 
     def load_overload(self, signature: Any, context: Any) -> Any:
+        get_num_threads()  # loads Numba's pool of threads, which kernels are linked with
         try:
             return self.disk.load_overload(signature, context)
         except Exception as error:  # damaged files raise anything
