@@ -54,7 +54,9 @@ FEWEST = 3 if WIDE else 4
 SUMS = ROWS * PRODUCTS * LANES
 # Numbers of a span, or features, that a register sums up: longer sums would lose digits.
 CHUNK, FEATURES = 8192, 1024
-_rows, _products, _tile, _lanes, _zero = U(ROWS), U(PRODUCTS), U(TILE), U(LANES), U(0)
+TASKS = 16  # about the least number of tasks that a correlation is divided into
+FAR = 100  # terms of a sum from which on what they read is copied to one place
+_rows, _products, _tile, _lanes, _zero, _one = map(U, (ROWS, PRODUCTS, TILE, LANES, 0, 1))
 _SUMS_SHAPE = (ROWS, PRODUCTS, LANES)
 
 
@@ -171,20 +173,22 @@ def _correlate_span_of(height):
     shape, rows = (height, TILE), U(height)
 
     @inner
-    def correlate_span(source, weights, first_tap, last_tap, bias, target, length):
+    def correlate_span(source, weights, first_tap, last_tap, bias, target, tiles):
         """Compute a span for a block of channels, tile by tile; all arrays are flat.
 
         Tap p of channel c reads x from ``inputs[c] + shifts[p]`` on, times the weight at
-        ``block_rows[i] + columns[c] + positions[p]``. Output i begins at ``outputs[i]``.
+        ``block_rows[i] + columns[c] + positions[p]``. Output i begins at ``outputs[i]``. ``tiles``
+        is their number, the step between them in the output, and where the last of them begins in
+        the input and in the output: it may overlap the one before.
         """
         (x, inputs, shifts), (weight, block_rows, columns, positions) = source, weights
-        out, outputs = target
+        (out, outputs), (count, step, last_source, last_target) = target, tiles
         sums = tile(registers(x), shape)
         row, begin = tile(registers(block_rows), height), tile(registers(outputs), height)
         for i in range(rows):
             row[i], begin[i] = block_rows[i], outputs[i]
-        for number in range(_zero, length, _tile):
-            start = min(number, length - _tile)  # the last tile overlaps the one before
+        for number in range(count):
+            start, to = min(number * _tile, last_source), min(number * step, last_target)
             for s in range(_tile):
                 for i in range(rows):
                     sums[i, s] = bias[i]
@@ -197,7 +201,7 @@ def _correlate_span_of(height):
                             sums[i, s] += weight[row[i] + k] * x[a + s]
             for s in range(_tile):
                 for i in range(rows):
-                    out[begin[i] + start + s] = sums[i, s]
+                    out[begin[i] + to + s] = sums[i, s]
 
     return correlate_span
 
@@ -214,14 +218,14 @@ def block_height(channels):
 
 
 @inner
-def correlate_block(height, source, weights, first_tap, last_tap, bias, target, length):
+def correlate_block(height, source, weights, first_tap, last_tap, bias, target, tiles):
     """Compute a span for a block of ``height`` channels."""
     if height == 3:
-        _correlate_span_3(source, weights, first_tap, last_tap, bias, target, length)
+        _correlate_span_3(source, weights, first_tap, last_tap, bias, target, tiles)
     elif height == 4:
-        _correlate_span_4(source, weights, first_tap, last_tap, bias, target, length)
+        _correlate_span_4(source, weights, first_tap, last_tap, bias, target, tiles)
     else:
-        _correlate_span_5(source, weights, first_tap, last_tap, bias, target, length)
+        _correlate_span_5(source, weights, first_tap, last_tap, bias, target, tiles)
 
 
 @inner
@@ -243,35 +247,67 @@ def correlate(x, weight, swapped, bias, ins, outs, spans, taps, samples, out):
 
     x is (C, positions * samples), weight (O, C, K), or (C, O, K) if ``swapped``, bias (O,), and out
     (O, positions * samples). Only the rows of out in ``outs`` are written.
+
+    A tile reads TILE samples through all taps, from as many places of x, which may not fit in the
+    nearest cache. So each task copies a slice of TILE samples of x, without gaps.
     """
     kernel = weight.shape[2]
     row, column = weight.shape[1] * kernel, kernel
     if swapped:
         row, column = column, row
-    source = x.reshape(-1), _addresses(ins, x.shape[1]), _addresses(taps[:, 0], samples)
-    columns, positions = _addresses(ins, column), _addresses(taps[:, 1], 1)
-    flat_weight, flat_out = weight.reshape(-1), out.reshape(-1)
     count = len(spans) - 1
-    blocks = (outs.size + ROWS - 1) // ROWS
+    terms = ins.size * len(taps) // max(1, count)  # of a sum
+    sliced = samples >= TILE and terms >= FAR and x.shape[1] > samples
+    step = TILE if sliced else samples
+    slices = (samples + TILE - 1) // TILE if sliced else 1
+    positions_in = x.shape[1] // max(1, samples)
+    inputs, shifts = _addresses(ins, x.shape[1]), _addresses(taps[:, 0], step)
+    columns, positions = _addresses(ins, column), _addresses(taps[:, 1], 1)
+    local = _addresses(np.arange(ins.size), positions_in * TILE) if sliced else inputs
+    dense = positions_in * len(taps) == 1  # then loop over taps, not over channels
+    if dense:
+        local, shifts, columns, positions = shifts, local, positions, columns
+    flat_x, flat_weight, flat_out = x.reshape(-1), weight.reshape(-1), out.reshape(-1)
     height = block_height(outs.size)
-    threads = limit_threads(outs.size * out.shape[1] * ins.size * len(taps) // (8 * count))
-    for task in prange(blocks * count):
-        first, r = task // count * height, task % count
-        begin, length = spans[r, 0] * samples, spans[r, 1] * samples
+    blocks = (outs.size + ROWS - 1) // ROWS
+    share = (blocks + TASKS // slices) // max(1, TASKS // slices)  # blocks of a task
+    groups = (blocks + share - 1) // max(1, share)
+    threads = limit_threads(outs.size * out.shape[1] * terms // 8)
+    for task in prange(slices * groups):
+        first_block = task % groups * share
+        s0 = min(task // groups * TILE, samples - TILE) if sliced else 0
+        near = flat_x
+        if sliced:
+            near = np.empty(ins.size * positions_in * TILE, x.dtype)
+            for c in range(U(ins.size)):
+                for q in range(U(positions_in)):
+                    a, b = inputs[c] + q * U(samples) + U(s0), (c * U(positions_in) + q) * _tile
+                    for s in range(_tile):
+                        near[b + s] = flat_x[a + s]
+        source = near, local, shifts
         rows, begins = tile(registers(columns), ROWS), tile(registers(columns), ROWS)
         biases = tile(registers(x), ROWS)
-        p0, p1 = U(spans[r, 2]), U(spans[r + 1, 2])
-        if length < TILE:
-            for i in range(first, min(first + height, outs.size)):
-                o = outs[i]
-                weights = flat_weight, U(o * row), columns, positions
-                _correlate_short(source, weights, p0, p1, bias[o], out[o, begin : begin + length])
-            continue
-        for i in range(ROWS):  # a block that is not full computes its last channel again
-            o = outs[min(first + i, outs.size - 1)]
-            rows[i], biases[i], begins[i] = o * row, bias[o], o * out.shape[1] + begin
-        block = flat_weight, rows, columns, positions
-        correlate_block(height, source, block, p0, p1, biases, (flat_out, begins), U(length))
+        for r in range(count):
+            begin, length = spans[r, 0] * samples + s0, spans[r, 1] * step
+            p0, p1 = U(spans[r, 2]), U(ins.size if dense else spans[r + 1, 2])
+            for block in range(first_block, min(first_block + share, blocks)):
+                first = block * height
+                if length < TILE:
+                    for i in range(first, min(first + height, outs.size)):
+                        o = outs[i]
+                        weights = flat_weight, U(o * row), columns, positions
+                        target = out[o, begin : begin + length]
+                        _correlate_short(source, weights, p0, p1, bias[o], target)
+                    continue
+                for i in range(ROWS):  # a block that is not full computes its last channel again
+                    o = outs[min(first + i, outs.size - 1)]
+                    rows[i], biases[i], begins[i] = o * row, bias[o], o * out.shape[1] + begin
+                weights = flat_weight, rows, columns, positions
+                number = U((length + TILE - 1) // TILE)
+                tiles = number, _tile, U(length - TILE), U(length - TILE)
+                if sliced:
+                    tiles = number, U(samples), U(length - TILE), (number - _one) * U(samples)
+                correlate_block(height, source, weights, p0, p1, biases, (flat_out, begins), tiles)
     set_threads(threads)
 
 

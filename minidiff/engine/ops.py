@@ -206,7 +206,6 @@ class Linear(Weighted):
 
 
 POINT, _ = kernels.position_maps((1, 1), (1, 1), (1, 1))
-ONLY = np.zeros(1, np.int64)  # the channel list of an input with one channel
 
 
 def _multiply(
@@ -214,19 +213,16 @@ def _multiply(
 ) -> None:
     """Compute ``out = a @ b + bias``, with a.T in place of a if ``swapped``.
 
-    Only the listed columns and rows of a (or of a.T) are used. Columns are the taps of a single
-    channel: a loop over many taps is faster than a loop over many channels with one tap each.
+    Only the listed columns and rows of a (or of a.T) are used, FEATURES columns at a time.
     """
-    weight, stride = (a.reshape(1, -1, 1), a.shape[1]) if swapped else (a[:, None, :], 1)
-    spans, flat = np.array(((0, 1, 0), (1, 0, 0))), b.reshape(1, -1)
-    part = out
+    weight, part = a[:, :, None], out
     for first in range(0, max(1, columns.size), kernels.FEATURES):
         if first > 0:
             part, bias = arrays.empty(out.shape, out.dtype), np.zeros_like(bias)
         chunk = columns[first : first + kernels.FEATURES]
-        taps = np.empty((chunk.size, 2), np.int64)
-        taps[:, 0], taps[:, 1], spans[1, 2] = chunk, chunk * stride, chunk.size
-        kernels.correlate(flat, weight, swapped, bias, ONLY, rows, spans, taps, b.shape[1], part)
+        kernels.correlate(
+            b, weight, swapped, bias, chunk, rows, POINT.spans, POINT.taps, b.shape[1], part
+        )
         if first > 0:
             out[rows] += part[rows]
 

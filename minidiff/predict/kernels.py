@@ -208,9 +208,11 @@ def _conv_block(step, weights, biases, work):
                 for i in range(ROWS):
                     position = U(kept[i]) * area + y * step.columns + U(x)
                     begins[i] = (step.target + position) * _tile
+                last = (U(length) - _one) * _tile
                 correlate_block(
-                    height, source, block, _zero, U(taps), bias, (work, begins), U(length) * _tile
-                )
+                    height, source, block, _zero, U(taps), bias, (work, begins),
+                    (U(length), _tile, last, last),
+                )  # fmt: skip
     _relu_block(step, work)
 
 
