@@ -235,7 +235,7 @@ def gate(
             compaction, in the layer before if the input is a whole channel.
         "weights"
             Each group of weights; by default each weight (unstructured). A closed gate saves
-            storage. Work is saved only where a filter, unit or input loses all its weights.
+            storage. Work is saved where at most two fifths of the weights are left.
             Several such gates on a layer multiply.
     groups
         The groups of the elements of the weight, for "weights".
