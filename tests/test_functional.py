@@ -13,7 +13,8 @@ import minidiff as md
 from minidiff import Tensor
 from minidiff import functional as F
 from minidiff.engine import arrays
-from minidiff.engine.kernels import LANES, TILE
+from minidiff.engine.kernels import TILE
+from minidiff.engine.vectors import LANES
 from tests import naive
 from tests import strategies as own
 from tests.checks import close, dead, equal, leaf

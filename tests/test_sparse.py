@@ -13,7 +13,8 @@ from minidiff import Gate, Gated, Groups, Mask, nn
 from minidiff import functional as F
 from minidiff.engine import sparse
 from minidiff.engine.arrays import Elements
-from minidiff.engine.kernels import FEATURES, LANES
+from minidiff.engine.kernels import FEATURES
+from minidiff.engine.vectors import LANES
 from tests import naive
 from tests import strategies as own
 from tests.checks import close, dead, equal, leaf

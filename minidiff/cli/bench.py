@@ -23,10 +23,11 @@ from minidiff.data.datasets import Dataset, Split
 from minidiff.engine import ops
 from minidiff.engine.arrays import Array, empty
 from minidiff.engine.compiled import inner, threaded
-from minidiff.engine.kernels import ROWS, TILE, U, registers, tile
+from minidiff.engine.kernels import ROWS, TILE
 from minidiff.engine.module import Sequential
 from minidiff.engine.op import Op
 from minidiff.engine.tensor import Tensor, apply
+from minidiff.engine.vectors import U, registers, tile
 from minidiff.io.extras import extra
 from minidiff.predict.predictor import Predictor
 from minidiff.pruning.compact import compact

@@ -139,7 +139,7 @@ def _compiled(**options: Any) -> Callable[[Function], Function]:
     def decorate(function: Function) -> Function:
         if settings.DISABLE_JIT:  # NUMBA_DISABLE_JIT=1: everything runs, slowly, in Python
             return function
-        kernel: Any = njit(fastmath=FASTMATH, error_model="numpy", **options)(function)
+        kernel: Any = njit(error_model="numpy", **{"fastmath": FASTMATH, **options})(function)
         kernel._cache = _Cache(function)
         return kernel  # type: ignore[no-any-return]  # it is called like the function
 
@@ -149,7 +149,9 @@ def _compiled(**options: Any) -> Callable[[Function], Function]:
 serial = _compiled(nogil=True)
 threaded = _compiled(parallel=PRANGE)
 # Of functions that only kernels call, no second copy is compiled for Python to call.
-inner = _compiled(no_cpython_wrapper=True, no_cfunc_wrapper=True)
+# They add in the order in which they are written: otherwise LLVM may make vectors of the terms of a
+# sum, in place of the sums of a register tile, which would then not fit in registers.
+inner = _compiled(no_cpython_wrapper=True, no_cfunc_wrapper=True, fastmath=FASTMATH - {"reassoc"})
 
 # Functions of Numba's pool of threads, by their names: a kernel that calls Numba's own functions of
 # these names cannot be kept on disk.

@@ -28,60 +28,23 @@ results are bit-identical at any number of threads.
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
-import llvmlite.binding as llvm
 import numpy as np
-from numba import carray, config, prange, types  # type: ignore[attr-defined]  # not in its stubs
-from numba.core.cgutils import alloca_once
-from numba.extending import intrinsic
+from numba import prange
 
 from .arrays import Indices
 from .compiled import inner, limit_threads, set_threads, threaded
+from .vectors import LANES, WIDE, U, add_product, add_scaled, copy, fill, registers, tile
 
-# Indices are unsigned: Numba tests signed indices for negative values, which in the innermost
-# loops would cost as much as the arithmetic.
-U = np.uint64
-
-# The sizes of register tiles, for 32 registers of 16 numbers or for 16 registers of 8.
-WIDE = bool(llvm.get_host_cpu_features().get("avx512f", False))
-TILE = 64 if WIDE else 16
-LANES = 16 if WIDE else 8
-ROWS, PRODUCTS = 5, (5 if WIDE else 2)
-# For narrow registers LLVM compiles a loop over 3 channels to slow code, which also adds in another
-# order than the loops over 4 and 5.
-FEWEST = 3 if WIDE else 4
+# The sizes of register tiles: TILE numbers of a span for ROWS outputs, and products of ROWS spans
+# with PRODUCTS spans.
+TILE, ROWS, FEWEST, PRODUCTS = (64, 5, 3, 5) if WIDE else (16, 5, 3, 2)
 SUMS = ROWS * PRODUCTS * LANES
 # Numbers of a span, or features, that a register sums up: longer sums would lose digits.
 CHUNK, FEATURES = 8192, 1024
 TASKS = 16  # about the least number of tasks that a correlation is divided into
 FAR = 100  # terms of a sum from which on what they read is copied to one place
 _rows, _products, _tile, _lanes, _zero, _one = map(U, (ROWS, PRODUCTS, TILE, LANES, 0, 1))
-_SUMS_SHAPE = (ROWS, PRODUCTS, LANES)
-
-
-def _allocate(typingctx, like):
-    """Return the address of stack memory for a tile with the dtype of ``like``.
-
-    After the loops over a tile are unrolled, only constants index the tile, so the compiler keeps
-    its elements in registers. A NumPy array stays in memory, because other code may read it.
-    """
-
-    def generate(context, builder, signature, arguments):
-        element = context.get_value_type(like.dtype)
-        return alloca_once(builder, element, size=max(ROWS * TILE, SUMS))
-
-    return types.CPointer(like.dtype)(like), generate
-
-
-registers: Any = intrinsic(_allocate)  # called with ``like`` alone
-tile: Any = carray
-if config.DISABLE_JIT:  # type: ignore[attr-defined]  # set on import
-    registers = np.asarray
-
-    def tile(like, shape):
-        """Stand in for carray: return an array of the dtype of ``like``."""
-        return np.empty(shape, like.dtype)
 
 # -- which positions pair up -----------------------------------------------------------------
 
@@ -170,7 +133,7 @@ def _addresses(indices, step):
 
 def _correlate_span_of(height):
     """Return the loop over a span for a block of ``height`` output channels."""
-    shape, rows = (height, TILE), U(height)
+    size, rows = height * TILE, U(height)
 
     @inner
     def correlate_span(source, weights, first_tap, last_tap, bias, target, tiles):
@@ -183,25 +146,25 @@ def _correlate_span_of(height):
         """
         (x, inputs, shifts), (weight, block_rows, columns, positions) = source, weights
         (out, outputs), (count, step, last_source, last_target) = target, tiles
-        sums = tile(registers(x), shape)
+        sums = tile(registers(x), size)
         row, begin = tile(registers(block_rows), height), tile(registers(outputs), height)
         for i in range(rows):
             row[i], begin[i] = block_rows[i], outputs[i]
         for number in range(count):
             start, to = min(number * _tile, last_source), min(number * step, last_target)
-            for s in range(_tile):
-                for i in range(rows):
-                    sums[i, s] = bias[i]
+            for i in range(rows):
+                for v in range(_zero, _tile, _lanes):
+                    fill(sums, i * _tile + v, bias[i])
             for c in range(inputs.size):
                 first, column = inputs[c] + start, columns[c]
                 for p in range(first_tap, last_tap):
                     a, k = first + shifts[p], column + positions[p]
-                    for s in range(_tile):
+                    for v in range(_zero, _tile, _lanes):
                         for i in range(rows):
-                            sums[i, s] += weight[row[i] + k] * x[a + s]
-            for s in range(_tile):
-                for i in range(rows):
-                    out[begin[i] + to + s] = sums[i, s]
+                            add_scaled(sums, i * _tile + v, x, a + v, weight[row[i] + k])
+            for i in range(rows):
+                for v in range(_zero, _tile, _lanes):
+                    copy(out, begin[i] + to + v, sums, i * _tile + v)
 
     return correlate_span
 
@@ -282,8 +245,8 @@ def correlate(x, weight, swapped, bias, ins, outs, spans, taps, samples, out):
             for c in range(U(ins.size)):
                 for q in range(U(positions_in)):
                     a, b = inputs[c] + q * U(samples) + U(s0), (c * U(positions_in) + q) * _tile
-                    for s in range(_tile):
-                        near[b + s] = flat_x[a + s]
+                    for v in range(_zero, _tile, _lanes):
+                        copy(near, b + v, flat_x, a + v)
         source = near, local, shifts
         rows, begins = tile(registers(columns), ROWS), tile(registers(columns), ROWS)
         biases = tile(registers(x), ROWS)
@@ -320,26 +283,22 @@ def _product_tile(x, inputs, first_input, grad, outputs, length, sums, at):
 
     The spans of x begin at ``inputs[first_input:]``. The sums are added to ``sums[at:]``.
     """
-    products = tile(registers(x), _SUMS_SHAPE)
+    products = tile(registers(x), SUMS)
     b, a = tile(registers(outputs), ROWS), tile(registers(inputs), PRODUCTS)
     for i in range(_rows):
         b[i] = outputs[i]
     for j in range(_products):
         a[j] = inputs[first_input + j]
-    for s in range(_lanes):
-        for i in range(_rows):
-            for j in range(_products):
-                products[i, j, s] = 0
+    for n in range(_zero, U(SUMS), _lanes):
+        fill(products, n, x.dtype.type(0))
     whole = length - length % _lanes
     for first in range(_zero, whole, _lanes):
-        for s in range(_lanes):
-            for i in range(_rows):
-                for j in range(_products):
-                    products[i, j, s] += grad[b[i] + first + s] * x[a[j] + first + s]
-    for s in range(_lanes):
         for i in range(_rows):
             for j in range(_products):
-                sums[at + (i * _products + j) * _lanes + s] += products[i, j, s]
+                pair = (i * _products + j) * _lanes
+                add_product(products, pair, grad, b[i] + first, x, a[j] + first)
+    for n in range(U(SUMS)):
+        sums[at + n] += products[n]
     for s in range(whole, length):
         for i in range(_rows):
             for j in range(_products):

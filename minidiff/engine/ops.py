@@ -17,6 +17,7 @@ from . import arrays, kernels, sparse
 from .arrays import Array, Elements, Indices, filled, matrix, plain, row_list
 from .kernels import PositionMap
 from .op import Gradients, Op
+from .vectors import LANES
 
 # -- layers with weights ---------------------------------------------------------------------
 
@@ -170,7 +171,7 @@ class Linear(Weighted):
                 self.x, self.weight.reshape(-1), self.listed, bias, self.outs, POINT.spans,
                 POINT.taps, 1, samples, out,
             )  # fmt: skip
-        elif samples < kernels.LANES and len(self.read) == features:
+        elif samples < LANES and len(self.read) == features:
             # Too few samples to fill a vector, so the inner loop runs over features instead.
             rows, every = np.ascontiguousarray(self.x.T), np.arange(samples)
             kernels.grad_weight(

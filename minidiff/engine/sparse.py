@@ -17,7 +17,8 @@ from numba import prange
 
 from .arrays import Indices
 from .compiled import inner, limit_threads, serial, set_threads, threaded
-from .kernels import CHUNK, FEATURES, LANES, WIDE, U, registers, tile
+from .kernels import CHUNK, FEATURES
+from .vectors import LANES, WIDE, U, add_product, add_scaled, copy, fill, registers, tile
 
 #: The largest share of weights for which these loops run. They need a load for each multiply-add,
 #: and dense loops half of one, so at half of the weights both take about as long.
@@ -27,7 +28,6 @@ RUN, PARALLEL = (256 if WIDE else 64), 8
 TARGETS = 8  # outputs that a task computes one after another, while the nearest cache holds x
 _run, _parallel, _lanes = U(RUN), U(PARALLEL), U(LANES)
 _features, _zero, _one = U(FEATURES), U(0), U(1)
-_PRODUCTS_SHAPE = (PARALLEL, LANES)
 
 
 def pays(weights: int, pairs: int) -> bool:
@@ -121,16 +121,19 @@ def correlate_run_of(count):
     def correlate_run(x, addresses, factors, first, last, start, bias, out, target):
         """Weight e reads x from ``addresses[e] + start`` on."""
         sums = tile(registers(x), count)
-        for s in range(size):
-            sums[s] = bias
+        for v in range(_zero, size, _lanes):
+            fill(sums, v, bias)
         for piece in range(first, max(last, first + _one), _features):  # loses no digits
             for e in range(piece, min(piece + _features, last)):
                 a, w = addresses[e] + start, factors[e]
-                for s in range(size):
-                    sums[s] += w * x[a + s]
-            for s in range(size):
-                out[target + s] = sums[s] if piece == first else out[target + s] + sums[s]
-                sums[s] = 0
+                for v in range(_zero, size, _lanes):
+                    add_scaled(sums, v, x, a + v, w)
+            if piece > first:
+                for v in range(_zero, size, _lanes):
+                    add_scaled(sums, v, out, target + v, x.dtype.type(1))
+            for v in range(_zero, size, _lanes):
+                copy(out, target + v, sums, v)
+                fill(sums, v, x.dtype.type(0))
 
     return correlate_run
 
@@ -204,22 +207,20 @@ def correlate(x, weight, listed, bias, targets, spans, taps, kernel, samples, ou
 @inner
 def _products(grad, at, x, addresses, e, length, totals):
     """Multiply a span of grad by PARALLEL spans of x, and add the sums to ``totals[e:]``."""
-    products = tile(registers(x), _PRODUCTS_SHAPE)
+    products = tile(registers(x), PARALLEL * LANES)
     a = tile(registers(addresses), PARALLEL)
     for j in range(_parallel):
         a[j] = addresses[e + j]
-    for s in range(_lanes):
-        for j in range(_parallel):
-            products[j, s] = 0
+    for j in range(_parallel):
+        fill(products, j * _lanes, x.dtype.type(0))
     whole = length - length % _lanes
     for first in range(_zero, whole, _lanes):
-        for s in range(_lanes):
-            for j in range(_parallel):
-                products[j, s] += grad[at + first + s] * x[a[j] + first + s]
+        for j in range(_parallel):
+            add_product(products, j * _lanes, grad, at + first, x, a[j] + first)
     for j in range(_parallel):
         total = np.float64(0)
         for s in range(_lanes):
-            total += products[j, s]
+            total += products[j * _lanes + s]
         for s in range(whole, length):
             total += grad[at + s] * x[a[j] + s]
         totals[e + j] += total

@@ -12,17 +12,9 @@ from numpy.typing import NDArray
 
 from minidiff.engine.arrays import Indices
 from minidiff.engine.compiled import inner, serial, threaded
-from minidiff.engine.kernels import (
-    LANES,
-    ROWS,
-    TILE,
-    U,
-    block_height,
-    correlate_block,
-    registers,
-    tile,
-)
+from minidiff.engine.kernels import ROWS, TILE, block_height, correlate_block
 from minidiff.engine.sparse import RUN, correlate_run_of
+from minidiff.engine.vectors import LANES, U, add_scaled, copy, registers, tile
 
 CONV, GATHER, POOL, SPARSE = range(4)
 SPARE = 2 * LANES  # numbers of room behind each buffer, as whole vectors are written
@@ -79,27 +71,27 @@ _pool_lanes, _pool_samples = _window_of(LANES), _window_of(TILE)
 
 def _conv_of(count):
     """Return the loop that computes a vector of outputs at ``count`` adjacent positions."""
-    shape, positions = (count, LANES), U(count)
+    size, positions = count * LANES, U(count)
 
     @inner
     def conv(step, work, source, weights, first, lanes, biases, bias, target):
         """Sum up windows, each ``tall`` rows of contiguous numbers."""
         next_row, next_position = step.width * step.channels, step.right * step.channels
         length, outputs, relu = step.wide * step.channels, step.outputs, step.relu != 0
-        sums = tile(registers(work), shape)
-        for s in range(_lanes):
-            for p in range(positions):
-                sums[p, s] = biases[bias + s]
+        sums = tile(registers(work), size)
+        for p in range(positions):
+            copy(sums, p * _lanes, biases, bias)
         for i in range(step.tall):
             x, k = source + i * next_row, first + i * length * lanes
             for c in range(length):
-                for s in range(_lanes):
-                    for p in range(positions):
-                        sums[p, s] += work[x + c + p * next_position] * weights[k + c * lanes + s]
+                for p in range(positions):
+                    number = work[x + c + p * next_position]
+                    add_scaled(sums, p * _lanes, weights, k + c * lanes, number)
+        least = np.float32(0) if relu else np.float32(-np.inf)
         for p in range(positions):
             for s in range(_lanes):
-                v = sums[p, s]
-                work[target + p * outputs + s] = 0 if relu and v < 0 else v
+                v = sums[p * _lanes + s]
+                work[target + p * outputs + s] = least if v < least else v
 
     return conv
 

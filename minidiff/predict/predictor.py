@@ -29,9 +29,10 @@ from numpy.typing import NDArray
 
 from minidiff.engine import sparse
 from minidiff.engine.arrays import Array, Indices, Shape, check_scale, empty, matrix
-from minidiff.engine.kernels import LANES, TILE, windows
+from minidiff.engine.kernels import TILE, windows
 from minidiff.engine.module import Module, chain, evaluation, input_shape
 from minidiff.engine.tensor import Tensor
+from minidiff.engine.vectors import LANES
 
 from .kernels import CONV, GATHER, POOL, SPARE, SPARSE, STEP, run_few, run_many
 
