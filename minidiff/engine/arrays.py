@@ -123,10 +123,12 @@ def slices(x: NDArray[Any], live: Indices | Elements) -> tuple[NDArray[Any], Ind
 
 def filled(x: Array, live: Live) -> Array:
     """Return ``x`` with zeros where it is dead: a copy if anything is dead, else ``x`` itself."""
-    if live is None or len(slices(x, live)[1]) == len(slices(x, live)[0]):
+    if live is None:
+        return x
+    source, at = slices(x, live)
+    if len(at) == len(source):
         return x
     out = np.zeros(x.shape, x.dtype)
-    source, at = slices(x, live)
     slices(out, live)[0][at] = source[at]
     return out
 

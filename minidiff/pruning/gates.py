@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from minidiff.engine.arrays import Array, Shape
+from minidiff.engine.arrays import Array, Indices, Shape
 from minidiff.engine.functional import BATCH_LAST, float_dtype, generator
 from minidiff.engine.module import Module, Parameter
 from minidiff.engine.op import Gradients, Op
@@ -23,9 +23,11 @@ from minidiff.engine.tensor import Tensor, apply
 
 from .noise import NOISES, normal_tail
 from .scale import scale
-from .transform import BinaryGate, GateTransform, check_positive
+from .transform import BinaryGate, GateTransform, OpenOnly, check_positive
 
 __all__ = ["Gate"]
+
+MANY = 4096  # gates, from which on it pays to list the open ones before their values are computed
 
 
 class Gate(Module):
@@ -175,6 +177,8 @@ class Gate(Module):
                 f"transform() of {type(self).__name__} returned {op!r:.80}; expected a new "
                 f"GateTransform."
             )
+        if self.closes_for_good and self.count >= MANY and samples is None:
+            return apply(OpenOnly(op, self.limits[0]), phi)
         z = apply(op, phi)
         if self.closes_for_good and op.live is not None:
             op.grad_live = (op.live,)  # in time: the tape reads it in backward
@@ -275,6 +279,16 @@ class Gate(Module):
         where the gate is fully open, and is 0 once the gate has closed.
         """
         return apply(OpenProbability(self), self.learned_phi())
+
+    def open_tail(self, phi: Array) -> tuple[Indices | None, Array, Array]:
+        """Return :meth:`tail` of the gates that are not closed for good, and their numbers.
+
+        The numbers are None if a closed gate may open again.
+        """
+        if self.noise is not None:
+            return None, *self.tail(phi)
+        places = (~(phi <= phi.dtype.type(self.limits[0]))).nonzero()[0]  # NaN is kept
+        return places, *self.tail(phi[places])
 
     def tail(self, phi: Array) -> tuple[Array, Array]:
         """Return the values of :meth:`open_probability` and their derivative in phi."""

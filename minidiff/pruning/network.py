@@ -47,6 +47,13 @@ class Factor:
         value = value.reshape(self.labels.shape) if self.in_order else value[self.labels]
         return value if self.first is None else np.where(self.first, value, value.dtype.type(1))
 
+    def sizes(self, shape: Shape) -> Any:
+        """Return how many elements of the array each group has; one number if all have one."""
+        if self.in_order and self.labels.shape == shape:
+            return 1.0
+        labels = np.broadcast_to(self.labels, shape)
+        return np.bincount(labels.ravel(), minlength=self.gate.count).astype(np.float64)
+
     def sum_by_group(self, grad: Any, shape: Shape) -> NDArray[Any]:
         """Sum a gradient, which broadcasts to the array's shape, over each group's elements."""
         if self.first is not None:
@@ -93,7 +100,7 @@ class Product:
         out = self.factors[0].values(values)
         for factor in self.factors[1:]:
             out = out * factor.values(values)
-        return np.broadcast_to(out, self.shape)
+        return out if out.shape == self.shape else np.broadcast_to(out, self.shape)
 
     def total(self, values: Values) -> float:
         """Sum :meth:`values`."""

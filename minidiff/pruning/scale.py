@@ -174,6 +174,10 @@ class ScaleElements(Op):
         grad_x.reshape(-1)[self.places] = part * self.z
         if not self.needs[1]:
             return grad_x, None
+        if self.groups is self.places:  # each gate has one element
+            grad_z = np.zeros(self.count, grad.dtype)
+            grad_z[self.places] = part * self.x
+            return grad_x, grad_z
         sums: Any = np.bincount(self.groups, part * self.x, self.count)
         return grad_x, np.asarray(sums, grad.dtype)
 

@@ -12,7 +12,9 @@ stochastic gate, which has a gradient where the gate is fully open. Once a deter
 closed, its probability is 0.
 """
 
+from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -91,42 +93,76 @@ class Surrogate:
                 )
             if gate not in self.gates:
                 self.gates.append(gate)
-        self.costs = cost_of_weight and [(s, cost_of_weight(s.positions)) for s in stages]
+        uses = Counter(gate for stage in stages for gate in stage.gates())
+        self.linear: dict[Gate, Any] = {}  # the cost of each group that costs by itself
+        self.costs: list[tuple[Stage, float]] = []  # the cost of one weight of each other stage
+        if cost_of_weight is None:
+            self.linear = dict.fromkeys(self.gates, 1.0)
+            return
+        for stage in stages:
+            outs, ins, weights = stage.products
+            each = cost_of_weight(stage.positions)
+            alone = [f.gate for f in weights.factors if uses[f.gate] == 1 and f.first is None]
+            if len(weights.factors) == len(alone) == 1 and not (outs.factors or ins.factors):
+                self.linear[alone[0]] = each * weights.factors[0].sizes(weights.shape)
+            else:
+                self.costs.append((stage, each))
 
     def __call__(self) -> Tensor:
         """Return the expected cost, a Tensor of shape (), differentiable in phi if not frozen."""
-        op = ExpectedCost(self.gates, self.costs)
+        op = ExpectedCost(self.gates, self.linear, self.costs)
         return apply(op, *[gate.learned_phi() for gate in self.gates])
 
 
 class ExpectedCost(Op):
     """The expected cost as a function of phi; ``forward`` computes the derivative too."""
 
-    def __init__(self, gates: list[Gate], costs: list[tuple[Stage, float]] | None) -> None:
-        self.gates, self.costs = gates, costs  # the cost of one weight of each stage
+    def __init__(
+        self, gates: list[Gate], linear: dict[Gate, Any], costs: list[tuple[Stage, float]]
+    ) -> None:
+        self.gates, self.linear, self.costs = gates, linear, costs
 
     def forward(self, *phis: Array) -> Array:
-        tails = [gate.tail(phi) for gate, phi in zip(self.gates, phis, strict=True)]
-        p = {gate: probability for gate, (probability, _) in zip(self.gates, tails, strict=True)}
-        if self.costs is None:
-            total = sum(float(probability.sum()) for probability in p.values())
-            grads: dict[Gate, Array] = {gate: np.ones(gate.count) for gate in self.gates}
-        else:
-            grads = {gate: np.zeros(gate.count) for gate in self.gates}
-            total = sum(
-                (cost * _expected_weights(stage, p, cost, grads) for stage, cost in self.costs),
-                0.0,
-            )
-        self.grads = [
-            grads[gate] * slope for gate, (_, slope) in zip(self.gates, tails, strict=True)
-        ]
-        self.grad_live = tuple(
-            (p[gate] != 0).nonzero()[0] if gate.noise is None else None for gate in self.gates
-        )
+        total, p, grads = 0.0, {}, {}
+        self.slopes: list[Array] = []
+        self.grads: list[Any] = []  # by the probabilities that gates are open
+        places = []
+        for gate, phi in zip(self.gates, phis, strict=True):
+            listed, probability, slope = gate.open_tail(phi)
+            places.append(listed)
+            self.slopes.append(slope)
+            if gate in self.linear:
+                each = self.linear[gate]
+                each = each if listed is None or np.ndim(each) == 0 else each[listed]
+                total += float((each * probability).sum(dtype=np.float64))
+                grads[gate] = each
+            else:
+                p[gate] = _everywhere(probability, listed, gate.count)
+                grads[gate] = np.zeros(gate.count)
+        for stage, cost in self.costs:
+            total += cost * _expected_weights(stage, p, cost, grads)
+        for gate, listed in zip(self.gates, places, strict=True):
+            part = grads[gate]
+            self.grads.append(part if listed is None or gate in self.linear else part[listed])
+        self.grad_live = tuple(places)
         return np.asarray(total, np.result_type(np.float32, *phis))
 
     def backward(self, grad: Array) -> Gradients:
-        return tuple(float(grad) * part for part in self.grads)
+        parts = (
+            np.asarray(float(grad) * part * slope, grad.dtype)
+            for part, slope in zip(self.grads, self.slopes, strict=True)
+        )
+        listed = zip(self.gates, parts, self.grad_live, strict=True)
+        return tuple(_everywhere(part, places, gate.count) for gate, part, places in listed)
+
+
+def _everywhere(values: Array, places: Any, count: int) -> Array:
+    """Return values with zeros between them."""
+    if places is None or len(places) == count:
+        return values
+    out = np.zeros(count, values.dtype)
+    out[places] = values
+    return out
 
 
 def _expected_weights(stage: Stage, p: Values, grad: float, grads: dict[Gate, Array]) -> float:

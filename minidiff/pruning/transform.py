@@ -77,6 +77,30 @@ class GateTransform(Op):
         raise NotImplementedError
 
 
+class OpenOnly(GateTransform):
+    """Another transform, which never sees the gates that are closed for good, up to ``closed``."""
+
+    def __init__(self, transform: GateTransform, closed: float) -> None:
+        self.transform, self.closed = transform, closed
+
+    def forward(self, x: Array) -> Array:
+        self.live = self.places = (~(x <= x.dtype.type(self.closed))).nonzero()[0]  # NaN is kept
+        self.grad_live = (self.live,)
+        self.count, z = len(x), np.zeros_like(x)
+        z[self.places] = self.transform.compute(read_only(x[self.places]))
+        return z
+
+    def fully_open(self) -> NDArray[np.bool_]:
+        found = np.zeros(self.count, np.bool_)
+        found[self.places] = self.transform.fully_open()
+        return found
+
+    def backward(self, grad: Array) -> Gradients:
+        out = np.empty_like(grad)
+        out[self.places] = self.transform.backward(grad[self.places])
+        return out
+
+
 @serial
 def smoothstep(t: Array, out: Array) -> None:
     """Limit the flat array t to [0, 1], in place, and compute ``out = 3 t^2 - 2 t^3``."""
