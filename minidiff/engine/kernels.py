@@ -250,11 +250,14 @@ def correlate(x, weight, swapped, bias, ins, outs, spans, taps, samples, out):
         source = near, local, shifts
         rows, begins = tile(registers(columns), ROWS), tile(registers(columns), ROWS)
         biases = tile(registers(x), ROWS)
-        for r in range(count):
-            begin, length = spans[r, 0] * samples + s0, spans[r, 1] * step
-            p0, p1 = U(spans[r, 2]), U(ins.size if dense else spans[r + 1, 2])
-            for block in range(first_block, min(first_block + share, blocks)):
-                first = block * height
+        for block in range(first_block, min(first_block + share, blocks)):
+            first = block * height
+            for i in range(ROWS):  # a block that is not full computes its last channel again
+                o = outs[min(first + i, outs.size - 1)]
+                rows[i], biases[i] = o * row, bias[o]
+            for r in range(count):
+                begin, length = spans[r, 0] * samples + s0, spans[r, 1] * step
+                p0, p1 = U(spans[r, 2]), U(ins.size if dense else spans[r + 1, 2])
                 if length < TILE:
                     for i in range(first, min(first + height, outs.size)):
                         o = outs[i]
@@ -262,9 +265,8 @@ def correlate(x, weight, swapped, bias, ins, outs, spans, taps, samples, out):
                         target = out[o, begin : begin + length]
                         _correlate_short(source, weights, p0, p1, bias[o], target)
                     continue
-                for i in range(ROWS):  # a block that is not full computes its last channel again
-                    o = outs[min(first + i, outs.size - 1)]
-                    rows[i], biases[i], begins[i] = o * row, bias[o], o * out.shape[1] + begin
+                for i in range(ROWS):
+                    begins[i] = outs[min(first + i, outs.size - 1)] * out.shape[1] + begin
                 weights = flat_weight, rows, columns, positions
                 number = U((length + TILE - 1) // TILE)
                 tiles = number, _tile, U(length - TILE), U(length - TILE)
