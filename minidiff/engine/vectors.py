@@ -17,7 +17,10 @@ from numba import carray, config, types  # type: ignore[attr-defined]  # not in 
 from numba.core.cgutils import alloca_once
 from numba.extending import intrinsic
 
-__all__ = ["LANES", "WIDE", "U", "add_product", "add_scaled", "copy", "fill", "registers", "tile"]
+__all__ = [
+    "LANES", "WIDE", "U", "add_product", "add_scaled", "copy", "fill", "registers", "take_larger",
+    "tile",
+]  # fmt: skip
 
 #: Whether there are 32 registers of 16 numbers; otherwise 16 registers of 8.
 WIDE = bool(llvm.get_host_cpu_features().get("avx512f", False))
@@ -81,6 +84,20 @@ def _add_product(typingctx, sums, at, x, start, y, begin):
     return types.void(sums, types.uint64, x, types.uint64, y, types.uint64), generate
 
 
+def _take_larger(typingctx, target, at, source, start):
+    """Set each number of ``target[at : at + LANES]`` to that of ``source``, if larger or NaN."""
+
+    def generate(context, builder, signature, arguments):
+        array, index, other, first = arguments
+        old = _load(context, builder, target, array, index)
+        new = _load(context, builder, source, other, first)
+        is_nan = builder.fcmp_unordered("uno", new, new)
+        taken = builder.or_(builder.fcmp_ordered(">", new, old), is_nan)
+        _store(context, builder, target, array, index, builder.select(taken, new, old))
+
+    return types.void(target, types.uint64, source, types.uint64), generate
+
+
 def _add(context, builder, kind, array, index, a, b):
     # Multiplication and addition may become one instruction, where there is one.
     product = builder.fmul(a, b, flags=("contract",))
@@ -118,6 +135,7 @@ fill: Any = intrinsic(_fill)
 copy: Any = intrinsic(_copy)
 add_scaled: Any = intrinsic(_add_scaled)
 add_product: Any = intrinsic(_add_product)
+take_larger: Any = intrinsic(_take_larger)
 
 if config.DISABLE_JIT:  # type: ignore[attr-defined]  # set on import
     end = U(LANES)
@@ -138,6 +156,11 @@ if config.DISABLE_JIT:  # type: ignore[attr-defined]  # set on import
     def add_scaled(sums, at, x, start, factor):
         """Add a multiple of a vector."""
         sums[at : at + end] += factor * x[start : start + end]
+
+    def take_larger(target, at, source, start):
+        """Take the numbers of another vector that are larger, or NaN."""
+        old, new = target[at : at + end], source[start : start + end]
+        target[at : at + end] = np.where((new > old) | np.isnan(new), new, old)
 
     def add_product(sums, at, x, start, y, begin):
         """Add the products of two vectors."""

@@ -14,7 +14,16 @@ from minidiff.engine.arrays import Indices
 from minidiff.engine.compiled import inner, serial, threaded
 from minidiff.engine.kernels import ROWS, TILE, block_height, correlate_block
 from minidiff.engine.sparse import RUN, correlate_run_of
-from minidiff.engine.vectors import LANES, U, add_scaled, copy, registers, tile
+from minidiff.engine.vectors import (
+    LANES,
+    U,
+    add_scaled,
+    copy,
+    fill,
+    registers,
+    take_larger,
+    tile,
+)
 
 CONV, GATHER, POOL, SPARSE = range(4)
 SPARE = 2 * LANES  # numbers of room behind each buffer, as whole vectors are written
@@ -44,22 +53,26 @@ def _window_of(length):
     @inner
     def window(step, work, source, next_row, next_position, target):
         """Take the largest, or the mean, of the vectors in a window."""
-        largest, relu = step.largest != 0, step.relu != 0
         share = np.float32(1) / np.float32(step.tall * step.wide)
-        best = tile(registers(work), length)
-        for s in range(size):
-            best[s] = work[source + s] if largest else 0
+        best, floor = tile(registers(work), length), tile(registers(work), LANES)
+        fill(floor, _zero, np.float32(0))
+        for v in range(_zero, size, _lanes):
+            if step.largest:
+                copy(best, v, work, source + v)
+            else:
+                fill(best, v, np.float32(0))
         for i in range(step.tall):
             for j in range(step.wide):
-                for s in range(size):
-                    v = work[source + i * next_row + j * next_position + s]
-                    if largest:
-                        best[s] = v if (v > best[s]) | (v != v) else best[s]  # NaN is kept
+                at = source + i * next_row + j * next_position
+                for v in range(_zero, size, _lanes):
+                    if step.largest:
+                        take_larger(best, v, work, at + v)
                     else:
-                        best[s] += v * share
-        for s in range(size):
-            v = best[s]
-            work[target + s] = 0 if relu and v < 0 else v
+                        add_scaled(best, v, work, at + v, share)
+        for v in range(_zero, size, _lanes):
+            if step.relu:
+                take_larger(best, v, floor, _zero)
+            copy(work, target + v, best, v)
 
     return window
 
@@ -187,6 +200,11 @@ def _conv_block(step, weights, biases, work):
     # With a stride of 1 a row of positions is one span, otherwise each position is one.
     spans, length = (1, columns) if right == 1 else (columns, 1)
     source, block = (work, inputs, shifts), (weights, rows, weight_columns, numbers)
+    ends = U(taps)
+    dense = taps * area == 1
+    if dense:  # loop over taps, not over channels
+        source, block = (work, shifts, inputs), (weights, rows, numbers, weight_columns)
+        ends = U(channels)
     for first in range(0, outputs, height):
         for i in range(ROWS):  # a block that is not full computes its last channel again
             kept[i] = min(first + i, outputs - 1)
@@ -202,7 +220,7 @@ def _conv_block(step, weights, biases, work):
                     begins[i] = (step.target + position) * _tile
                 last = (U(length) - _one) * _tile
                 correlate_block(
-                    height, source, block, _zero, U(taps), bias, (work, begins),
+                    height, source, block, _zero, ends, bias, (work, begins),
                     (U(length), _tile, last, last),
                 )  # fmt: skip
     _relu_block(step, work)
