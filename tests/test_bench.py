@@ -57,6 +57,7 @@ def results(*, peers: bool = True) -> dict[str, Any]:
             steps[1]: 10.0,
         },
         "macs": {steps[0]: 2_293_000, steps[1]: 251_496},
+        "bytes": {bench.DENSE: 1_700_000},
         "peers": {name: dict(beside) for name in ("conv1 forward", *works)} if peers else {},
         "left out": ["jax (NCHW) cannot do 'step': ValueError: none"],
         "first use, seconds": {"import": 0.1},

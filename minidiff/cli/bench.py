@@ -8,6 +8,7 @@ frameworks do the same work in the same turns.
 
 import os
 import statistics
+import tempfile
 import textwrap
 import time
 from collections.abc import Callable, Mapping
@@ -28,6 +29,7 @@ from minidiff.engine.module import Sequential
 from minidiff.engine.op import Op
 from minidiff.engine.tensor import Tensor, apply
 from minidiff.engine.vectors import U, registers, tile
+from minidiff.io.export import export
 from minidiff.io.extras import extra
 from minidiff.predict.predictor import Predictor
 from minidiff.pruning.compact import compact
@@ -54,6 +56,11 @@ LAYERS = {  # shapes of the input without the batch, and of the weight
 }
 DENSE, PRUNED = "20-50-800-500", "8-10-112-68"
 ARCHITECTURES = (DENSE, "16-40-550-350", "13-30-350-220", "10-20-220-140", PRUNED, "4-5-40-20")
+# A network of about as many single weights as a run has left that prunes them 206 times: the outputs
+# and inputs of each layer that have weights, and the share of weights left between them.
+SINGLE = "single weights"
+LEFT = {"conv1": (15, 1, 0.5), "conv2": (22, 15, 0.089), "dense1": (86, 238, 0.0423)}
+LEFT["dense2"] = (10, 86, 0.35)
 POSITIONS = 16  # of a filter, where the network flattens
 PREDICTED = (1, 128, 1000)  # images at once
 MATMUL_WORKER = Path(__file__).with_name("matmul_worker.py")
@@ -140,7 +147,33 @@ def noise(count: int) -> Dataset:
 
 def training_step(architecture: str, batch: int = BATCH) -> tuple[Trainer, Call]:
     """Return a trainer whose gates leave ``architecture`` open, and a call that trains a step."""
-    trainer = Trainer(Config(gate_start=0.0, gate_stop=1.0, gate_lr=1e-6), noise(256))
+    sparsity = "unstructured" if architecture == SINGLE else "structured"
+    settings: dict[str, Any] = {"gate_start": 0.0, "gate_stop": 1.0, "gate_lr": 1e-6}
+    trainer = Trainer(Config(sparsity=sparsity, **settings), noise(256))
+    if architecture == SINGLE:
+        _close_weights(trainer)
+    else:
+        _close_rows(trainer, architecture)
+    images, labels = _draw(*SHAPE, batch), np.arange(batch) % 10
+
+    def step() -> None:
+        trainer.step = trainer.steps // 2  # where gates learn
+        trainer.train_step(images, labels)
+
+    return trainer, step
+
+
+def _close_weights(trainer: Trainer) -> None:
+    rng = np.random.default_rng(0)
+    for name, gate in trainer.gates.items():
+        layer: Any = trainer.model[name.partition(".")[0]].layer  # type: ignore[index]
+        outputs, inputs, share = LEFT[name.partition(".")[0]]
+        left = np.zeros(layer.weight.shape, np.bool_)
+        left[:outputs, :inputs] = rng.random(left[:outputs, :inputs].shape) < share
+        gate.phi.data[~left.ravel()] = -gate.width
+
+
+def _close_rows(trainer: Trainer, architecture: str) -> None:
     sizes = [int(size) for size in architecture.split("-")]
     # The inputs of the first dense layer are spread over all filters, 16 positions each. Otherwise
     # the last filters would have no reader.
@@ -149,13 +182,6 @@ def training_step(architecture: str, batch: int = BATCH) -> tuple[Trainer, Call]
         closed = np.ones(len(gate.phi.data), np.bool_)
         closed[np.arange(left) * among // left] = False
         gate.phi.data[closed] = -gate.width
-    images, labels = _draw(*SHAPE, batch), np.arange(batch) % 10
-
-    def step() -> None:
-        trainer.step = trainer.steps // 2  # where gates learn
-        trainer.train_step(images, labels)
-
-    return trainer, step
 
 
 def run(
@@ -177,15 +203,17 @@ def run(
     -------
     dict
         "machine"; "milliseconds", "gflops" and "macs" (a sample) by the name of what was measured;
+        "bytes": the size of ``.safetensors`` files;
         "peers": the milliseconds of other frameworks, by name and label.
     """
     extra("threadpoolctl")  # the worker needs it, too
     numba.set_num_threads(threads)
     kernel = kernel_calls()
-    steps = {f"step {sizes}": training_step(sizes) for sizes in ARCHITECTURES}
+    networks = (*ARCHITECTURES, SINGLE)
+    steps = {f"step {sizes}": training_step(sizes) for sizes in networks}
     calls = {name: call for name, (_, call) in (kernel | steps).items()}
     calls["step 1-1-1-1, batch 1"] = training_step("1-1-1-1", batch=1)[1]
-    for sizes in (DENSE, PRUNED):
+    for sizes in (DENSE, PRUNED, SINGLE):
         calls |= prediction_calls(sizes)
     with (
         Worker(MATMUL_WORKER, WARM_UP, BURST, threads=threads, size=MATRIX) as matmul,
@@ -217,8 +245,17 @@ def run(
         "milliseconds": {name: 1e3 * seconds for name, seconds in ours.items()},
         "gflops": {name: operations / ours[name] / 1e9 for name, operations in flops.items()},
         "macs": {name: sum(macs) for name, macs in counts.items()},
+        "bytes": {sizes: _file_size(sizes) for sizes in (DENSE, PRUNED, SINGLE)},
         "peers": theirs,
     }
+
+
+def _file_size(architecture: str) -> int:
+    """Return the bytes of the file that an exported network takes."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "network.safetensors"
+        export(path, small_network(architecture), SHAPE)
+        return path.stat().st_size
 
 
 def prediction_calls(architecture: str) -> dict[str, Call]:
@@ -255,4 +292,6 @@ def table(results: Mapping[str, Any]) -> str:
         lines.append(f"{name:<28}{ms[name]:>9.3f}{ratios}{count:>12,}")
     lines += ["", f"{'overhead and prediction':<28}{'ms':>9}"]
     lines += [f"{name:<28}{ms[name]:>9.3f}" for name in ms if name not in rates]
+    lines += ["", f"{'file of a compact network':<28}{'bytes':>9}"]
+    lines += [f"{name:<28}{size:>9,}" for name, size in results["bytes"].items()]
     return "\n".join(lines)
