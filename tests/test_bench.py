@@ -73,7 +73,13 @@ def test_the_command_prints_a_table_and_writes_its_numbers(tmp_path: Path, capsy
     assert json.loads(capsys.readouterr().out) == results
     printed = bench.table(results)
     assert max(map(len, printed.splitlines())) <= 80
-    assert results["macs"] == {"step 20-50-800-500": 2_293_000, "step 8-10-112-68": 251_496}
+    assert results["macs"] == {
+        "step 20-50-800-500": 2_293_000,
+        "step 8-10-112-68": 251_496,
+        "step single weights": 148_177,
+    }
+    dense, single = results["bytes"][bench.DENSE], results["bytes"][bench.SINGLE]
+    assert 1_722_000 < dense > 100 * single
     assert len(results["gflops"]) == 12  # matmul, peak, eight kernels and two steps
     assert results["peers"] == {}
     assert results["machine"]["threads"] == 1
