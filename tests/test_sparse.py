@@ -248,6 +248,14 @@ def test_other_values_keep_the_zeros_or_free_all():
     np.testing.assert_allclose(layer(np.ones((40, 1), np.float32)).data, 40)
 
 
+def test_rules_close_gates_of_a_layer_with_fixed_zeros():
+    gated = md.gate(sparse_layer(0.3), "outputs")
+    left = gated.layer.weight.data != 0
+    md.GroupLasso(gated).step(lr=0.1, strength=0.1)
+    assert isinstance(gated.layer.weight.live, Elements)
+    assert not gated.layer.weight.data[~left].any()
+
+
 def test_a_gate_on_a_layer_with_fixed_zeros():
     layer = sparse_layer()
     left = layer.weight.data != 0

@@ -51,7 +51,7 @@ class WeightGroups:
     def scale(self, factors: Array) -> None:
         """Multiply each group by a factor, in place."""
         for parameter, labels in self.layouts:
-            parameter.data *= factors.astype(parameter.dtype)[labels]
+            parameter.data = parameter.data * factors.astype(parameter.dtype)[labels]
 
 
 def weight_groups(model: Module) -> list[WeightGroups]:

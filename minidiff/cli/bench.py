@@ -56,8 +56,8 @@ LAYERS = {  # shapes of the input without the batch, and of the weight
 }
 DENSE, PRUNED = "20-50-800-500", "8-10-112-68"
 ARCHITECTURES = (DENSE, "16-40-550-350", "13-30-350-220", "10-20-220-140", PRUNED, "4-5-40-20")
-# A network like one that a run has left of 1/206 of the weights: the outputs and inputs of each layer
-# that have weights, and the share of weights left between them.
+# A network like that of a run that has left 1/206 of the weights: the outputs and inputs of each
+# layer that have weights, and the share of weights left between them.
 SINGLE = "single weights"
 LEFT = {"conv1": (15, 1, 0.5), "conv2": (22, 15, 0.089), "dense1": (86, 352, 0.0286)}
 LEFT["dense2"] = (10, 86, 0.35)

@@ -13,7 +13,7 @@ input channels c and *taps* p:
 A tap p pairs a kernel position with the input position that output position q reads through it;
 s counts samples. Neighbouring output positions with the same taps form a *span*: memory that is
 contiguous in x and in out. Kernel size, stride and padding become two index arrays
-(:func:`position_maps`). A dense layer has one position, and one tap for each feature.
+(:func:`position_maps`). A dense layer has one position, one tap, and a channel for each feature.
 
 **Register tiles.** The sums for 5 output channels and 64 numbers of a span stay in registers while
 the loop goes over all channels and taps: 20 vector multiply-adds for 4 loads of x and 5 of weights.

@@ -45,7 +45,9 @@ class Weighted(Op):
         self.live = live_weight
         # One gate on both gives both the same list. A gate on weights alone leaves biases live.
         if live_weight is not live_bias:
-            self.written = np.union1d(self.outs, row_list(live_bias, len(bias)))
+            self.written = row_list(live_bias, len(bias))
+            if live_bias is not None:
+                self.written = np.union1d(self.outs, live_bias)
             self.live = None if live_weight is None or live_bias is None else self.written
             bias = filled(bias, live_bias)
         return plain(bias)
@@ -98,7 +100,10 @@ class Weighted(Op):
     def _add_constants(self, out: Array, bias: Array) -> Array:
         """Write the bias into the outputs without live weights."""
         if self.written is not self.outs:
-            constant = np.setdiff1d(self.written, self.outs, assume_unique=True)
+            is_constant = np.zeros(len(bias), np.bool_)
+            is_constant[self.written] = True
+            is_constant[self.outs] = False
+            constant = is_constant.nonzero()[0]
             out[constant] = bias[constant].reshape(-1, *[1] * (out.ndim - 1))
         return out
 
