@@ -80,7 +80,7 @@ def test_the_command_prints_a_table_and_writes_its_numbers(tmp_path: Path, capsy
     }
     dense, single = results["bytes"][bench.DENSE], results["bytes"][bench.SINGLE]
     assert 1_722_000 < dense > 100 * single
-    assert len(results["gflops"]) == 12  # matmul, peak, eight kernels and two steps
+    assert len(results["gflops"]) == 13  # matmul, peak, eight kernels and three steps
     assert results["peers"] == {}
     assert results["machine"]["threads"] == 1
     for name, milliseconds in results["milliseconds"].items():
