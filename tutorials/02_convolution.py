@@ -30,6 +30,7 @@ from threadpoolctl import threadpool_limits
 import minidiff as md
 from minidiff.cli.bench import kernel_calls
 from minidiff.engine import arrays, kernels
+from minidiff.engine.vectors import LANES
 from minidiff.engine.compiled import FASTMATH
 
 rng = np.random.default_rng(0)
@@ -316,7 +317,7 @@ verify(compiled_last, last=True)
 # when it is complete.
 
 # %%
-ROWS, TILE, LANES = kernels.ROWS, kernels.TILE, kernels.LANES
+ROWS, TILE = kernels.ROWS, kernels.TILE
 vectors = TILE // LANES
 print(f"this machine: vectors of {LANES} numbers, tiles of {ROWS} x {vectors} vectors")
 loads = vectors + ROWS  # of x, and of weights
@@ -450,10 +451,11 @@ assert forward_map.spans[:-1, 1].tolist() == [1, 3, 1]
 # %% [markdown]
 # One function makes both maps. The *backward map* describes the *gradient of the input*: each input
 # position collects from the outputs that read it, summed over *filters*. There the weight is read
-# with its first two axes swapped (the third argument). A dense layer has a single output position,
-# with one tap for each feature. So one kernel, `correlate` in `minidiff/engine/kernels.py`,
-# computes all three. It is the tile from above, with loops over channels and taps, and with blocks
-# of 3 or 4 filters where the number of filters is no multiple of 5. (Its first call may be short,
+# with its first two axes swapped (the third argument). A dense layer has a single output position
+# and a single tap. So one kernel, `correlate` in `minidiff/engine/kernels.py`, computes all three.
+# It is the tile from above, with loops over channels and taps, and with blocks of 3 or 4 filters
+# where the number of filters is no multiple of 5. Where a sum has many terms, it first copies what
+# a tile of samples reads to one place, which suits the cache. (Its first call may be short,
 # as its compiled code is cached on disk.)
 
 

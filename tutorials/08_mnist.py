@@ -234,8 +234,8 @@ assert abs(same - records[-1]["validation_error"]) <= 100 / len(dataset.validati
 
 # %% [markdown]
 # The compact network is an ordinary network with fewer filters, inputs and units, and makes the
-# same predictions. Unstructured pruning makes single weights zero, which saves storage. It would
-# save MACs only on hardware that skips each zero.
+# same predictions. Unstructured pruning makes single weights zero. That saves storage, and saves
+# MACs where a layer has few weights left, but its activations stay large.
 #
 # ## Exercises
 #
