@@ -30,8 +30,8 @@ from threadpoolctl import threadpool_limits
 import minidiff as md
 from minidiff.cli.bench import kernel_calls
 from minidiff.engine import arrays, kernels
-from minidiff.engine.vectors import LANES
 from minidiff.engine.compiled import FASTMATH
+from minidiff.engine.vectors import LANES
 
 rng = np.random.default_rng(0)
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#666666"
