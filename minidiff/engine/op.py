@@ -47,8 +47,8 @@ class Op:
         ever holds the output. Otherwise the tape copies such an output.
     sparse_input : int, or None
         The number of the input that may have dead elements in live rows, as weights have. Such an
-        input comes with an :class:`~minidiff.engine.arrays.Elements` in ``live_in``. All other
-        inputs get zeros there.
+        input comes with an ``Elements`` of ``arrays.py`` in ``live_in``. All other inputs get zeros
+        there.
     live_in : tuple of (ndarray of int64, or None)
         The live rows of each input, or None for all rows; set before ``forward``. All other rows
         are zero, and their gradient has no effect.
