@@ -301,10 +301,13 @@ def _product_tile(x, inputs, first_input, grad, outputs, length, sums, at):
                 add_product(products, pair, grad, b[i] + first, x, a[j] + first)
     for n in range(U(SUMS)):
         sums[at + n] += products[n]
-    for s in range(whole, length):
+    if whole < length:
         for i in range(_rows):
             for j in range(_products):
-                sums[at + (i * _products + j) * _lanes] += grad[b[i] + s] * x[a[j] + s]
+                total = np.float64(0)  # one lane gets all these products
+                for s in range(whole, length):
+                    total += grad[b[i] + s] * x[a[j] + s]
+                sums[at + (i * _products + j) * _lanes] += total
 
 
 @threaded
@@ -323,7 +326,7 @@ def grad_weight(x, grad, ins, outs, spans, taps, samples, out):
         rows = min(ROWS, outs.size - first)
         outputs, inputs = np.empty(ROWS, U), np.empty(groups * PRODUCTS, U)
         tapped = np.empty(groups * PRODUCTS, np.bool_)
-        sums = np.zeros((groups + 1) * SUMS, x.dtype)
+        sums = np.zeros((groups + 1) * SUMS)  # in float64
         for r in range(len(spans) - 1):
             if spans[r, 2] == spans[r + 1, 2]:  # reads padding only; the span may be longer than x
                 continue

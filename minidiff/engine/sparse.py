@@ -144,12 +144,16 @@ _correlate_run = correlate_run_of(RUN)
 @inner
 def _correlate_short(x, addresses, factors, first, last, bias, out):
     """Compute an output of a span that is shorter than RUN."""
-    length = U(out.size)
+    length, part = U(out.size), np.empty(out.size, x.dtype)
     out[:] = bias
-    for e in range(first, last):
-        a, w = addresses[e], factors[e]
+    for piece in range(first, last, _features):
+        part[:] = 0
+        for e in range(piece, min(piece + _features, last)):
+            a, w = addresses[e], factors[e]
+            for s in range(length):
+                part[s] += w * x[a + s]
         for s in range(length):
-            out[s] += w * x[a + s]
+            out[s] += part[s]
 
 
 @threaded
