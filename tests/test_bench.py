@@ -143,7 +143,10 @@ def test_the_figure_shows_shares_of_the_peak_and_the_best_of_every_peer(script: 
 
 def test_peers_are_named_in_a_list(script: Any) -> None:
     assert script.peer_names("torch, jax,torch") == ["torch", "jax"]
-    with pytest.raises(argparse.ArgumentTypeError, match="'numpy' is none of torch, tensorflow"):
+    with pytest.raises(
+        argparse.ArgumentTypeError,
+        match="unknown library 'numpy'; expected one of torch, tensorflow",
+    ):
         script.peer_names("torch,numpy")
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import minidiff as md
 from minidiff import Gate, Gated, Groups, Mask, nn
 from minidiff import functional as F
-from minidiff.engine import sparse
+from minidiff.engine import arrays, sparse
 from minidiff.engine.arrays import Elements
 from minidiff.engine.kernels import FEATURES
 from minidiff.engine.vectors import LANES
@@ -267,6 +267,31 @@ def test_a_gate_on_a_layer_with_fixed_zeros():
         layer.weight.grad = None
         gated(x).sum().backward()
         assert not layer.weight.grad[~left].any()
+
+
+@pytest.mark.parametrize("role", ["outputs", "inputs", "weights"])
+@pytest.mark.parametrize("noise", [None, "normal"])
+def test_closed_gates_on_a_layer_with_fixed_zeros_leave_nothing_unwritten(role, noise, monkeypatch):
+    layer = sparse_layer(0.3)
+    gated = md.gate(layer, role, noise=noise, sigma=1e-6, rng=rng(1))
+    gate = dict(gated.gates())[role]
+    gate.set_open(rng(2).random(gate.count) < 0.5)
+    x = rng().standard_normal((40, 6)).astype(np.float32)
+    z = gate.evaluated()
+    factors = z.reshape({"outputs": (30, 1), "inputs": (1, 40), "weights": (30, 40)}[role])
+    twin = leaf(layer.weight.data * factors)
+    F.linear(x, twin, leaf(layer.bias.data)).sum().backward()
+    expected = np.where(layer.weight.data != 0, twin.grad * factors, 0)
+    original = arrays.empty
+
+    def poisoned(shape, dtype):
+        out = original(shape, dtype)
+        out.fill(np.nan)
+        return out
+
+    monkeypatch.setattr(arrays, "empty", poisoned)
+    gated(x).sum().backward()
+    close(layer.weight.grad, expected)
 
 
 def test_a_parameter_with_fixed_zeros_is_an_ordinary_tensor_elsewhere():

@@ -259,7 +259,9 @@ def peer_names(text: str) -> list[str]:
     names = [name.strip() for name in text.split(",")]
     for name in names:
         if name not in PEERS:
-            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(PEERS)}")
+            raise argparse.ArgumentTypeError(
+                f"unknown library {name!r}; expected one of {', '.join(PEERS)}"
+            )
     return list(dict.fromkeys(names))
 
 

@@ -33,6 +33,7 @@ from minidiff.io.export import export
 from minidiff.io.extras import extra
 from minidiff.predict.predictor import Predictor
 from minidiff.pruning.compact import compact
+from minidiff.pruning.gated import Gated
 from minidiff.training.config import Config
 from minidiff.training.runs import versions
 from minidiff.training.trainer import Trainer
@@ -59,8 +60,12 @@ ARCHITECTURES = (DENSE, "16-40-550-350", "13-30-350-220", "10-20-220-140", PRUNE
 # A network like that of a run that has left 1/206 of the weights: the outputs and inputs of each
 # layer that have weights, and the share of weights left between them.
 SINGLE = "single weights"
-LEFT = {"conv1": (15, 1, 0.5), "conv2": (22, 15, 0.089), "dense1": (86, 352, 0.0286)}
-LEFT["dense2"] = (10, 86, 0.35)
+LEFT = {
+    "conv1": (15, 1, 0.5),
+    "conv2": (22, 15, 0.089),
+    "dense1": (86, 352, 0.0286),
+    "dense2": (10, 86, 0.35),
+}
 POSITIONS = 16  # of a filter, where the network flattens
 PREDICTED = (1, 128, 1000)  # images at once
 MATMUL_WORKER = Path(__file__).with_name("matmul_worker.py")
@@ -165,10 +170,11 @@ def training_step(architecture: str, batch: int = BATCH) -> tuple[Trainer, Call]
 
 def _close_weights(trainer: Trainer) -> None:
     rng = np.random.default_rng(0)
+    gated = {name: m for name, m in trainer.model.children() if isinstance(m, Gated)}
     for name, gate in trainer.gates.items():
-        layer: Any = trainer.model[name.partition(".")[0]].layer  # type: ignore[index]
-        outputs, inputs, share = LEFT[name.partition(".")[0]]
-        left = np.zeros(layer.weight.shape, np.bool_)
+        (mask,) = gated[name.removesuffix(".weights.0")].weights
+        outputs, inputs, share = LEFT[name.removesuffix(".weights.0")]
+        left = np.zeros(mask.groups.labels.shape, np.bool_)
         left[:outputs, :inputs] = rng.random(left[:outputs, :inputs].shape) < share
         gate.phi.data[~left.ravel()] = -gate.width
 
@@ -202,8 +208,9 @@ def run(
     Returns
     -------
     dict
-        "machine"; "milliseconds", "gflops" and "macs" (a sample) by the name of what was measured;
-        "bytes": the size of ``.safetensors`` files;
+        "machine" describes the machine. "milliseconds", "gflops" and "macs" (of one sample) have a
+        number for each kernel, step or prediction, by its name. "bytes" has the size of each
+        network's ``.safetensors`` file.
         "peers": the milliseconds of other frameworks, by name and label.
     """
     extra("threadpoolctl")  # the worker needs it, too

@@ -233,8 +233,9 @@ def correlate(x, weight, swapped, bias, ins, outs, spans, taps, samples, out):
     flat_x, flat_weight, flat_out = x.reshape(-1), weight.reshape(-1), out.reshape(-1)
     height = block_height(outs.size)
     blocks = (outs.size + ROWS - 1) // ROWS
-    share = (blocks + TASKS // slices) // max(1, TASKS // slices)  # blocks of a task
-    groups = (blocks + share - 1) // max(1, share)
+    groups = max(1, TASKS // slices)
+    share = max(1, (blocks + groups - 1) // groups)  # blocks of a task
+    groups = (blocks + share - 1) // share
     threads = limit_threads(outs.size * out.shape[1] * terms // 8)
     for task in prange(slices * groups):
         first_block = task % groups * share

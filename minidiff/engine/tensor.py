@@ -355,7 +355,7 @@ class Tensor:
         for tensor in _latest_first(self):
             grad, grad_live = pending.pop(id(tensor))
             if tensor.node is None:
-                tensor._add_grad(grad, grad_live if tensor.live is None else tensor.live)
+                tensor._add_grad(grad, grad_live)
                 continue
             grad = filled(grad, grad_live)
             for parent, part, part_live in _input_gradients(tensor.node, grad, tensor.live):
@@ -364,6 +364,10 @@ class Tensor:
                 pending[id(parent)] = part, part_live
 
     def _add_grad(self, grad: Array, live: Live) -> None:
+        if live is None:
+            live = self.live
+        elif self.live is not None and not isinstance(live, Elements):
+            grad, live = filled(grad, live), self.live  # only where both are live is it written
         if self.grad is not None:
             grad, live = self.grad + filled(grad, live), _union(self.grad_live, live)
             self.raw_grad, self.grad_live = np.asarray(grad), live
