@@ -425,14 +425,8 @@ class Adam(Optimizer):
         # Division by 1 - beta^steps removes the bias of the moments.
         unbias = 1 / (1 - beta1**steps), 1 / (1 - beta2**steps)
         settings = float(group.lr), beta1, beta2, *unbias, self.eps, float(group.weight_decay)
-        _adam(
-            weight,
-            grad,
-            state["mean"].reshape(weight.shape),
-            state["root"].reshape(weight.shape),
-            rows,
-            settings,
-        )
+        mean, root = (state[name].reshape(weight.shape) for name in ("mean", "root"))
+        _adam(weight, grad, mean, root, rows, settings)
 
 
 class Average:
