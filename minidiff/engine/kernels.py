@@ -38,13 +38,14 @@ from .vectors import LANES, WIDE, U, add_product, add_scaled, copy, fill, regist
 
 # The sizes of register tiles: TILE numbers of a span for ROWS outputs, and products of ROWS spans
 # with PRODUCTS spans.
-TILE, ROWS, FEWEST, PRODUCTS = (64, 5, 3, 5) if WIDE else (16, 5, 3, 2)
-SUMS = ROWS * PRODUCTS * LANES
+TILE, ROWS, FEWEST, GRADS, PRODUCTS = (64, 5, 3, 5, 5) if WIDE else (16, 5, 3, 4, 3)
+SUMS = GRADS * PRODUCTS * LANES
 # Numbers of a span, or features, that a register sums up: longer sums would lose digits.
-CHUNK, FEATURES = 8192, 1024
-TASKS = 16  # about the least number of tasks that a correlation is divided into
-FAR = 100  # terms of a sum from which on what they read is copied to one place
-_rows, _products, _tile, _lanes, _zero, _one = map(U, (ROWS, PRODUCTS, TILE, LANES, 0, 1))
+CHUNK, FEATURES = 2048, 1024
+PIECE = 1024  # numbers of a span that stay in the nearest cache
+TASKS = 16  # about the least number of tasks that a kernel is divided into
+STRIP = 16  # rows whose columns are read together: they fit in the nearest cache at any stride
+_grads, _products, _tile, _lanes, _zero, _one = map(U, (GRADS, PRODUCTS, TILE, LANES, 0, 1))
 
 # -- which positions pair up -----------------------------------------------------------------
 
@@ -57,17 +58,21 @@ class PositionMap:
     ----------
     shape : (int, int)
         Height and width of the target.
-    spans : (S + 1, 3) int64
-        For each span: its first target position, its number of positions, and its first tap.
-        The last row ends the list: its first tap is P.
+    spans : (S + 1, 4) int64
+        For each span: its first target position, its number of positions, its first tap, and its
+        first run. The last row ends the list: its first tap is P, its first run R.
     taps : (P, 2) int64
         For each tap: the source position that the first target of the span reads, and the kernel
         position.
+    runs : (R, 3) int64
+        For each *run*, taps whose source and kernel positions both increase by one: the first
+        of both, and the number of taps. Kernel positions are those of :func:`pack`.
     """
 
     shape: tuple[int, int]
     spans: Indices
     taps: Indices
+    runs: Indices
 
 
 def windows(size: int, kernel: int, stride: int, padding: int = 0) -> int:
@@ -96,17 +101,20 @@ def position_maps(
     inputs = (y * width + x)[inside]
     kernels = np.broadcast_to(k * wide + n, inside.shape)[inside]
     return (
-        _position_map((rows, columns), outputs, inputs, kernels),
-        _position_map(size, inputs, outputs, kernels),
+        _position_map((rows, columns), outputs, inputs, kernels, kernels),
+        _position_map(size, inputs, outputs, kernels, tall * wide - 1 - kernels),
     )
 
 
 def _position_map(
-    shape: tuple[int, int], targets: Indices, sources: Indices, kernels: Indices
+    shape: tuple[int, int], targets: Indices, sources: Indices, kernels: Indices, packed: Indices
 ) -> PositionMap:
-    """Group triples by target, and neighbours in a row with the same taps into spans."""
-    order = np.lexsort((kernels, targets))
-    targets, sources, kernels = targets[order], sources[order], kernels[order]
+    """Group triples by target, and neighbours in a row with the same taps into spans.
+
+    ``packed`` are the kernel positions in the order of sources.
+    """
+    order = np.lexsort((packed, targets))
+    targets, sources, kernels, packed = (v[order] for v in (targets, sources, kernels, packed))
     size = shape[0] * shape[1]
     taps = np.bincount(targets, minlength=size)  # how many taps each target has
     left = np.arange(len(targets)) - taps[targets]  # the same tap of the left neighbour
@@ -114,9 +122,18 @@ def _position_map(
     joins = np.arange(size) % shape[1] != 0  # which targets extend the span on their left
     joins[1:] &= (taps[1:] == taps[:-1]) & (np.bincount(targets[differs], minlength=size)[1:] == 0)
     first = (~joins).nonzero()[0]
-    spans = [first, np.diff(first, append=size), np.cumsum(taps[first]) - taps[first]]
-    kept = np.stack([sources, kernels], axis=1)[~joins[targets]]
-    return PositionMap(shape, np.array([*zip(*spans, strict=True), (size, 0, len(kept))]), kept)
+    kept = ~joins[targets]
+    targets, sources, kernels, packed = (v[kept] for v in (targets, sources, kernels, packed))
+    goes_on = (np.diff(targets) == 0) & (np.diff(sources) == 1) & (np.diff(packed) == 1)
+    begins = np.append(0, (~goes_on).nonzero()[0] + 1)[: len(targets)]
+    first_tap = np.searchsorted(targets, [*first, size])
+    columns = [*first, size], [*np.diff(first, append=size), 0], first_tap
+    return PositionMap(
+        shape,
+        np.stack([*columns, np.searchsorted(begins, first_tap)], axis=1),
+        np.stack([sources, kernels], axis=1),
+        np.stack([sources[begins], packed[begins], np.diff(begins, append=len(targets))], axis=1),
+    )
 
 
 @inner
@@ -131,37 +148,61 @@ def _addresses(indices, step):
 # -- correlation: layers, and the gradient of their input ------------------------------------
 
 
+@threaded
+def pack(weight, swapped, outs, ins, out):
+    """Lay out the weights (O, C, K) of the listed outputs and inputs as they are read.
+
+    ``out[i, k, c] = weight[outs[i], ins[c], k]``. With ``swapped``, for the gradient of the input,
+    weight is (C, O, K), and kernel positions are in reverse: the order of what they read.
+    """
+    kernel, channels = U(weight.shape[2]), U(ins.size)
+    flat, flat_out = weight.reshape(-1), out.reshape(-1)
+    row, column = weight.shape[1] * weight.shape[2], weight.shape[2]
+    if swapped:
+        row, column = column, row
+    rows, columns = _addresses(outs, row), _addresses(ins, column)
+    threads = limit_threads(out.size)
+    for strip in prange((ins.size + STRIP - 1) // STRIP):
+        first, last = U(strip * STRIP), U(min(strip * STRIP + STRIP, ins.size))
+        for i in range(U(outs.size)):
+            for k in range(kernel):
+                at = (i * kernel + (kernel - _one - k if swapped else k)) * channels
+                for c in range(first, last):
+                    flat_out[at + c] = flat[rows[i] + columns[c] + k]
+    set_threads(threads)
+
+
 def _correlate_span_of(height):
     """Return the loop over a span for a block of ``height`` output channels."""
     size, rows = height * TILE, U(height)
 
     @inner
-    def correlate_span(source, weights, first_tap, last_tap, bias, target, tiles):
-        """Compute a span for a block of channels, tile by tile; all arrays are flat.
+    def correlate_span(source, weights, first_run, last_run, bias, target, count, steps):
+        """Compute ``count`` positions of a span for a block of channels; all arrays are flat.
 
-        Tap p of channel c reads x from ``inputs[c] + shifts[p]`` on, times the weight at
-        ``block_rows[i] + columns[c] + positions[p]``. Output i begins at ``outputs[i]``. ``tiles``
-        is their number, the step between them in the output, and where the last of them begins in
-        the input and in the output: it may overlap the one before.
+        Term t of run r is a vector of x, from ``reads[r] + t * TILE`` on, times the weight at
+        ``block_rows[i] + columns[r] + t``. Output i begins at ``outputs[i]``. ``steps`` are those
+        from one position to the next, in the input and in the output.
         """
-        (x, inputs, shifts), (weight, block_rows, columns, positions) = source, weights
-        (out, outputs), (count, step, last_source, last_target) = target, tiles
+        (x, reads), (weight, block_rows, columns, lengths) = source, weights
+        (out, outputs), (step_in, step_out) = target, steps
         sums = tile(registers(x), size)
         row, begin = tile(registers(block_rows), height), tile(registers(outputs), height)
         for i in range(rows):
             row[i], begin[i] = block_rows[i], outputs[i]
         for number in range(count):
-            start, to = min(number * _tile, last_source), min(number * step, last_target)
+            start, to = number * step_in, number * step_out
             for i in range(rows):
                 for v in range(_zero, _tile, _lanes):
                     fill(sums, i * _tile + v, bias[i])
-            for c in range(inputs.size):
-                first, column = inputs[c] + start, columns[c]
-                for p in range(first_tap, last_tap):
-                    a, k = first + shifts[p], column + positions[p]
+            for r in range(first_run, last_run):
+                a, k = reads[r] + start, columns[r]
+                for _ in range(lengths[r]):
                     for v in range(_zero, _tile, _lanes):
                         for i in range(rows):
                             add_scaled(sums, i * _tile + v, x, a + v, weight[row[i] + k])
+                    a += _tile
+                    k += _one
             for i in range(rows):
                 for v in range(_zero, _tile, _lanes):
                     copy(out, begin[i] + to + v, sums, i * _tile + v)
@@ -181,99 +222,93 @@ def block_height(channels):
 
 
 @inner
-def correlate_block(height, source, weights, first_tap, last_tap, bias, target, tiles):
+def correlate_block(height, source, weights, first_run, last_run, bias, target, count, steps):
     """Compute a span for a block of ``height`` channels."""
     if height == 3:
-        _correlate_span_3(source, weights, first_tap, last_tap, bias, target, tiles)
+        _correlate_span_3(source, weights, first_run, last_run, bias, target, count, steps)
     elif height == 4:
-        _correlate_span_4(source, weights, first_tap, last_tap, bias, target, tiles)
+        _correlate_span_4(source, weights, first_run, last_run, bias, target, count, steps)
     else:
-        _correlate_span_5(source, weights, first_tap, last_tap, bias, target, tiles)
+        _correlate_span_5(source, weights, first_run, last_run, bias, target, count, steps)
 
 
 @inner
-def _correlate_short(source, weights, first_tap, last_tap, bias, out):
-    """Compute one channel of a span that is too short for a tile."""
-    (x, inputs, shifts), (weight, row, columns, positions) = source, weights
-    out[:] = bias
-    for c in range(inputs.size):
-        first, column = inputs[c], columns[c]
-        for p in range(first_tap, last_tap):
-            a, w = first + shifts[p], weight[row + column + positions[p]]
-            for s in range(U(out.size)):
-                out[s] += w * x[a + s]
+def _copy_slice(x, ins, samples, first, near):
+    """Copy TILE samples of the listed channels, from sample ``first`` on, to (positions, C, TILE).
+
+    Of fewer samples, the rest is filled with zeros.
+    """
+    plane, channels = U(x.shape[1]), U(ins.size)
+    flat, length = x.reshape(-1), U(samples)
+    for c in range(channels):
+        a, b = U(ins[c]) * plane + U(first), c * _tile
+        for _ in range(x.shape[1] // max(1, samples)):
+            if samples >= TILE:
+                for v in range(_zero, _tile, _lanes):
+                    copy(near, b + v, flat, a + v)
+            else:
+                for s in range(_tile):
+                    near[b + s] = flat[a + s] if s < length else 0
+            a += length
+            b += channels * _tile
 
 
 @threaded
-def correlate(x, weight, swapped, bias, ins, outs, spans, taps, samples, out):
+def correlate(x, weight, bias, ins, outs, spans, runs, samples, out):
     """Compute the equation at the top of this file.
 
-    x is (C, positions * samples), weight (O, C, K), or (C, O, K) if ``swapped``, bias (O,), and out
-    (O, positions * samples). Only the rows of out in ``outs`` are written.
+    x is (C, positions * samples), weight (outs, K, ins) as :func:`pack` makes it, bias (O,), and
+    out (O, positions * samples). Only the rows of out in ``outs`` are written.
 
-    A tile reads TILE samples through all taps, from as many places of x, which may not fit in the
-    nearest cache. So each task copies a slice of TILE samples of x, without gaps.
+    Each task computes TILE samples, for some blocks of channels. It first copies these samples of
+    x: then a run of taps, through all channels, reads one contiguous run of memory.
     """
-    kernel = weight.shape[2]
-    row, column = weight.shape[1] * kernel, kernel
-    if swapped:
-        row, column = column, row
-    count = len(spans) - 1
-    terms = ins.size * len(taps) // max(1, count)  # of a sum
-    sliced = samples >= TILE and terms >= FAR and x.shape[1] > samples
-    step = TILE if sliced else samples
-    slices = (samples + TILE - 1) // TILE if sliced else 1
-    positions_in = x.shape[1] // max(1, samples)
-    inputs, shifts = _addresses(ins, x.shape[1]), _addresses(taps[:, 0], step)
-    columns, positions = _addresses(ins, column), _addresses(taps[:, 1], 1)
-    local = _addresses(np.arange(ins.size), positions_in * TILE) if sliced else inputs
-    dense = positions_in * len(taps) == 1  # then loop over taps, not over channels
-    if dense:
-        local, shifts, columns, positions = shifts, local, positions, columns
-    flat_x, flat_weight, flat_out = x.reshape(-1), weight.reshape(-1), out.reshape(-1)
+    count, channels = len(spans) - 1, ins.size
+    terms = weight.shape[1] * channels
+    flat_weight, flat_out = weight.reshape(-1), out.reshape(-1)
+    reads, columns = _addresses(runs[:, 0], channels * TILE), _addresses(runs[:, 1], channels)
+    lengths = _addresses(runs[:, 2], channels)
+    steps, narrow = (U(channels * TILE), U(samples)), samples < TILE
+    longest = spans[:, 1].max() if narrow else 0
     height = block_height(outs.size)
-    blocks = (outs.size + ROWS - 1) // ROWS
-    groups = max(1, TASKS // slices)
+    blocks, slices = (outs.size + ROWS - 1) // ROWS, (samples + TILE - 1) // TILE
+    groups = max(1, TASKS // max(1, slices))
     share = max(1, (blocks + groups - 1) // groups)  # blocks of a task
     groups = (blocks + share - 1) // share
     threads = limit_threads(outs.size * out.shape[1] * terms // 8)
     for task in prange(slices * groups):
-        first_block = task % groups * share
-        s0 = min(task // groups * TILE, samples - TILE) if sliced else 0
-        near = flat_x
-        if sliced:
-            near = np.empty(ins.size * positions_in * TILE, x.dtype)
-            for c in range(U(ins.size)):
-                for q in range(U(positions_in)):
-                    a, b = inputs[c] + q * U(samples) + U(s0), (c * U(positions_in) + q) * _tile
-                    for v in range(_zero, _tile, _lanes):
-                        copy(near, b + v, flat_x, a + v)
-        source = near, local, shifts
-        rows, begins = tile(registers(columns), ROWS), tile(registers(columns), ROWS)
-        biases = tile(registers(x), ROWS)
+        first_block, first_sample = task % groups * share, 0
+        if not narrow:  # the last slice overlaps the one before
+            first_sample = min(task // groups * TILE, samples - TILE)
+        near = np.empty(channels * x.shape[1] // samples * TILE, x.dtype)
+        _copy_slice(x, ins, samples, first_sample, near)
+        rows, begins = tile(registers(reads), ROWS), tile(registers(reads), ROWS)
+        biases, spare = tile(registers(x), ROWS), np.empty(ROWS * longest * TILE, x.dtype)
         for block in range(first_block, min(first_block + share, blocks)):
             first = block * height
             for i in range(ROWS):  # a block that is not full computes its last channel again
-                o = outs[min(first + i, outs.size - 1)]
-                rows[i], biases[i] = o * row, bias[o]
+                row = min(first + i, outs.size - 1)
+                rows[i], biases[i] = row * terms, bias[outs[row]]
+            weights = flat_weight, rows, columns, lengths
             for r in range(count):
-                begin, length = spans[r, 0] * samples + s0, spans[r, 1] * step
-                p0, p1 = U(spans[r, 2]), U(ins.size if dense else spans[r + 1, 2])
-                if length < TILE:
-                    for i in range(first, min(first + height, outs.size)):
-                        o = outs[i]
-                        weights = flat_weight, U(o * row), columns, positions
-                        target = out[o, begin : begin + length]
-                        _correlate_short(source, weights, p0, p1, bias[o], target)
-                    continue
+                begin, length = spans[r, 0] * samples + first_sample, U(spans[r, 1])
                 for i in range(ROWS):
                     begins[i] = outs[min(first + i, outs.size - 1)] * out.shape[1] + begin
-                weights = flat_weight, rows, columns, positions
-                number = U((length + TILE - 1) // TILE)
-                tiles = number, _tile, U(length - TILE), U(length - TILE)
-                if sliced:
-                    tiles = number, U(samples), U(length - TILE), (number - _one) * U(samples)
-                correlate_block(height, source, weights, p0, p1, biases, (flat_out, begins), tiles)
+                target, pace = (flat_out, begins), steps
+                if narrow:
+                    target, pace = (spare, begins), (steps[0], _tile)
+                    for i in range(ROWS):
+                        begins[i] = U(i) * length * _tile
+                correlate_block(
+                    height, (near, reads), weights, U(spans[r, 3]), U(spans[r + 1, 3]), biases,
+                    target, length, pace,
+                )  # fmt: skip
+                if narrow:
+                    for i in range(min(height, outs.size - first)):
+                        for q in range(length):
+                            for s in range(samples):
+                                at = begin + q * samples + s
+                                out[outs[first + i], at] = spare[(i * length + q) * TILE + s]
     set_threads(threads)
 
 
@@ -281,34 +316,37 @@ def correlate(x, weight, swapped, bias, ins, outs, spans, taps, samples, out):
 
 
 @inner
-def _product_tile(x, inputs, first_input, grad, outputs, length, sums, at):
-    """Multiply ROWS spans of grad by PRODUCTS spans of x, and add LANES partial sums for each pair.
+def _product_tiles(x, inputs, places, grad, outputs, length, sums):
+    """Multiply GRADS spans of grad by spans of x, and add LANES partial sums for each pair.
 
-    The spans of x begin at ``inputs[first_input:]``. The sums are added to ``sums[at:]``.
+    Span j of x begins at ``inputs[j]``; its sums, with one grad after another, at ``places[j]``.
     """
     products = tile(registers(x), SUMS)
-    b, a = tile(registers(outputs), ROWS), tile(registers(inputs), PRODUCTS)
-    for i in range(_rows):
+    b, a = tile(registers(places), GRADS), tile(registers(places), PRODUCTS)
+    one = _grads * _lanes  # the sums of a span
+    for i in range(_grads):
         b[i] = outputs[i]
-    for j in range(_products):
-        a[j] = inputs[first_input + j]
-    for n in range(_zero, U(SUMS), _lanes):
-        fill(products, n, x.dtype.type(0))
     whole = length - length % _lanes
-    for first in range(_zero, whole, _lanes):
-        for i in range(_rows):
-            for j in range(_products):
-                pair = (i * _products + j) * _lanes
-                add_product(products, pair, grad, b[i] + first, x, a[j] + first)
-    for n in range(U(SUMS)):
-        sums[at + n] += products[n]
-    if whole < length:
-        for i in range(_rows):
-            for j in range(_products):
+    for first_input in range(_zero, U(inputs.size), _products):
+        for j in range(_products):
+            a[j] = inputs[first_input + j]
+        for j in range(_products):
+            for v in range(_zero, one, _lanes):
+                copy(products, j * one + v, sums, places[first_input + j] + v)
+        for first in range(_zero, whole, _lanes):
+            for i in range(_grads):
+                for j in range(_products):
+                    pair = j * one + i * _lanes
+                    add_product(products, pair, grad, b[i] + first, x, a[j] + first)
+        for j in range(_products):
+            for v in range(_zero, one, _lanes):
+                copy(sums, places[first_input + j] + v, products, j * one + v)
+        for j in range(_products if whole < length else _zero):
+            for i in range(_grads):
                 total = np.float64(0)  # one lane gets all these products
                 for s in range(whole, length):
                     total += grad[b[i] + s] * x[a[j] + s]
-                sums[at + (i * _products + j) * _lanes] += total
+                sums[places[first_input + j] + i * _lanes] += total
 
 
 @threaded
@@ -317,68 +355,69 @@ def grad_weight(x, grad, ins, outs, spans, taps, samples, out):
 
     x is (C, positions * samples), grad (O, positions * samples), and out (O, C, K). Only the
     elements of out with o in ``outs`` and c in ``ins`` are written.
+
+    Spans are cut into pieces that suit the cache. Where there are few outputs and inputs, tasks
+    divide the spans too, into parts that do not depend on the number of threads.
     """
-    kernel = out.shape[2]
-    groups = (kernel + PRODUCTS - 1) // PRODUCTS
+    kernel, count = out.shape[2], len(spans) - 1
+    blocks = (outs.size + GRADS - 1) // GRADS
+    parts = max(1, min(count, TASKS // max(1, blocks * ins.size)))
     flat_x, flat_grad = x.reshape(-1), grad.reshape(-1)
+    totals = np.zeros((parts, blocks * ins.size, kernel * GRADS))
     threads = limit_threads(outs.size * grad.shape[1] * ins.size * kernel // 8)
-    for task in prange((outs.size + ROWS - 1) // ROWS * ins.size):
-        first, c = task // ins.size * ROWS, ins[task % ins.size]
-        rows = min(ROWS, outs.size - first)
-        outputs, inputs = np.empty(ROWS, U), np.empty(groups * PRODUCTS, U)
-        tapped = np.empty(groups * PRODUCTS, np.bool_)
-        sums = np.zeros((groups + 1) * SUMS)  # in float64
-        for r in range(len(spans) - 1):
-            if spans[r, 2] == spans[r + 1, 2]:  # reads padding only; the span may be longer than x
-                continue
-            for i in range(ROWS):
-                o = outs[first + min(i, rows - 1)]
+    for task in prange(parts * blocks * ins.size):
+        part, pair = task % parts, task // parts
+        first, c = pair // ins.size * GRADS, ins[pair % ins.size]
+        outputs, inputs = np.empty(GRADS, U), np.empty(kernel + PRODUCTS, U)
+        places = np.empty(kernel + PRODUCTS, U)
+        # The last group of taps may not be full: its other products go behind the sums.
+        sums, summed = np.zeros((kernel + 1) * GRADS * LANES, x.dtype), 0
+        long_sums = np.zeros(kernel * GRADS * LANES)  # in float64
+        for r in range(part * count // parts, (part + 1) * count // parts):
+            for i in range(GRADS):
+                o = outs[min(first + i, outs.size - 1)]
                 outputs[i] = o * grad.shape[1] + spans[r, 0] * samples
-            for k in range(groups * PRODUCTS):
-                inputs[k], tapped[k] = c * x.shape[1], k >= kernel
-            for p in range(spans[r, 2], spans[r + 1, 2]):
-                inputs[taps[p, 1]] = c * x.shape[1] + taps[p, 0] * samples
-                tapped[taps[p, 1]] = True
+            found = spans[r + 1, 2] - spans[r, 2]
+            if found == 0:  # reads padding only; the span may be longer than x
+                continue
+            full = (found + PRODUCTS - 1) // PRODUCTS * PRODUCTS
+            for j in range(full):
+                p = spans[r, 2] + min(j, found - 1)
+                inputs[j] = c * x.shape[1] + taps[p, 0] * samples
+                places[j] = (taps[p, 1] if j < found else kernel) * GRADS * LANES
             length = spans[r, 1] * samples
-            for begin in range(0, length, CHUNK):
-                for group in range(groups):
-                    # If a kernel position of the group reads padding, the products go to the spare
-                    # last group first, and those at other positions are added from there.
-                    whole = True
-                    for j in range(PRODUCTS):
-                        whole &= tapped[group * PRODUCTS + j]
-                    _product_tile(
-                        flat_x, inputs, U(group * PRODUCTS), flat_grad, outputs,
-                        U(min(CHUNK, length - begin)), sums, U((group if whole else groups) * SUMS),
-                    )  # fmt: skip
-                    if not whole:
-                        for n in range(SUMS):
-                            if tapped[group * PRODUCTS + n // LANES % PRODUCTS]:
-                                sums[group * SUMS + n] += sums[groups * SUMS + n]
-                            sums[groups * SUMS + n] = 0
-                for k in range(groups * PRODUCTS):
-                    inputs[k] += U(CHUNK)
-                for i in range(ROWS):
-                    outputs[i] += U(CHUNK)
-        for i in range(rows):
+            for begin in range(0, length, PIECE):
+                size = min(PIECE, length - begin)
+                _product_tiles(flat_x, inputs[:full], places, flat_grad, outputs, U(size), sums)
+                for j in range(full):
+                    inputs[j] += U(PIECE)
+                for i in range(GRADS):
+                    outputs[i] += U(PIECE)
+                summed += size
+                if summed >= CHUNK:
+                    _move(sums, long_sums)
+                    summed = 0
+        _move(sums, long_sums)
+        for i in range(kernel * GRADS):
+            for s in range(LANES):
+                totals[part, pair, i] += long_sums[i * LANES + s]
+    for pair in range(blocks * ins.size):
+        first, c = pair // ins.size * GRADS, ins[pair % ins.size]
+        for i in range(min(GRADS, outs.size - first)):
             for k in range(kernel):
-                at = (k // PRODUCTS * ROWS + i) * PRODUCTS + k % PRODUCTS
                 total = np.float64(0)
-                for s in range(LANES):
-                    total += sums[at * LANES + s]
+                for part in range(parts):
+                    total += totals[part, pair, k * GRADS + i]
                 out[outs[first + i], c, k] = total
     set_threads(threads)
 
 
-@threaded
-def transpose(x, rows, out):
-    """Compute ``out[j, i] = x[rows[i], j]``, in strips that suit the cache."""
-    threads = limit_threads(out.size)
-    for strip in prange((rows.size + 15) // 16):
-        for j in range(x.shape[1]):
-            for i in range(strip * 16, min(strip * 16 + 16, rows.size)):
-                out[j, i] = x[rows[i], j]
-    set_threads(threads)
+@inner
+def _move(sums, long_sums):
+    """Add sums to others of more digits, and set them to 0."""
+    for i in range(U(long_sums.size)):
+        long_sums[i] += sums[i]
+        sums[i] = 0
 
 
 @threaded

@@ -17,16 +17,17 @@ from numba import prange
 
 from .arrays import Indices
 from .compiled import inner, limit_threads, serial, set_threads, threaded
-from .kernels import CHUNK, FEATURES
-from .vectors import LANES, WIDE, U, add_product, add_scaled, copy, fill, registers, tile
+from .kernels import CHUNK, FEATURES, TILE
+from .vectors import LANES, U, add_product, add_scaled, copy, fill, registers, tile
 
 #: The largest share of weights for which these loops run. They need a load for each multiply-add,
 #: and dense loops half of one, so at half of the weights both take about as long.
 SPARSE = 0.4
 
-RUN, PARALLEL = (256 if WIDE else 64), 8
+SPAN = 4  # vectors of TILE numbers, whose sums stay in registers
+RUN, PARALLEL = SPAN * TILE, 8
 TARGETS = 8  # outputs that a task computes one after another, while the nearest cache holds x
-_run, _parallel, _lanes = U(RUN), U(PARALLEL), U(LANES)
+_tile, _parallel, _lanes = U(TILE), U(PARALLEL), U(LANES)
 _features, _zero, _one = U(FEATURES), U(0), U(1)
 
 
@@ -114,31 +115,34 @@ def _reads(spans, taps, r, samples, reads):
 
 
 def correlate_run_of(count):
-    """Return the loop over the weights of an output, for ``count`` numbers of it."""
-    size = U(count)
+    """Return the loop over the weights of an output, for ``count`` times TILE numbers of it."""
+    size = U(count * TILE)
 
     @inner
-    def correlate_run(x, addresses, factors, first, last, start, bias, out, target):
-        """Weight e reads x from ``addresses[e] + start`` on."""
-        sums = tile(registers(x), count)
+    def correlate_run(x, addresses, factors, first, last, start, bias, out, target, steps):
+        """Weight e reads x from ``addresses[e] + start`` on.
+
+        ``steps`` are those from one of the vectors to the next, in x and in out.
+        """
+        sums, (step_in, step_out) = tile(registers(x), count * TILE), steps
         for v in range(_zero, size, _lanes):
             fill(sums, v, bias)
         for piece in range(first, max(last, first + _one), _features):  # loses no digits
             for e in range(piece, min(piece + _features, last)):
                 a, w = addresses[e] + start, factors[e]
                 for v in range(_zero, size, _lanes):
-                    add_scaled(sums, v, x, a + v, w)
-            if piece > first:
-                for v in range(_zero, size, _lanes):
-                    add_scaled(sums, v, out, target + v, x.dtype.type(1))
+                    add_scaled(sums, v, x, a + v // _tile * step_in + v % _tile, w)
             for v in range(_zero, size, _lanes):
-                copy(out, target + v, sums, v)
+                at = target + v // _tile * step_out + v % _tile
+                if piece > first:
+                    add_scaled(sums, v, out, at, x.dtype.type(1))
+                copy(out, at, sums, v)
                 fill(sums, v, x.dtype.type(0))
 
     return correlate_run
 
 
-_correlate_run = correlate_run_of(RUN)
+_correlate_run = correlate_run_of(SPAN)
 
 
 @inner
@@ -200,7 +204,7 @@ def correlate(x, weight, listed, bias, targets, spans, taps, kernel, samples, ou
                 target = U(own[i] * size + begin) + start
                 _correlate_run(
                     flat, addresses, factors, ends[i], ends[i + 1], start, bias[own[i]],
-                    flat_out, target,
+                    flat_out, target, (_tile, _tile),
                 )  # fmt: skip
     set_threads(threads)
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from minidiff.engine.arrays import Indices
 from minidiff.engine.compiled import inner, serial, threaded
 from minidiff.engine.kernels import ROWS, TILE, block_height, correlate_block
-from minidiff.engine.sparse import RUN, correlate_run_of
+from minidiff.engine.sparse import SPAN, correlate_run_of
 from minidiff.engine.vectors import (
     LANES,
     U,
@@ -28,7 +28,7 @@ from minidiff.engine.vectors import (
 CONV, GATHER, POOL, SPARSE = range(4)
 SPARE = 2 * LANES  # numbers of room behind each buffer, as whole vectors are written
 POSITIONS = 8  # of a tile, whose sums stay in registers
-_positions, _lanes, _tile, _run = U(POSITIONS), U(LANES), U(TILE), U(RUN)
+_positions, _lanes, _tile, _span = U(POSITIONS), U(LANES), U(TILE), U(SPAN)
 _zero, _one = U(0), U(1)
 
 # A step: where its input and output begin, the sizes of both and of the window that moves, by how
@@ -79,7 +79,7 @@ def _window_of(length):
 
 _pool_lanes, _pool_samples = _window_of(LANES), _window_of(TILE)
 
-# -- channels last: a few images -----------------------------------------------------------------
+# -- one image after another ----------------------------------------------------------------------
 
 
 def _conv_of(count):
@@ -181,82 +181,67 @@ def run_few(
             out[n, j] = work[at[j]]
 
 
-# -- batch last: blocks of samples ---------------------------------------------------------------
+# -- blocks of samples ---------------------------------------------------------------------------
 
 
 @inner
 def _conv_block(step, weights, biases, work):
-    """Compute a CONV for a block of samples: blocks of channels, span by span."""
-    outputs, channels, columns = int(step.outputs), int(step.channels), int(step.columns)
-    taps, wide, right = step.tall * step.wide, step.wide, int(step.right)
-    inputs, weight_columns = np.empty(channels, U), np.empty(channels, U)
-    for c in range(channels):
-        weight_columns[c] = U(c) * taps
-    shifts, numbers = np.empty(taps, U), np.empty(taps, U)
-    for k in range(taps):
-        shifts[k], numbers[k] = (k // wide * step.width + k % wide) * _tile, k
-    height, kept, area = block_height(outputs), np.empty(ROWS, np.int64), step.rows * step.columns
+    """Compute a CONV for a block of samples: blocks of channels, row by row."""
+    outputs, channels = int(step.outputs), step.channels
+    length, next_row = step.wide * channels, step.width * channels * _tile
+    reads, columns = np.empty(step.tall, U), np.empty(step.tall, U)
+    lengths = np.full(step.tall, length)
+    for i in range(step.tall):
+        columns[i] = i * length
+    height = block_height(outputs)
     rows, begins, bias = np.empty(ROWS, U), np.empty(ROWS, U), np.empty(ROWS, np.float32)
-    # With a stride of 1 a row of positions is one span, otherwise each position is one.
-    spans, length = (1, columns) if right == 1 else (columns, 1)
-    source, block = (work, inputs, shifts), (weights, rows, weight_columns, numbers)
-    ends = U(taps)
-    dense = taps * area == 1
-    if dense:  # loop over taps, not over channels
-        source, block = (work, shifts, inputs), (weights, rows, numbers, weight_columns)
-        ends = U(channels)
+    steps = step.right * channels * _tile, step.outputs * _tile
     for first in range(0, outputs, height):
         for i in range(ROWS):  # a block that is not full computes its last channel again
-            kept[i] = min(first + i, outputs - 1)
-            rows[i] = step.first + U(kept[i]) * U(channels) * taps
-            bias[i] = biases[int(step.bias) + kept[i]]
+            output = min(first + i, outputs - 1)
+            rows[i] = step.first + U(output) * step.tall * length
+            bias[i] = biases[int(step.bias) + output]
         for y in range(step.rows):
-            for x in range(spans):
-                corner = y * step.down * step.width + U(x * right)
-                for c in range(channels):
-                    inputs[c] = (step.source + U(c) * step.height * step.width + corner) * _tile
-                for i in range(ROWS):
-                    position = U(kept[i]) * area + y * step.columns + U(x)
-                    begins[i] = (step.target + position) * _tile
-                last = (U(length) - _one) * _tile
-                correlate_block(
-                    height, source, block, _zero, ends, bias, (work, begins),
-                    (U(length), _tile, last, last),
-                )  # fmt: skip
+            for i in range(step.tall):
+                reads[i] = step.source * _tile + (y * step.down + i) * next_row
+            row = step.target + y * step.columns * step.outputs
+            for i in range(ROWS):
+                begins[i] = (row + U(min(first + i, outputs - 1))) * _tile
+            correlate_block(
+                height, (work, reads), (weights, rows, columns, lengths), _zero, step.tall, bias,
+                (work, begins), step.columns, steps,
+            )  # fmt: skip
     _relu_block(step, work)
-
-
-_sparse_run, _sparse_tile = correlate_run_of(RUN), correlate_run_of(TILE)
 
 
 @inner
 def _sparse_block(step, weights, biases, indices, work):
-    """Compute a SPARSE for a block of samples."""
+    """Compute a SPARSE for a block of samples, SPAN positions of a row at a time."""
     starts, reads, factors = indices[step.starts :], indices[step.reads :], weights[step.first :]
-    # With a stride of 1 a row of positions is one span, otherwise each position is one.
-    spans, span = (_one, step.columns) if step.right == _one else (step.columns, _one)
-    length = span * _tile
+    steps = step.right * step.channels * _tile, step.outputs * _tile
     for y in range(step.rows):
-        for x in range(spans):
-            position = y * step.columns + x
-            corner = (step.source + y * step.down * step.width + x * step.right) * _tile
-            for o in range(step.outputs):
-                target = (step.target + o * step.rows * step.columns + position) * _tile
-                first, last, bias = starts[o], starts[o + _one], biases[step.bias + o]
-                if length >= _run:
-                    for number in range(_zero, length, _run):
-                        start = min(number, length - _run)  # the last run overlaps
-                        _sparse_run(
-                            work, reads, factors, first, last, corner + start, bias, work,
-                            target + start,
-                        )  # fmt: skip
-                else:
-                    for start in range(_zero, length, _tile):
-                        _sparse_tile(
-                            work, reads, factors, first, last, corner + start, bias, work,
-                            target + start,
-                        )  # fmt: skip
+        corner = (step.source + y * step.down * step.width * step.channels) * _tile
+        row = (step.target + y * step.columns * step.outputs) * _tile
+        for o in range(step.outputs):
+            first, last, bias = starts[o], starts[o + _one], biases[step.bias + o]
+            target = row + o * _tile
+            if step.columns < _span:
+                for x in range(step.columns):
+                    _sparse_tile(
+                        work, reads, factors, first, last, corner + x * steps[0], bias, work,
+                        target + x * steps[1], steps,
+                    )  # fmt: skip
+                continue
+            for number in range(_zero, step.columns, _span):
+                x = min(number, step.columns - _span)  # the last run overlaps
+                _sparse_run(
+                    work, reads, factors, first, last, corner + x * steps[0], bias, work,
+                    target + x * steps[1], steps,
+                )  # fmt: skip
     _relu_block(step, work)
+
+
+_sparse_run, _sparse_tile = correlate_run_of(SPAN), correlate_run_of(1)
 
 
 @inner
@@ -271,14 +256,14 @@ def _relu_block(step, work):
 @inner
 def _pool_block(step, work):
     """Compute a POOL for a block of samples."""
-    next_row = step.width * _tile
-    for c in range(step.channels):
-        for y in range(step.rows):
-            for x in range(step.columns):
-                position = (c * step.height + y * step.down) * step.width + x * step.right
-                target = (step.target + (c * step.rows + y) * step.columns + x) * _tile
-                source = (step.source + position) * _tile
-                _pool_samples(step, work, source, next_row, _tile, target)
+    next_position = step.channels * _tile
+    next_row = step.width * next_position
+    for y in range(step.rows):
+        for x in range(step.columns):
+            source = step.source * _tile + y * step.down * next_row + x * step.right * next_position
+            target = (step.target + (y * step.columns + x) * step.channels) * _tile
+            for v in range(_zero, next_position, _tile):
+                _pool_samples(step, work, source + v, next_row, next_position, target + v)
 
 
 @threaded

@@ -5,10 +5,10 @@ dominates; for many images every activation passes through memory. So a Predicto
 network once into *programs*: tables of steps that one compiled function runs from the first layer
 to the last.
 
-Many images run in blocks of TILE samples, *batch last* as in training: a number of a program is a
-run of samples, and each thread runs whole blocks by itself. A few images do not fill vectors along
-the batch. They run one after another, *channels last*, (H, W, C) without gaps, and a vector holds
-channels. Each step writes whole vectors; excess lanes spill into the next position and are
+The numbers of an image lie *channels last*, (H, W, C) without gaps. Many images run in blocks of
+TILE samples: each number of a program is a run of samples, and each thread runs whole blocks by
+itself. A few images do not fill vectors along the batch. They run one after another, and a vector
+holds channels. Each step writes whole vectors; excess lanes spill into the next position and are
 overwritten, or spill into spare memory.
 
 A program has four kinds of steps. A CONV is any layer with weights; a dense layer has one position
@@ -150,8 +150,8 @@ class _Compiled:
 
     def __init__(self, shape: Shape) -> None:
         self.few, self.many = (
-            Program(shape, channels_last=True),
-            Program(shape, channels_last=False),
+            Program(shape, blocks=False),
+            Program(shape, blocks=True),
         )
 
     def add(self, layer: Module) -> None:
@@ -172,11 +172,12 @@ class Program:
     """The steps of a kernel, which layers add in their method ``compile``.
 
     ``at`` has the shape of the current output without the batch. It holds the address of each
-    number of this output in the memory of the program.
+    number of this output in the memory of the program. With ``blocks``, each number is a run of
+    TILE samples.
     """
 
-    def __init__(self, shape: Shape, *, channels_last: bool) -> None:
-        self.channels_last = channels_last
+    def __init__(self, shape: Shape, *, blocks: bool) -> None:
+        self.blocks = blocks
         self.size = 1  # of the memory; address 0 holds the 0 that pads inputs
         self._steps: list[dict[str, int]] = []
         self._tables: dict[str, list[NDArray[Any]]] = {"weights": [], "biases": [], "indices": []}
@@ -194,10 +195,12 @@ class Program:
         self.at = np.pad(self.at, ((0, 0), *((p, p) for p in padding)))
         outputs, kernel = len(weight), weight.shape[2:]
         settings = {"kind": CONV}
-        if not self.channels_last and sparse.pays(int(np.count_nonzero(weight)), weight.size):
+        if self.blocks and sparse.pays(int(np.count_nonzero(weight)), weight.size):
             settings = {"kind": SPARSE, **self._weight_list(weight)}
             weight = weight[weight != 0]
-        elif self.channels_last:  # as (KH, KW, C, O), with O filled up to whole vectors
+        elif self.blocks:  # as (O, KH, KW, C)
+            weight = weight.transpose(0, 2, 3, 1)
+        else:  # as (KH, KW, C, O), with O filled up to whole vectors
             fill = (0, -outputs % LANES)
             weight = np.pad(weight.transpose(2, 3, 1, 0), ((0, 0), (0, 0), (0, 0), fill))
             bias = np.pad(bias, fill)
@@ -206,10 +209,10 @@ class Program:
 
     def _weight_list(self, weight: Array) -> dict[str, int]:
         """Put the weights that are not 0 into the table of indices, for :data:`SPARSE`."""
-        _, height, width = self.at.shape
-        outputs, channels, tall, wide = weight.nonzero()
+        channels, _, width = self.at.shape
+        outputs, channel, tall, wide = weight.nonzero()
         starts = np.searchsorted(outputs, np.arange(len(weight) + 1))
-        reads = ((channels * height + tall) * width + wide) * TILE
+        reads = ((tall * width + wide) * channels + channel) * TILE
         return {"starts": self._put("indices", starts), "reads": self._put("indices", reads)}
 
     def linear(self, weight: Array, bias: Array) -> None:
@@ -267,14 +270,11 @@ class Program:
         )  # fmt: skip
         positions = [rows, columns][: len(shape) - 1]
         new = target + np.arange(rows * columns * outputs)
-        if self.channels_last:
-            self.at = new.reshape(*positions, outputs).transpose(-1, *range(len(positions)))
-        else:
-            self.at = new.reshape(outputs, *positions)
+        self.at = new.reshape(*positions, outputs).transpose(-1, *range(len(positions)))
 
     def _packed(self, at: Indices) -> int:
         """Return the address of the input in the order of the layout; add a GATHER if needed."""
-        wanted = (at.transpose(1, 2, 0) if self.channels_last else at).ravel()
+        wanted = at.transpose(1, 2, 0).ravel()
         if (np.diff(wanted) == 1).all():
             return int(wanted[0])
         target, first = self._room(wanted.size), self._put("indices", wanted)
@@ -313,9 +313,9 @@ class Program:
     def run(self, numbers: Array, shift: np.float32, factor: np.float32) -> NDArray[np.float32]:
         """Normalise inputs of shape (N, inputs), and compute the outputs."""
         out = np.empty((len(numbers), *self.at.shape), np.float32)
-        if self.channels_last:
-            run_few(*self._arguments, self.size, numbers, shift, factor, matrix(out))
-        else:
+        if self.blocks:
             work = empty((numba.get_num_threads(), self.size * TILE), np.float32)
             run_many(*self._arguments, work, numbers, shift, factor, matrix(out))
+        else:
+            run_few(*self._arguments, self.size, numbers, shift, factor, matrix(out))
         return out
