@@ -56,20 +56,13 @@ def test_one_and_two_threads_train_to_the_same_bits(stride, dtype):
         equal(array, results[1][name])
 
 
-@given(st.data(), st.integers(1, 20), st.integers(1, 40), st.integers(1, 4), st.booleans(), dtypes)
-def test_pack_lays_out_what_is_listed(data, outputs, inputs, kernel, swapped, dtype):
-    weight = data.draw(arrays((outputs, inputs, kernel), dtype=dtype))
-    outs, ins = data.draw(row_lists(outputs)), data.draw(row_lists(inputs))
-    out = np.empty((outs.size, kernel, ins.size), dtype)
-    given_weight = weight.swapaxes(0, 1)[..., ::-1].copy() if swapped else weight
-    kernels.pack(given_weight, swapped, outs, ins, out)
-    equal(out, weight[np.ix_(outs, ins)].swapaxes(1, 2))
-
-
 @given(st.data(), st.integers(1, 40), st.integers(1, 40), dtypes)
-def test_spread_moves_what_is_listed(data, count, columns, dtype):
+def test_transpose_and_spread_move_what_is_listed(data, count, columns, dtype):
     x = data.draw(arrays((count, columns), dtype=dtype))
     rows, places = data.draw(row_lists(count)), data.draw(row_lists(columns))
+    out = np.empty((columns, rows.size), dtype)
+    kernels.transpose(x, rows, out)
+    equal(out, x[rows].T)
     wide, expected = (np.full((count, columns), SENTINEL, dtype) for _ in range(2))
     kernels.spread(x[:, : places.size].copy(), rows, places, wide)
     expected[rows] = 0

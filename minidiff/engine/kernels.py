@@ -43,7 +43,7 @@ SUMS = GRADS * PRODUCTS * LANES
 # Numbers of a span, or features, that a register sums up: longer sums would lose digits.
 CHUNK, FEATURES = 2048, 1024
 PIECE = 1024  # numbers of a span that stay in the nearest cache
-TASKS = 16  # about the least number of tasks that a kernel is divided into
+TASKS = 16  # about the least number of tasks for the gradient of the weight
 STRIP = 16  # rows whose columns are read together: they fit in the nearest cache at any stride
 _grads, _products, _tile, _lanes, _zero, _one = map(U, (GRADS, PRODUCTS, TILE, LANES, 0, 1))
 
@@ -66,7 +66,8 @@ class PositionMap:
         position.
     runs : (R, 3) int64
         For each *run*, taps whose source and kernel positions both increase by one: the first
-        of both, and the number of taps. Kernel positions are those of :func:`pack`.
+        of both, and the number of taps. In the backward map, kernel positions are
+        counted from the last.
     """
 
     shape: tuple[int, int]
@@ -148,64 +149,46 @@ def _addresses(indices, step):
 # -- correlation: layers, and the gradient of their input ------------------------------------
 
 
-@threaded
-def pack(weight, swapped, outs, ins, out):
-    """Lay out the weights (O, C, K) of the listed outputs and inputs as they are read.
-
-    ``out[i, k, c] = weight[outs[i], ins[c], k]``. With ``swapped``, for the gradient of the input,
-    weight is (C, O, K), and kernel positions are in reverse: the order of what they read.
-    """
-    kernel, channels = U(weight.shape[2]), U(ins.size)
-    flat, flat_out = weight.reshape(-1), out.reshape(-1)
-    row, column = weight.shape[1] * weight.shape[2], weight.shape[2]
-    if swapped:
-        row, column = column, row
-    rows, columns = _addresses(outs, row), _addresses(ins, column)
-    threads = limit_threads(out.size)
-    for strip in prange((ins.size + STRIP - 1) // STRIP):
-        first, last = U(strip * STRIP), U(min(strip * STRIP + STRIP, ins.size))
-        for i in range(U(outs.size)):
-            for k in range(kernel):
-                at = (i * kernel + (kernel - _one - k if swapped else k)) * channels
-                for c in range(first, last):
-                    flat_out[at + c] = flat[rows[i] + columns[c] + k]
-    set_threads(threads)
-
-
 def _correlate_span_of(height):
-    """Return the loop over a span for a block of ``height`` output channels."""
+    """Return the loop over a span for blocks of ``height`` output channels."""
     size, rows = height * TILE, U(height)
 
     @inner
-    def correlate_span(source, weights, first_run, last_run, bias, target, count, steps):
-        """Compute ``count`` positions of a span for a block of channels; all arrays are flat.
+    def correlate_span(source, weights, bias, target, first_run, last_run, count):
+        """Compute ``count`` positions of a span, for a block of channels after another.
 
-        Term t of run r is a vector of x, from ``reads[r] + t * TILE`` on, times the weight at
-        ``block_rows[i] + columns[r] + t``. Output i begins at ``outputs[i]``. ``steps`` are those
-        from one position to the next, in the input and in the output.
+        All arrays are flat. Term t of run r is a vector of x, from ``reads[r] + t * TILE`` on,
+        times the weight at ``o * terms + columns[r] + t``. Output o begins at ``begins[o] + to``.
+        The steps are those from one position to the next, in the input and in the output. A block
+        that is not full computes its last channel again.
         """
-        (x, reads), (weight, block_rows, columns, lengths) = source, weights
-        (out, outputs), (step_in, step_out) = target, steps
+        (x, reads, step_in), (weight, terms, columns, lengths) = source, weights
+        out, begins, to, step_out, first_output, last_output = target
         sums = tile(registers(x), size)
-        row, begin = tile(registers(block_rows), height), tile(registers(outputs), height)
-        for i in range(rows):
-            row[i], begin[i] = block_rows[i], outputs[i]
-        for number in range(count):
-            start, to = number * step_in, number * step_out
+        row, begin, constant = (
+            tile(registers(reads), height), tile(registers(reads), height),
+            tile(registers(x), height),
+        )  # fmt: skip
+        for first in range(first_output, last_output, rows):
             for i in range(rows):
-                for v in range(_zero, _tile, _lanes):
-                    fill(sums, i * _tile + v, bias[i])
-            for r in range(first_run, last_run):
-                a, k = reads[r] + start, columns[r]
-                for _ in range(lengths[r]):
+                o = min(first + i, last_output - _one)
+                row[i], begin[i], constant[i] = o * terms, begins[o] + to, bias[o]
+            for number in range(count):
+                start, at = number * step_in, number * step_out
+                for i in range(rows):
                     for v in range(_zero, _tile, _lanes):
-                        for i in range(rows):
-                            add_scaled(sums, i * _tile + v, x, a + v, weight[row[i] + k])
-                    a += _tile
-                    k += _one
-            for i in range(rows):
-                for v in range(_zero, _tile, _lanes):
-                    copy(out, begin[i] + to + v, sums, i * _tile + v)
+                        fill(sums, i * _tile + v, constant[i])
+                for r in range(first_run, last_run):
+                    a, k = reads[r] + start, columns[r]
+                    for _ in range(lengths[r]):
+                        for v in range(_zero, _tile, _lanes):
+                            for i in range(rows):
+                                add_scaled(sums, i * _tile + v, x, a + v, weight[row[i] + k])
+                        a += _tile
+                        k += _one
+                for i in range(rows):
+                    for v in range(_zero, _tile, _lanes):
+                        copy(out, begin[i] + at + v, sums, i * _tile + v)
 
     return correlate_span
 
@@ -222,14 +205,14 @@ def block_height(channels):
 
 
 @inner
-def correlate_block(height, source, weights, first_run, last_run, bias, target, count, steps):
-    """Compute a span for a block of ``height`` channels."""
+def correlate_span(height, source, weights, bias, target, first_run, last_run, count):
+    """Compute a span for blocks of ``height`` channels."""
     if height == 3:
-        _correlate_span_3(source, weights, first_run, last_run, bias, target, count, steps)
+        _correlate_span_3(source, weights, bias, target, first_run, last_run, count)
     elif height == 4:
-        _correlate_span_4(source, weights, first_run, last_run, bias, target, count, steps)
+        _correlate_span_4(source, weights, bias, target, first_run, last_run, count)
     else:
-        _correlate_span_5(source, weights, first_run, last_run, bias, target, count, steps)
+        _correlate_span_5(source, weights, bias, target, first_run, last_run, count)
 
 
 @inner
@@ -254,61 +237,69 @@ def _copy_slice(x, ins, samples, first, near):
 
 
 @threaded
-def correlate(x, weight, bias, ins, outs, spans, runs, samples, out):
+def correlate(x, weight, swapped, bias, ins, outs, spans, runs, samples, out):
     """Compute the equation at the top of this file.
 
-    x is (C, positions * samples), weight (outs, K, ins) as :func:`pack` makes it, bias (O,), and
-    out (O, positions * samples). Only the rows of out in ``outs`` are written.
+    x is (C, positions * samples), weight (O, C, K), or (C, O, K) if ``swapped``, bias (O,), and out
+    (O, positions * samples). Only the rows of out in ``outs`` are written.
 
-    Each task computes TILE samples, for some blocks of channels. It first copies these samples of
-    x: then a run of taps, through all channels, reads one contiguous run of memory.
+    Weights are first laid out in the order in which they are read, as (outs, K, ins); if swapped,
+    kernel positions are in reverse, as the order of sources is. Each task computes TILE samples,
+    for some blocks of channels. It copies these samples of x: then a run of taps, through all
+    channels, reads one contiguous run of memory.
     """
-    count, channels = len(spans) - 1, ins.size
-    terms = weight.shape[1] * channels
-    flat_weight, flat_out = weight.reshape(-1), out.reshape(-1)
-    reads, columns = _addresses(runs[:, 0], channels * TILE), _addresses(runs[:, 1], channels)
-    lengths = _addresses(runs[:, 2], channels)
-    steps, narrow = (U(channels * TILE), U(samples)), samples < TILE
+    channels, kernel, positions = ins.size, weight.shape[2], x.shape[1] // max(1, samples)
+    terms = kernel * channels
+    threads = limit_threads(outs.size * out.shape[1] * terms // 8)
+    packed = weight.reshape(-1)
+    whole = (outs.size, channels) == weight.shape[:2]
+    if swapped or not whole or (channels > 1 and kernel > 1):
+        packed = np.empty(outs.size * terms, weight.dtype)
+        flat_weight, row, column = weight.reshape(-1), weight.shape[1] * kernel, kernel
+        if swapped:
+            row, column = column, row
+        rows, weight_columns = _addresses(outs, row), _addresses(ins, column)
+        for strip in prange((channels + STRIP - 1) // STRIP):
+            first_input, last_input = U(strip * STRIP), U(min(strip * STRIP + STRIP, channels))
+            for i in range(U(outs.size)):
+                for k in range(U(kernel)):
+                    at = i * U(terms) + (U(kernel - 1) - k if swapped else k) * U(channels)
+                    for c in range(first_input, last_input):
+                        packed[at + c] = flat_weight[rows[i] + weight_columns[c] + k]
+    columns, lengths = _addresses(runs[:, 1], channels), _addresses(runs[:, 2], channels)
+    weights = packed, U(terms), columns, lengths
+    reads, begins = _addresses(runs[:, 0], channels * TILE), _addresses(outs, out.shape[1])
+    flat, constants = out.reshape(-1), bias[outs]
+    narrow = samples < TILE  # then a span is computed in spare memory, and copied from there
     longest = spans[:, 1].max() if narrow else 0
+    spare_begins = _addresses(np.arange(outs.size), longest * TILE)
     height = block_height(outs.size)
     blocks, slices = (outs.size + ROWS - 1) // ROWS, (samples + TILE - 1) // TILE
-    groups = max(1, TASKS // max(1, slices))
-    share = max(1, (blocks + groups - 1) // groups)  # blocks of a task
-    groups = (blocks + share - 1) // share
-    threads = limit_threads(outs.size * out.shape[1] * terms // 8)
+    groups = max(1, 4 * threads // max(1, slices))
+    share = max(1, (blocks + groups - 1) // groups) * height  # channels of a task
+    groups = (outs.size + share - 1) // share
     for task in prange(slices * groups):
-        first_block, first_sample = task % groups * share, 0
-        if not narrow:  # the last slice overlaps the one before
-            first_sample = min(task // groups * TILE, samples - TILE)
-        near = np.empty(channels * x.shape[1] // samples * TILE, x.dtype)
+        first = task % groups * share
+        last = min(first + share, outs.size)
+        # The last slice overlaps the one before.
+        first_sample = 0 if narrow else min(task // groups * TILE, samples - TILE)
+        near = np.empty(positions * channels * TILE, x.dtype)
         _copy_slice(x, ins, samples, first_sample, near)
-        rows, begins = tile(registers(reads), ROWS), tile(registers(reads), ROWS)
-        biases, spare = tile(registers(x), ROWS), np.empty(ROWS * longest * TILE, x.dtype)
-        for block in range(first_block, min(first_block + share, blocks)):
-            first = block * height
-            for i in range(ROWS):  # a block that is not full computes its last channel again
-                row = min(first + i, outs.size - 1)
-                rows[i], biases[i] = row * terms, bias[outs[row]]
-            weights = flat_weight, rows, columns, lengths
-            for r in range(count):
-                begin, length = spans[r, 0] * samples + first_sample, U(spans[r, 1])
-                for i in range(ROWS):
-                    begins[i] = outs[min(first + i, outs.size - 1)] * out.shape[1] + begin
-                target, pace = (flat_out, begins), steps
-                if narrow:
-                    target, pace = (spare, begins), (steps[0], _tile)
-                    for i in range(ROWS):
-                        begins[i] = U(i) * length * _tile
-                correlate_block(
-                    height, (near, reads), weights, U(spans[r, 3]), U(spans[r + 1, 3]), biases,
-                    target, length, pace,
-                )  # fmt: skip
-                if narrow:
-                    for i in range(min(height, outs.size - first)):
-                        for q in range(length):
-                            for s in range(samples):
-                                at = begin + q * samples + s
-                                out[outs[first + i], at] = spare[(i * length + q) * TILE + s]
+        spare = np.empty(outs.size * longest * TILE, x.dtype)
+        source = near, reads, U(channels * TILE)
+        for r in range(len(spans) - 1):
+            begin, length = spans[r, 0] * samples + first_sample, U(spans[r, 1])
+            target = flat, begins, U(begin), U(samples), U(first), U(last)
+            if narrow:
+                target = spare, spare_begins, _zero, _tile, U(first), U(last)
+            first_run, last_run = U(spans[r, 3]), U(spans[r + 1, 3])
+            correlate_span(height, source, weights, constants, target, first_run, last_run, length)
+            if narrow:
+                for i in range(first, last):
+                    for q in range(length):
+                        for s in range(samples):
+                            value = spare[spare_begins[i] + q * TILE + s]
+                            out[outs[i], begin + q * samples + s] = value
     set_threads(threads)
 
 
@@ -418,6 +409,19 @@ def _move(sums, long_sums):
     for i in range(U(long_sums.size)):
         long_sums[i] += sums[i]
         sums[i] = 0
+
+
+@threaded
+def transpose(x, rows, out):
+    """Compute ``out[j, i] = x[rows[i], j]``, in strips that suit the cache."""
+    begins, flat = _addresses(rows, x.shape[1]), x.reshape(-1)
+    threads = limit_threads(out.size)
+    for strip in prange((rows.size + STRIP - 1) // STRIP):
+        first, last = U(strip * STRIP), U(min(strip * STRIP + STRIP, rows.size))
+        for j in range(U(x.shape[1])):
+            for i in range(first, last):
+                out[j, i] = flat[begins[i] + j]
+    set_threads(threads)
 
 
 @threaded

@@ -132,10 +132,9 @@ class Conv2d(Weighted):
                 self.kernel.shape[2], samples, matrix(out),
             )  # fmt: skip
         else:
-            weight = _packed(self.kernel, False, self.outs, self.read)
             kernels.correlate(
-                matrix(self.x), weight, bias, self.read, self.outs, spans, self.forward_map.runs,
-                samples, matrix(out),
+                matrix(self.x), self.kernel, False, bias, self.read, self.outs, spans,
+                self.forward_map.runs, samples, matrix(out),
             )  # fmt: skip
         return self._add_constants(out, bias)
 
@@ -149,8 +148,8 @@ class Conv2d(Weighted):
             grad_x = arrays.empty(self.x.shape, grad.dtype)
             no_bias = np.zeros(len(self.x), grad.dtype)
             kernels.correlate(
-                matrix(grad), _packed(self.kernel, True, self.ins, self.outs), no_bias, self.outs,
-                self.ins, spans, runs, samples, matrix(grad_x),
+                matrix(grad), self.kernel, True, no_bias, self.outs, self.ins, spans, runs,
+                samples, matrix(grad_x),
             )  # fmt: skip
         if self.needs[1]:
             spans, taps = self.forward_map.spans, self.forward_map.taps
@@ -199,7 +198,8 @@ class Linear(Weighted):
             _multiply(self.weight, True, no_bias, self.outs, self.ins, grad, grad_x)
         if self.needs[1]:  # grad @ x.T
             every = np.arange(samples)
-            rows = _packed(self.x[:, :, None], True, every, self.read)[:, 0]
+            rows = arrays.empty((samples, len(self.read)), grad.dtype)
+            kernels.transpose(self.x, self.read, rows)
             product = arrays.empty((len(grad), len(self.read)), grad.dtype)
             no_bias = np.zeros(len(grad), grad.dtype)
             _multiply(grad, False, no_bias, every, self.outs, rows, product)
@@ -222,25 +222,16 @@ def _multiply(
 
     Only the listed columns and rows of a (or of a.T) are used, FEATURES columns at a time.
     """
-    part = out
+    weight, part = a[:, :, None], out
     for first in range(0, max(1, columns.size), kernels.FEATURES):
         if first > 0:
             part, bias = arrays.empty(out.shape, out.dtype), np.zeros_like(bias)
         chunk = columns[first : first + kernels.FEATURES]
-        weight = _packed(a[:, :, None], swapped, rows, chunk)
-        kernels.correlate(b, weight, bias, chunk, rows, POINT.spans, POINT.runs, b.shape[1], part)
+        kernels.correlate(
+            b, weight, swapped, bias, chunk, rows, POINT.spans, POINT.runs, b.shape[1], part
+        )
         if first > 0:
             out[rows] += part[rows]
-
-
-def _packed(weight: Array, swapped: bool, outs: Indices, ins: Indices) -> Array:
-    """Return the weights (O, C, K) of the listed rows as ``kernels.correlate`` reads them."""
-    outputs, inputs, kernel = weight.shape
-    if not swapped and 1 in (inputs, kernel) and (outs.size, ins.size) == (outputs, inputs):
-        return weight.reshape(outputs, kernel, inputs)
-    out = arrays.empty((outs.size, kernel, ins.size), weight.dtype)
-    kernels.pack(weight, swapped, outs, ins, out)
-    return out
 
 
 # -- activations -----------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from minidiff.engine.arrays import Indices
 from minidiff.engine.compiled import inner, serial, threaded
-from minidiff.engine.kernels import ROWS, TILE, block_height, correlate_block
+from minidiff.engine.kernels import TILE, block_height, correlate_span
 from minidiff.engine.sparse import SPAN, correlate_run_of
 from minidiff.engine.vectors import (
     LANES,
@@ -186,31 +186,26 @@ def run_few(
 
 @inner
 def _conv_block(step, weights, biases, work):
-    """Compute a CONV for a block of samples: blocks of channels, row by row."""
-    outputs, channels = int(step.outputs), step.channels
+    """Compute a CONV for a block of samples, row by row."""
+    outputs, channels, first = int(step.outputs), step.channels, int(step.bias)
     length, next_row = step.wide * channels, step.width * channels * _tile
     reads, columns = np.empty(step.tall, U), np.empty(step.tall, U)
-    lengths = np.full(step.tall, length)
     for i in range(step.tall):
         columns[i] = i * length
-    height = block_height(outputs)
-    rows, begins, bias = np.empty(ROWS, U), np.empty(ROWS, U), np.empty(ROWS, np.float32)
-    steps = step.right * channels * _tile, step.outputs * _tile
-    for first in range(0, outputs, height):
-        for i in range(ROWS):  # a block that is not full computes its last channel again
-            output = min(first + i, outputs - 1)
-            rows[i] = step.first + U(output) * step.tall * length
-            bias[i] = biases[int(step.bias) + output]
-        for y in range(step.rows):
-            for i in range(step.tall):
-                reads[i] = step.source * _tile + (y * step.down + i) * next_row
-            row = step.target + y * step.columns * step.outputs
-            for i in range(ROWS):
-                begins[i] = (row + U(min(first + i, outputs - 1))) * _tile
-            correlate_block(
-                height, (work, reads), (weights, rows, columns, lengths), _zero, step.tall, bias,
-                (work, begins), step.columns, steps,
-            )  # fmt: skip
+    begins = np.empty(outputs, U)
+    for o in range(U(outputs)):
+        begins[o] = o * _tile
+    block = weights[step.first :], step.tall * length, columns, np.full(step.tall, length)
+    for y in range(step.rows):
+        for i in range(step.tall):
+            reads[i] = step.source * _tile + (y * step.down + i) * next_row
+        to = (step.target + y * step.columns * step.outputs) * _tile
+        correlate_span(
+            block_height(outputs), (work, reads, step.right * channels * _tile), block,
+            biases[first : first + outputs],
+            (work, begins, to, step.outputs * _tile, _zero, step.outputs),
+            _zero, step.tall, step.columns,
+        )  # fmt: skip
     _relu_block(step, work)
 
 
