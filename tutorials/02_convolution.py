@@ -436,7 +436,8 @@ for name, convolve in variants.items():
 
 # %%
 def explain(position_map, verb):
-    for (first, count, tap), (_, _, end) in itertools.pairwise(position_map.spans.tolist()):
+    for span, following in itertools.pairwise(position_map.spans.tolist()):
+        (first, count, tap), end = span[:3], following[2]
         taps = [f"{at} through {kernel}" for at, kernel in position_map.taps[tap:end]]
         print(f"  {first}..{first + count - 1}: {first} {verb} {', '.join(taps)}")
 
@@ -453,10 +454,11 @@ assert forward_map.spans[:-1, 1].tolist() == [1, 3, 1]
 # position collects from the outputs that read it, summed over *filters*. There the weight is read
 # with its first two axes swapped (the third argument). A dense layer has a single output position
 # and a single tap. So one kernel, `correlate` in `minidiff/engine/kernels.py`, computes all three.
-# It is the tile from above, with loops over channels and taps, and with blocks of 3 or 4 filters
-# where the number of filters is no multiple of 5. Where a sum has many terms, it first copies what
-# a tile of samples reads to one place, which suits the cache. (Its first call may be short,
-# as its compiled code is cached on disk.)
+# It is the tile from above, with blocks of 3 or 4 filters where the number of filters is no multiple
+# of 5. It first copies the samples of a tile, with the channels of a position side by side. Taps
+# whose input and kernel positions both follow each other are a *run*. A run, through all channels,
+# then reads one contiguous run of numbers and one of weights, so the inner loop has no list of
+# addresses. (Its first call may be short, as its compiled code is cached on disk.)
 
 
 # %%
@@ -467,7 +469,7 @@ def correlate(x, weight, out, stride=(1, 1), padding=(0, 0), channels=None):
         np.zeros(len(weight), np.float32),  # the bias
         np.arange(len(x)) if channels is None else channels,  # which channels to sum over
         np.arange(len(weight)),  # which filters to compute
-        forward_map.spans, forward_map.taps, x.shape[3], arrays.matrix(out),
+        forward_map.spans, forward_map.runs, x.shape[3], arrays.matrix(out),
     )  # fmt: skip
 
 

@@ -12,14 +12,19 @@ input channels c and *taps* p:
 
 A tap p pairs a kernel position with the input position that output position q reads through it;
 s counts samples. Neighbouring output positions with the same taps form a *span*: memory that is
-contiguous in x and in out. Kernel size, stride and padding become two index arrays
+contiguous in x and in out. Kernel size, stride and padding become index arrays
 (:func:`position_maps`). A dense layer has one position, one tap, and a channel for each feature.
 
-**Register tiles.** The sums for 5 output channels and 64 numbers of a span stay in registers while
-the loop goes over all channels and taps: 20 vector multiply-adds for 4 loads of x and 5 of weights.
-The gradient of the weight keeps 5 times 5 sums of products in registers. Without AVX-512, registers
-are half as wide and half as many: tiles have 16 numbers of a span, and 5 times 2 sums. So
-arithmetic limits the speed, not memory.
+**Runs.** Taps whose input and kernel positions both follow each other are a *run*: with a stride of
+1, a row of the kernel. Each task copies TILE samples of x, with the channels of a position side by
+side, and weights are laid out in the same order. A run, through all channels, then reads one
+contiguous run of numbers and one of weights.
+
+**Register tiles.** The sums for 5 output channels and 64 samples stay in registers while the loop
+goes over all terms: 20 vector multiply-adds for 4 loads of x and 5 of weights. The gradient of the
+weight keeps 5 times 5 sums of products in registers. Without AVX-512, registers are half as wide
+and half as many: tiles have 16 samples, and 4 times 3 sums. So arithmetic limits the speed, not
+memory.
 
 **Skipping is data.** ``ins`` and ``outs`` list the channels to compute; other channels cost
 nothing. Threads divide the outputs, never the terms of a sum, and each sum has a fixed order:
@@ -36,8 +41,8 @@ from .arrays import Indices
 from .compiled import inner, limit_threads, set_threads, threaded
 from .vectors import LANES, WIDE, U, add_product, add_scaled, copy, fill, registers, tile
 
-# The sizes of register tiles: TILE numbers of a span for ROWS outputs, and products of ROWS spans
-# with PRODUCTS spans.
+# The sizes of register tiles: TILE samples for ROWS outputs, or for FEWEST; and products of GRADS
+# spans of grad with PRODUCTS spans of x.
 TILE, ROWS, FEWEST, GRADS, PRODUCTS = (64, 5, 3, 5, 5) if WIDE else (16, 5, 3, 4, 3)
 SUMS = GRADS * PRODUCTS * LANES
 # Numbers of a span, or features, that a register sums up: longer sums would lose digits.
