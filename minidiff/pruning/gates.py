@@ -21,7 +21,7 @@ from minidiff.engine.module import Module, Parameter
 from minidiff.engine.op import Gradients, Op
 from minidiff.engine.tensor import Tensor, apply
 
-from .noise import NOISES, normal_tail
+from .noise import NOISES
 from .scale import scale
 from .transform import BinaryGate, GateTransform, OpenOnly, check_positive
 
@@ -294,14 +294,13 @@ class Gate(Module):
         """Return the values of :meth:`open_probability` and their derivative in phi."""
         number = phi.dtype.type
         closed, factor = number(self.limits[0]), number(1 / self.sigma)
+        p, density = NOISES[self.noise or "normal"].tail((phi - closed) * factor)
+        slope = density * factor
         if self.noise is None:
-            p, slope = np.zeros_like(phi), np.zeros_like(phi)
-            is_open = (~(phi <= closed)).nonzero()[0]  # NaN is kept
-            p[is_open], density = normal_tail((phi[is_open] - closed) * factor)
-            slope[is_open] = density * factor
-            return p, slope
-        p, density = NOISES[self.noise].tail((phi - closed) * factor)
-        return p, density * factor
+            is_closed = phi <= closed  # False for NaN, which is kept
+            if is_closed.any():
+                p[is_closed] = slope[is_closed] = 0
+        return p, slope
 
 
 class OpenProbability(Op):
