@@ -29,6 +29,7 @@ from .pruning.gates import Gate
 from .pruning.groups import Groups
 from .pruning.network import gates_of, split_parameters
 from .pruning.surrogate import Surrogate
+from .pruning.target import Target
 from .pruning.transform import binary_gate
 
 # So that `from minidiff.optim import SGD` works, too; `os` does it for `os.path`.
@@ -48,6 +49,7 @@ __all__ = [
     "Op",
     "Predictor",
     "Surrogate",
+    "Target",
     "Tensor",
     "apply",
     "architecture",

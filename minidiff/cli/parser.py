@@ -197,7 +197,7 @@ def _read(text: str, kind: Any, allowed: str | tuple[Any, ...]) -> Any:
     if kind in (int, float):
         with suppress(ValueError):
             value = kind(text)
-    elif None in allowed and text.lower() == "none":
+    elif isinstance(allowed, tuple) and None in allowed and text.lower() == "none":
         value = None
     if problem := misfit(value, kind, allowed):
         raise argparse.ArgumentTypeError(f"is {text!r}; {problem}")

@@ -38,6 +38,7 @@ LEARNED = ("diffprune", "hard-concrete", "gaussian")  # methods whose gates lear
 PENALISED = (*LEARNED, "group-lasso")
 DIFFPRUNE = ("diffprune",)
 YES_NO = (True, False)
+SIZE = "a number above 0, or how many times fewer, such as 40x"
 
 
 # In a run shorter than the recipe, gates move fast enough to go this many times from their start to
@@ -104,7 +105,8 @@ class Config:
     mean of the weights over its second half.
 
     The loss is ``cross-entropy + lambda / N * expected cost``, for N training images. Lambda rises
-    to ``penalty`` over the first ``ramp`` of the steps in which the method prunes.
+    to ``penalty`` over the first ``ramp`` of the steps in which the method prunes. With ``target``
+    or ``target_macs``, a :class:`~minidiff.Target` finds lambda in training instead.
 
     Raises
     ------
@@ -139,6 +141,10 @@ class Config:
     )
     swa_lr: float = setting(0.0, "[0, 1e30]", "if above 0: learning rate of fine-tuning", GATED)
     penalty: float = setting(0.45, "[0, 1e30]", "lambda, the weight of the penalty", PENALISED)
+    target: str | None = setting(
+        None, SIZE, "weights to end with, in place of lambda: 12000, or 40x fewer", LEARNED
+    )
+    target_macs: str | None = setting(None, SIZE, "multiply-adds to end with, likewise", LEARNED)
     keep: float = setting(0.1, "(0, 1]", "share of groups that is left", ("magnitude",))
     cost: str = setting(
         "balanced", tuple(COSTS), "what the penalty counts", LEARNED, unless=("penalty", 0.0)
@@ -166,6 +172,8 @@ class Config:
         for item in fields(self):
             # 1 becomes 1.0 in a float setting, so that equal settings make equal runs.
             object.__setattr__(self, item.name, checked(item, getattr(self, item.name)))
+        if self.target and self.target_macs:
+            self._require("cost", self.cost == Config.cost, f"{Config.cost}, as both targets count")
         start, closed = self.gate_start, -self.width / 2
         self._require("gate_stop", self.gate_stop > start, f"more than gate_start, {start:g}")
         if self.swa_lr:
@@ -200,6 +208,12 @@ class Config:
             text = f"validation is {config.validation}; expected 0 for dataset digits, or no value"
             raise ConfigError(f"{text}: 300 of them are kept.", "validation", "dataset")
         return config if "gate_lr" in changes else replace(config, gate_lr=config._recipe_gate_lr())
+
+    @property
+    def targets(self) -> dict[str, str]:
+        """The sizes asked for: of "weights", of "macs", of both, or of neither."""
+        given = {"weights": self.target, "macs": self.target_macs}
+        return {what: size for what, size in given.items() if size is not None}
 
     def _recipe_gate_lr(self) -> float:
         """Return the gate_lr of the recipe, or a larger one in a shorter run."""
@@ -261,6 +275,8 @@ def checked(item: "Field[Any]", value: Any) -> Any:
     allowed, kind = item.metadata["allowed"], item.type
     if problem := misfit(value, kind, allowed):
         raise ConfigError(f"{item.name} is {value!r}; {problem}", item.name)
+    if allowed == SIZE and value is not None:
+        return str(value)
     return kind(value) if kind in (bool, int, float) else value
 
 
@@ -269,6 +285,9 @@ def misfit(value: Any, kind: Any, allowed: str | tuple[Any, ...]) -> str:
     if isinstance(allowed, tuple):
         fits, expected = value in allowed, f"one of {', '.join(map(str, allowed))}"
         return "" if fits else f"expected {expected}{did_you_mean(value, allowed)}"
+    if allowed == SIZE:
+        fits = value is None or re.fullmatch(r"(?=.*[1-9])\d+(\.\d*)?x?", str(value)) is not None
+        return "" if fits else f"expected {SIZE}."
     number: type = Integral if kind is int else Real
     fits = isinstance(value, number) and not isinstance(value, bool) and _in(value, allowed)
     return "" if fits else f"expected {'an integer' if kind is int else 'a number'} in {allowed}."
@@ -311,11 +330,13 @@ def unused_settings(values: Mapping[str, Any]) -> dict[str, str]:
     dense = values["sparsity"] == "dense"
     user, reason = ("dense", "sparsity") if dense else (values["method"], "method")
     unused = {}
+    if target := next((name for name in ("target", "target_macs") if values.get(name)), None):
+        unused |= {"penalty": target, "ramp": target}
     for item in fields(Config):
         used_by, unless = item.metadata["used_by"], item.metadata["unless"]
         if used_by and user not in used_by:
             unused[item.name] = reason
-        elif unless and values[unless[0]] == unless[1]:
+        elif unless and unless[0] not in unused and values[unless[0]] == unless[1]:
             unused[item.name] = unless[0]
     return unused
 

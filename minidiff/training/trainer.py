@@ -18,7 +18,7 @@ from minidiff.engine import functional
 from minidiff.engine.arrays import Array, Indices
 from minidiff.engine.module import Module, evaluation
 from minidiff.engine.optim import SGD, Adam, Average, ParameterGroup, cosine
-from minidiff.engine.tensor import no_grad
+from minidiff.engine.tensor import Tensor, no_grad
 from minidiff.io.checkpoint import (
     MALFORMED,
     Checkpoint,
@@ -34,7 +34,8 @@ from minidiff.pruning.gates import Gate
 from minidiff.pruning.network import gates_of, split_parameters
 from minidiff.pruning.noise import NOISES
 from minidiff.pruning.surrogate import Surrogate
-from minidiff.training.config import METHODS, Config, option, unused_settings
+from minidiff.pruning.target import Target
+from minidiff.training.config import METHODS, Config, ConfigError, option, unused_settings
 
 __all__ = ["NonFiniteLossError", "Trainer", "build_model", "error_rate"]
 
@@ -158,6 +159,7 @@ class Trainer:
         self.average = Average(weights) if config.swa_lr else None
         self.adam: Adam | None = None  # of the gates, where they learn
         self.rule: GroupLasso | MagnitudePruning | None = None  # closes the gates otherwise
+        self.target: Target | None = None  # finds lambda, where a size is given
         if self.gates and config.method == "group-lasso":
             self.rule = GroupLasso(self.model)
         elif self.gates and config.method == "magnitude":
@@ -166,10 +168,24 @@ class Trainer:
             # The slope of a gate that is nearly open or closed is tiny; Adam rescales it.
             self.adam = Adam(phis, lr=config.gate_lr)
             self.surrogate = Surrogate(self.model, self.shape, cost=config.cost)
+        if self.adam and config.targets:
+            self.target = self._target()
         for gate in self.gates.values():
             gate.phi.requires_grad = self.adam is not None
         if checkpoint:
             self._resume(checkpoint)
+
+    def _target(self) -> Target:
+        try:
+            return Target(
+                self.model,
+                self.shape,
+                steps=max(1, self.stop - math.ceil(self.config.gate_start * self.steps)),
+                cost=self.config.cost,
+                **self.config.targets,
+            )
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
 
     # -- the schedule ------------------------------------------------------------------------------
 
@@ -229,7 +245,7 @@ class Trainer:
         """
         config = self.config
         pruning = max(0, self.stop - math.ceil(config.gate_start * self.steps))
-        strength = self._strength(self.stop)
+        strength = 1.0 if self.target else self._strength(self.stop)
         if isinstance(self.rule, GroupLasso):
             shrunk = config.lr * strength * pruning
             able = any((part.norms() <= shrunk * roots).any() for part, roots in self.rule.groups)
@@ -306,7 +322,7 @@ class Trainer:
             advice = "try a smaller --lr or a longer --warmup"
             raise NonFiniteLossError(f"the loss is {value} at step {self.step + 1}; {advice}.")
         if self.prunes and self.adam:
-            loss = loss + self.strength * self.surrogate()
+            loss = loss + self._penalty()
 
         self.sgd.zero_grad()
         if self.adam:
@@ -318,6 +334,9 @@ class Trainer:
         self.step += 1
         self._average_weights()
         return value, int((logits.data.argmax(axis=0) != labels).sum())
+
+    def _penalty(self) -> Tensor:
+        return self.target.penalty() if self.target else self.strength * self.surrogate()
 
     def _freeze_gates(self) -> None:
         """Make all gates 0 or 1 for good, without changing what the network computes."""
@@ -331,7 +350,10 @@ class Trainer:
         """Move the gates by the method of the run."""
         config = self.config
         if self.adam:
-            self.adam.step()
+            if not (self.target and self.target.reached):
+                self.adam.step()
+            if self.target:
+                self.target.step()
         elif isinstance(self.rule, GroupLasso):
             self.rule.step(self.lr, self.strength)
         elif self.rule:
@@ -395,9 +417,10 @@ class Trainer:
     # -- checkpoints -------------------------------------------------------------------------------
 
     @property
-    def _states(self) -> dict[str, SGD | Adam | Average]:
+    def _states(self) -> dict[str, SGD | Adam | Average | Target]:
         """Whatever has a state beside the model, by its prefix in a checkpoint."""
-        states = {"weights": self.sgd, "phis": self.adam, "average": self.average}
+        states = {"weights": self.sgd, "phis": self.adam, "average": self.average,
+                  "target": self.target}  # fmt: skip
         return {prefix: holder for prefix, holder in states.items() if holder is not None}
 
     def checkpoint(self) -> Checkpoint:
