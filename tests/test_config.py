@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from minidiff.cli.parser import parser
 from minidiff.data.datasets import MNIST_TRAINING_IMAGES
-from minidiff.training.config import METHODS, RECIPES, Config, ConfigError, checked
+from minidiff.training.config import METHODS, RECIPES, SIZE, Config, ConfigError, checked
 
 each_setting = pytest.mark.parametrize("item", fields(Config), ids=lambda item: item.name)
 
@@ -25,6 +25,17 @@ def examples(item: "Field[Any]") -> tuple[list[Any], list[Any]]:
     allowed = item.metadata["allowed"]
     if isinstance(allowed, tuple):
         return list(allowed), ["nonsense", 7, math.nan, []]
+    if allowed == SIZE:
+        return [None, "12000", "40x", "1.5x"], [
+            "small",
+            "x",
+            "0",
+            "0.0x",
+            "-3",
+            "4 x",
+            math.nan,
+            True,
+        ]
     low, high = (float(end) for end in allowed[1:-1].split(","))
     ends = [(low, allowed[0] == "["), (high, allowed[-1] == "]")]
     finite = [(item.type(end), closed) for end, closed in ends if math.isfinite(end)]

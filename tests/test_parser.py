@@ -12,7 +12,7 @@ import pytest
 import minidiff
 from minidiff.cli import commands
 from minidiff.cli.parser import RUN_COMMANDS, main, parser
-from minidiff.training.config import Config, ConfigError, option
+from minidiff.training.config import SIZE, Config, ConfigError, option
 from minidiff.training.runs import RunError
 
 each_setting = pytest.mark.parametrize("item", fields(Config), ids=lambda item: item.name)
@@ -31,6 +31,8 @@ def another(item: Any) -> Any:
     allowed = item.metadata["allowed"]
     if isinstance(allowed, tuple):
         return next(value for value in allowed if value != item.default)
+    if allowed == SIZE:
+        return "40x"
     return item.default + 1 if item.type is int else item.default / 2 + 0.01
 
 

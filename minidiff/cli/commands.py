@@ -156,6 +156,9 @@ def _train(run: Run, config: Config, data: Dataset) -> None:
         saving = "none" if left == dense else f"{dense / left:.1f}x" if left else "all"
         rows.append((key, dense, left, saving))
     print(f"\n{table(rows)}\n\n{result['test_error']:.2f} % test error, {result['architecture']}")
+    if trainer.target and trainer.target.closed_at_end:
+        number = trainer.target.closed_at_end
+        print(f"{number:,} gates, the least open ones, were closed at once to reach the target.")
     if config.gated and not 0 < result["weights"] < result["dense_weights"]:
         print(_advice(config, obstacle, closed=not result["weights"]))
     follow("inspect", run.path)
@@ -165,6 +168,8 @@ def _advice(config: Config, obstacle: str, *, closed: bool) -> str:
     """Return what to change if all gates are closed, or none is."""
     if obstacle and not closed:
         return obstacle
+    if config.targets:
+        return "every path is closed: the target is too small for this network and these epochs."
     larger = closed == (config.method == "magnitude")  # a larger keep, or a smaller penalty
     name = option("keep" if config.method == "magnitude" else "penalty")
     what = "every path is closed" if closed else "nothing is closed"

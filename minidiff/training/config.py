@@ -141,10 +141,12 @@ class Config:
     )
     swa_lr: float = setting(0.0, "[0, 1e30]", "if above 0: learning rate of fine-tuning", GATED)
     penalty: float = setting(0.45, "[0, 1e30]", "lambda, the weight of the penalty", PENALISED)
-    target: str | None = setting(
+    target: str | int | None = setting(
         None, SIZE, "weights to end with, in place of lambda: 12000, or 40x fewer", LEARNED
     )
-    target_macs: str | None = setting(None, SIZE, "multiply-adds to end with, likewise", LEARNED)
+    target_macs: str | int | None = setting(
+        None, SIZE, "multiply-adds to end with, likewise", LEARNED
+    )
     keep: float = setting(0.1, "(0, 1]", "share of groups that is left", ("magnitude",))
     cost: str = setting(
         "balanced", tuple(COSTS), "what the penalty counts", LEARNED, unless=("penalty", 0.0)
@@ -210,7 +212,7 @@ class Config:
         return config if "gate_lr" in changes else replace(config, gate_lr=config._recipe_gate_lr())
 
     @property
-    def targets(self) -> dict[str, str]:
+    def targets(self) -> dict[str, str | int]:
         """The sizes asked for: of "weights", of "macs", of both, or of neither."""
         given = {"weights": self.target, "macs": self.target_macs}
         return {what: size for what, size in given.items() if size is not None}
@@ -329,7 +331,7 @@ def unused_settings(values: Mapping[str, Any]) -> dict[str, str]:
     """Return the settings that a run does not use, each with the setting that is the reason."""
     dense = values["sparsity"] == "dense"
     user, reason = ("dense", "sparsity") if dense else (values["method"], "method")
-    unused = {}
+    unused: dict[str, str] = {}
     if target := next((name for name in ("target", "target_macs") if values.get(name)), None):
         unused |= {"penalty": target, "ramp": target}
     for item in fields(Config):
