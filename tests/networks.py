@@ -241,11 +241,12 @@ class _Drawing:
             elif name == "mask":
                 self.add(self.mask(self.shape, rows=True))
             elif name == "relu":
-                self.add(nn.ReLU())
+                self.add(nn.ReLU() if self.chance(0.5) else nn.LeakyReLU(0.3))
             elif name == "dropout":
                 self.add(nn.Dropout(0.5, rng=self.rng))
             elif name == "sigmoid" and not self.scaled():
-                self.add(Sigmoid())
+                bent = [Sigmoid, nn.Sigmoid, nn.Tanh, nn.SiLU, nn.GELU]
+                self.add(bent[self.rng.integers(len(bent))]())
             elif name == "select" and channels > 1:
                 some = self.rng.choice(channels, self.rng.integers(1, channels), replace=False)
                 self.add(nn.Select(np.sort(some), size=channels))

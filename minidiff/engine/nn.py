@@ -1,5 +1,6 @@
 """The layers of most networks. :class:`Module` documents the methods that layers override."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,10 +15,13 @@ from .module import Module, Parameter, Sequential
 from .tensor import Tensor
 
 __all__ = [
+    "GELU",
     "AvgPool2d",
     "Conv2d",
     "Dropout",
     "Flatten",
+    "GlobalAvgPool2d",
+    "LeakyReLU",
     "Linear",
     "MaxPool2d",
     "Module",
@@ -25,6 +29,9 @@ __all__ = [
     "ReLU",
     "Select",
     "Sequential",
+    "SiLU",
+    "Sigmoid",
+    "Tanh",
     "Weighted",
 ]
 
@@ -262,6 +269,121 @@ class ReLU(Module):
         graph.add("Relu")
 
 
+class _Elementwise(Module):
+    """A function of each number by itself."""
+
+    channelwise = True
+    settings: tuple[str, ...] = ()
+
+    def map_channels(self, channels: Any, shape: Shape) -> Any:
+        return channels  # each number stays in its position
+
+    def compile(self, program: Any) -> None:
+        program.activate(type(self).__name__, getattr(self, "slope", 0.0))
+
+    def onnx(self, graph: Any) -> None:
+        graph.add(type(self).__name__)
+
+
+class Sigmoid(_Elementwise):
+    """1 / (1 + exp(-x)).
+
+    Examples
+    --------
+    >>> Sigmoid()([0.0, 100.0]).data
+    array([0.5, 1. ], dtype=float32)
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sigmoid()
+
+
+class Tanh(_Elementwise):
+    """Hyperbolic tangent.
+
+    Examples
+    --------
+    >>> Tanh()([0.0, 100.0]).data
+    array([0., 1.], dtype=float32)
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.tanh()
+
+
+class SiLU(_Elementwise):
+    """x / (1 + exp(-x)), also known as swish (Ramachandran et al. 2017, arXiv:1710.05941).
+
+    Examples
+    --------
+    >>> SiLU()([0.0, 100.0]).data
+    array([  0., 100.], dtype=float32)
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * x.sigmoid()
+
+    def onnx(self, graph: Any) -> None:
+        x = graph.last
+        graph.add("Sigmoid")
+        graph.add("Mul", inputs=[x])
+
+
+class GELU(_Elementwise):
+    """x times the normal distribution function of x (Hendrycks & Gimpel 2016, arXiv:1606.08415).
+
+    Examples
+    --------
+    >>> GELU()([0.0, 100.0]).data
+    array([  0., 100.], dtype=float32)
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * ((x * math.sqrt(0.5)).erf() + 1) * 0.5
+
+    def onnx(self, graph: Any) -> None:
+        x = graph.last
+        graph.add("Mul", {"root": np.float32(math.sqrt(0.5))})
+        graph.add("Erf")
+        graph.add("Add", {"one": np.float32(1)})
+        graph.add("Mul", inputs=[x])
+        graph.add("Mul", {"half": np.float32(0.5)})
+
+
+class LeakyReLU(_Elementwise):
+    """x above 0, and slope * x below (Maas et al. 2013).
+
+    Parameters
+    ----------
+    slope
+        From 0 to 1.
+
+    Raises
+    ------
+    ValueError
+        If the slope is not from 0 to 1.
+
+    Examples
+    --------
+    >>> LeakyReLU(0.1)([-1.0, 2.0]).data
+    array([-0.1,  2. ], dtype=float32)
+    """
+
+    homogeneous = True
+    settings = ("slope",)
+
+    def __init__(self, slope: float = 0.01) -> None:
+        if not 0 <= slope <= 1:
+            raise ValueError(f"LeakyReLU: slope is {slope!r}; expected a number from 0 to 1.")
+        self.slope = float(slope)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.where(x.data > 0, x, x * self.slope)
+
+    def onnx(self, graph: Any) -> None:
+        graph.add("LeakyRelu", alpha=self.slope)
+
+
 class Dropout(Module):
     """Set elements to 0 with probability ``p`` in training; do nothing in evaluation.
 
@@ -379,6 +501,43 @@ class AvgPool2d(_Pool2d):
 
     def onnx(self, graph: Any) -> None:
         graph.add("AveragePool", kernel_shape=self.kernel, strides=self.stride)
+
+
+class GlobalAvgPool2d(Module):
+    """The mean of each channel, (C, H, W, N) to (C, 1, 1, N). A Flatten may follow.
+
+    Raises
+    ------
+    ValueError
+        When called, if the input is not (C, H, W, N).
+
+    Examples
+    --------
+    >>> GlobalAvgPool2d()(np.arange(4.0).reshape(1, 2, 2, 1)).data.item()
+    1.5
+    """
+
+    channelwise = homogeneous = True
+    settings = ()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.avg_pool2d(x, _sizes(self, x.shape[:-1]))
+
+    def output_shape(self, shape: Shape) -> Shape:
+        _sizes(self, shape)
+        return (shape[0], 1, 1)
+
+    def compile(self, program: Any) -> None:
+        program.pool(program.at.shape[1:], (1, 1), largest=0)
+
+    def onnx(self, graph: Any) -> None:
+        graph.add("GlobalAveragePool")
+
+
+def _sizes(layer: Module, shape: Shape) -> tuple[int, int]:
+    """Return the height and width of an input (C, H, W)."""
+    _check_input(layer, shape, len(shape) == 3, "(C, H, W)")
+    return shape[1], shape[2]
 
 
 class Flatten(Module):

@@ -1,7 +1,7 @@
 """Export: a trained network, compacted, in files for other software and for minidiff itself."""
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,19 +106,29 @@ class Graph:
         self.nodes: list[Any] = []
         self.constants: list[Any] = []
         self.layer = ""  # the name of the layer that adds nodes
-        self._last = "images"
+        self.last = "images"  # the output of the last node
 
     def add(
-        self, op: str, constants: Mapping[str, NDArray[Any]] | None = None, **attributes: Any
+        self,
+        op: str,
+        constants: Mapping[str, NDArray[Any] | np.floating[Any]] | None = None,
+        *,
+        inputs: Sequence[str] = (),
+        **attributes: Any,
     ) -> None:
-        """Add a node that takes the output of the last one, and constants."""
+        """Add a node that takes the output of the last one, other outputs, and constants."""
         names = [f"{self.layer}.{key}" for key in constants or {}]
         for name, value in zip(names, (constants or {}).values(), strict=True):
             self.constants.append(self._from_array(np.ascontiguousarray(value), name))
         output = f"{self.layer}_{op}"
-        node = self._helper.make_node(op, [self._last, *names], [output], name=output, **attributes)
-        self.nodes.append(node)
-        self._last = output
+        if any(node.name == output for node in self.nodes):
+            output += f"_{len(self.nodes)}"
+        self.nodes.append(
+            self._helper.make_node(
+                op, [self.last, *inputs, *names], [output], name=output, **attributes
+            )
+        )
+        self.last = output
 
 
 def _write_onnx(path: Path, model: Sequential, shape: Shape, mean: float, std: float) -> None:

@@ -4,6 +4,7 @@ Numba keeps compiled code on disk and notices changes of this file only: after a
 takes from the kernels of the engine, touch this file too.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,9 @@ from minidiff.engine.vectors import (
     tile,
 )
 
-CONV, GATHER, POOL, SPARSE = range(4)
+CONV, GATHER, POOL, SPARSE, ACTIVATE = range(5)
+FUNCTIONS = ("Sigmoid", "Tanh", "SiLU", "GELU", "LeakyReLU")  # of an ACTIVATE, by their numbers
+SIGMOID, TANH, SILU, GELU, LEAKY = range(len(FUNCTIONS))
 SPARE = 2 * LANES  # numbers of room behind each buffer, as whole vectors are written
 POSITIONS = 8  # of a tile, whose sums stay in registers
 _positions, _lanes, _tile, _span = U(POSITIONS), U(LANES), U(TILE), U(SPAN)
@@ -78,6 +81,31 @@ def _window_of(length):
 
 
 _pool_lanes, _pool_samples = _window_of(LANES), _window_of(TILE)
+
+
+@inner
+def _activate(step, biases, work, unit):
+    """Compute an ACTIVATE; each number of the program is ``unit`` numbers of ``work``."""
+    slope, one, half = biases[step.bias], np.float32(1), np.float32(0.5)
+    for i in range(step.outputs * step.rows * step.columns * unit):
+        v = work[step.source * unit + i]
+        if step.largest == TANH:
+            out = np.float32(math.tanh(v))
+        elif step.largest == GELU:
+            out = half * v * (one + math.erf(v * np.float32(math.sqrt(0.5))))
+        elif step.largest == LEAKY:
+            out = v if v > 0 else slope * v
+        else:  # of numbers from 0 down exp does not overflow
+            small = np.float32(math.exp(-abs(v)))
+            out = (one if v >= 0 else small) / (one + small)
+            if step.largest == SILU:
+                out *= v
+        work[step.target * unit + i] = out
+    if step.relu:
+        end = step.target + step.outputs * step.rows * step.columns
+        for i in range(step.target * unit, end * unit):
+            work[i] = 0 if work[i] < 0 else work[i]
+
 
 # -- one image after another ----------------------------------------------------------------------
 
@@ -174,6 +202,8 @@ def run_few(
                 _conv(step, weights, biases, work)
             elif step.kind == POOL:
                 _pool(step, work)
+            elif step.kind == ACTIVATE:
+                _activate(step, biases, work, _one)
             else:
                 for j in range(step.outputs):
                     work[step.target + j] = work[indices[step.first + j]]
@@ -295,6 +325,8 @@ def run_many(
                     _sparse_block(step, weights, biases, indices, own)
                 elif step.kind == POOL:
                     _pool_block(step, own)
+                elif step.kind == ACTIVATE:
+                    _activate(step, biases, own, _tile)
                 else:
                     for j in range(step.outputs):
                         target, source = (step.target + j) * TILE, indices[step.first + j] * TILE

@@ -11,11 +11,11 @@ itself. A few images do not fill vectors along the batch. They run one after ano
 holds channels. Each step writes whole vectors; excess lanes spill into the next position and are
 overwritten, or spill into spare memory.
 
-A program has four kinds of steps. A CONV is any layer with weights; a dense layer has one position
+A program has five kinds of steps. A CONV is any layer with weights; a dense layer has one position
 with many channels. A SPARSE is the same with a list of the few weights that are not 0; only blocks
-of samples have it. A POOL takes the maximum or the mean of each window. Flatten, Select and padding
-only rearrange a table of addresses during translation. A GATHER then copies numbers into the order
-that the next step reads.
+of samples have it. A POOL takes the maximum or the mean of each window. An ACTIVATE applies a
+function to each number. Flatten, Select and padding only rearrange a table of addresses during
+translation. A GATHER then copies numbers into the order that the next step reads.
 
 A layer without ``compile`` runs its ``forward`` between two programs.
 """
@@ -34,7 +34,18 @@ from minidiff.engine.module import Module, chain, evaluation, input_shape
 from minidiff.engine.tensor import Tensor
 from minidiff.engine.vectors import LANES
 
-from .kernels import CONV, GATHER, POOL, SPARE, SPARSE, STEP, run_few, run_many
+from .kernels import (
+    ACTIVATE,
+    CONV,
+    FUNCTIONS,
+    GATHER,
+    POOL,
+    SPARE,
+    SPARSE,
+    STEP,
+    run_few,
+    run_many,
+)
 
 __all__ = ["Predictor"]
 
@@ -231,6 +242,11 @@ class Program:
             self._steps[-1]["relu"] = 1  # layers since then only moved numbers
         else:
             self.pool((1, 1), (1, 1), largest=1, relu=1)
+
+    def activate(self, name: str, slope: float) -> None:
+        """Apply the function of an elementwise layer; ``slope`` is that of a LeakyReLU."""
+        function, number = FUNCTIONS.index(name), self._put("biases", np.array([slope]))
+        self._window((1, 1), (1, 1), kind=ACTIVATE, largest=function, bias=number)
 
     def flatten(self) -> None:
         """Make a feature of each number."""
