@@ -284,3 +284,70 @@ def test_a_parameter_in_two_places_folds_once_if_gated_alike():
         with pytest.raises(ValueError, match=r"shape \(3, 3\) is used in two places with diff"):
             md.fold_gates(nn.Sequential(Gated(layer, weights=rows), unlike))
     np.testing.assert_array_equal(layer.weight.data, weight)  # nothing has changed
+
+
+# -- a whole network ---------------------------------------------------------------------------
+
+
+def roles_of(model):
+    return {
+        name: [role for role, _ in layer.gates()]
+        for name, layer in chain(model)
+        if isinstance(layer, Gated)
+    }
+
+
+def lenet(**more):
+    return md.LeNet5(rng=rng(), sparsity="dense", **more)
+
+
+def test_a_network_is_gated_as_lenet5_is():
+    model, expected = lenet(), md.LeNet5(rng=rng())
+    gated = md.gate(model)
+    assert roles_of(gated) == roles_of(expected)
+    assert gated["conv1"].layer is model["conv1"]  # layers are shared
+    assert repr(gated).count("gated: ") == 3
+    assert "dense1: Linear(in_features=800, out_features=500), gated: 800 inputs, 500 outputs" in (
+        repr(gated)
+    )
+    x = np.ones((1, 28, 28, 2), np.float32)
+    np.testing.assert_allclose(gated(x).data, model(x).data, rtol=1e-5)
+
+
+def test_only_some_layers_and_roles_are_gated():
+    model = nn.Sequential(
+        nn.Sequential(nn.Conv2d(1, 2, 3, rng=rng()), nn.Tanh()),
+        nn.Flatten(),
+        head=nn.Sequential(dense=nn.Linear(8, 3, rng=rng()), out=nn.Linear(3, 2, rng=rng())),
+    ).eval()
+    assert roles_of(md.gate(model)) == {"0.0": ["outputs"], "head.dense": ["inputs", "outputs"]}
+    assert roles_of(md.gate(model, only=nn.Conv2d)) == {"0.0": ["outputs"]}
+    assert roles_of(md.gate(model, only=["head.out", "0.0"])) == {"0.0": ["outputs"]}
+    every = md.gate(model, "weights", width=0.5)
+    assert list(roles_of(every)) == ["0.0", "head.dense", "head.out"]
+    assert all(gate.width == 0.5 for gate in md.gates_of(every).values())
+    assert not every.training
+    twice = md.gate(md.gate(model, only="0.0"), "weights")
+    assert roles_of(twice)["0.0"] == ["outputs", "weights"]
+
+
+def test_a_layer_that_is_used_twice_has_the_same_gates():
+    layer = nn.Linear(3, 3, rng=rng())
+    model = md.gate(nn.Sequential(layer, nn.ReLU(), layer, nn.Linear(3, 2, rng=rng())))
+    assert model[0] is model[2]
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "message"),
+    [
+        (lenet(), {"only": "conv3"}, "layers with weights are conv1, .*; none is conv3"),
+        (lenet(), {"only": [nn.Conv2d, nn.ReLU]}, "none is ReLU"),
+        (lenet(), {"only": "dense2"}, "none can be gated"),
+        (nn.Sequential(nn.ReLU()), {}, "layers with weights are none; none can be gated"),
+        (lenet(), {"groups": Groups.along((1,), 0)}, "groups are those of one layer"),
+        (nn.Linear(3, 2, rng=rng()), {"only": "x"}, "only names layers of a network"),
+    ],
+)
+def test_what_cannot_be_gated_is_an_error(model, options, message):
+    with pytest.raises(ValueError, match=message):
+        md.gate(model, **options)

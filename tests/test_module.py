@@ -83,9 +83,12 @@ def test_what_a_class_does_not_say_is_an_error():
             layer.onnx(None)
 
 
-def test_repr_shows_layers_and_their_shapes():
-    text = "Sequential()\n  0: ReLU()\n  1: Linear(weight (2, 4), bias (2,))"
+def test_repr_shows_layers_and_their_settings():
+    text = "Sequential()\n  0: ReLU()\n  1: Linear(in_features=4, out_features=2)"
     assert repr(network()["end"]) == text
+    pool = nn.MaxPool2d((2, 3), relu=True)
+    assert repr(pool) == "MaxPool2d(kernel=(2, 3), stride=(2, 3), relu=True)"
+    assert repr(Leaf()).startswith("Leaf(")
 
 
 def test_layers_are_found_and_replaced_by_place_and_name():

@@ -353,11 +353,12 @@ def grad_weight(x, grad, ins, outs, spans, taps, samples, out):
     elements of out with o in ``outs`` and c in ``ins`` are written.
 
     Spans are cut into pieces that suit the cache. Where there are few outputs and inputs, tasks
-    divide the spans too, into parts that do not depend on the number of threads.
+    divide the spans too, into parts that depend on neither threads nor lists.
     """
     kernel, count = out.shape[2], len(spans) - 1
     blocks = (outs.size + GRADS - 1) // GRADS
-    parts = max(1, min(count, TASKS // max(1, blocks * ins.size)))
+    pairs = (out.shape[0] + GRADS - 1) // GRADS * out.shape[1]  # listed or not: the same sums
+    parts = max(1, min(count, TASKS // max(1, pairs)))
     flat_x, flat_grad = x.reshape(-1), grad.reshape(-1)
     totals = np.zeros((parts, blocks * ins.size, kernel * GRADS))
     threads = limit_threads(outs.size * grad.shape[1] * ins.size * kernel // 8)

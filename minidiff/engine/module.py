@@ -217,8 +217,17 @@ class Module:
             parameter.data = arrays[name]
 
     def __repr__(self) -> str:
-        """Show the class, the shapes of its parameters, and the modules in it, one a line."""
-        own = [f"{name} {p.shape}" for name, p in self.members() if isinstance(p, Parameter)]
+        """Show the class with its settings, or shapes of parameters, and the modules in it."""
+        if self.settings is None:
+            own = [f"{name} {p.shape}" for name, p in self.members() if isinstance(p, Parameter)]
+        else:
+            values = {name: getattr(self, name) for name in self.settings if name != "dtype"}
+            plain = bool | int | float | str | None
+            own = [
+                f"{name}={value}"
+                for name, value in values.items()
+                if all(isinstance(v, plain) for v in (value if type(value) is tuple else (value,)))
+            ]
         text = f"{type(self).__name__}({', '.join(own)})"
         for name, child in self.children():
             text += f"\n  {name}: " + repr(child).replace("\n", "\n  ")

@@ -6,14 +6,14 @@ A :class:`Mask` lays a gate out over the groups of an array. :class:`Gated` is a
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias, overload
 
 import numpy as np
 
 from minidiff.engine.arrays import Array, Indices, Shape
 from minidiff.engine.functional import BATCH_LAST
-from minidiff.engine.module import Module, Parameter
-from minidiff.engine.nn import Weighted
+from minidiff.engine.module import Module, Parameter, Sequential, chain
+from minidiff.engine.nn import Flatten, Weighted
 from minidiff.engine.tensor import Tensor
 
 from .gates import Gate
@@ -98,6 +98,8 @@ class Mask(Module):
 
 
 Masks = Mask | Sequence[Mask]
+#: The names or classes of layers.
+Only: TypeAlias = str | type[Module] | Sequence[str | type[Module]]
 Layout = list[tuple[Gate, Indices]]  # gates, with the group of each element of an array
 
 
@@ -211,22 +213,40 @@ class Gated(Module):
     def output_shape(self, shape: Shape) -> Shape:
         return self.layer.output_shape(shape)
 
+    def __repr__(self) -> str:
+        """Show the layer, and how many groups of each kind have gates."""
+        return f"{self.layer!r}, gated: " + ", ".join(
+            f"{gate.count} {role.partition('.')[0]}" for role, gate in self.gates()
+        )
+
+
+@overload
+def gate(layer: Weighted | Gated, *roles: str, groups: Groups | None = ..., kind: type[Gate] = ...,
+         **settings: Any) -> Gated: ...  # fmt: skip
+@overload
+def gate(layer: Sequential, *roles: str, only: Only = ..., kind: type[Gate] = ...,
+         **settings: Any) -> Sequential: ...  # fmt: skip
+
 
 def gate(
-    layer: Weighted | Gated,
+    layer: Weighted | Gated | Sequential,
     *roles: str,
     groups: Groups | None = None,
+    only: Only = (),
     kind: type[Gate] = Gate,
     **settings: Any,
-) -> Gated:
-    """Put new gates on a layer.
+) -> Gated | Sequential:
+    """Put new gates on a layer, or on all layers of a network.
 
     Parameters
     ----------
     layer
-        A Conv2d or Linear, or a Gated layer, which keeps its gates.
+        A Conv2d or Linear; a Gated layer, which keeps its gates; or a Sequential. Print the network
+        that is returned to see its gates.
     roles
-        What to gate; "outputs" if none is given.
+        What to gate; "outputs" of a layer if none is given. Of a network, by default: the outputs
+        of all layers but the last, and the inputs of dense layers behind a Flatten. Of the last
+        layer's outputs, which are the network's, none are gated.
 
         "outputs"
             Each filter or unit, with its bias. A closed gate saves the work of its filter or unit.
@@ -238,7 +258,10 @@ def gate(
             storage. Work is saved where at most two fifths of the weights are left.
             Several such gates on a layer multiply.
     groups
-        The groups of the elements of the weight, for "weights".
+        The groups of the elements of the weight, for "weights" of a layer.
+    only
+        Of a network, the names or classes of the layers to gate, such as "conv1" or nn.Conv2d.
+        By default all.
     kind
         The class of the gates; ``docs/howto/add-a-gate.md`` writes one.
     settings
@@ -246,15 +269,16 @@ def gate(
 
     Returns
     -------
-    Gated
-        A new layer that shares ``layer`` and its gates.
+    Gated, or Sequential for a network
+        A new layer or network that shares the layers of ``layer`` and their gates.
 
     Raises
     ------
     TypeError
         If the layer, ``kind`` or ``groups`` has the wrong type.
     ValueError
-        If a role is unknown, the layer has such a gate already, or a setting is out of range.
+        If a role is unknown, the layer has such a gate already, or a setting is out of range. If a
+        network has no layer to gate, or none of a name or class in ``only``.
 
     Examples
     --------
@@ -266,6 +290,13 @@ def gate(
     >>> kernels = Groups.along(conv.weight.shape, (0, 1))  # 3x3 weights a group
     >>> gate(conv, "weights", groups=kernels).weights[0].gate.count
     6
+    >>> hidden, out = (nn.Linear(n, 3, rng=np.random.default_rng(0)) for n in (4, 3))
+    >>> gate(Sequential(nn.Flatten(), hidden, nn.ReLU(), out))
+    Sequential()
+      0: Flatten()
+      1: Linear(in_features=4, out_features=3), gated: 4 inputs, 3 outputs
+      2: ReLU()
+      3: Linear(in_features=3, out_features=3)
     """
     if not (isinstance(kind, type) and issubclass(kind, Gate)):
         raise TypeError(
@@ -274,6 +305,12 @@ def gate(
         )
     if groups is not None and not isinstance(groups, Groups):
         raise TypeError(f"gate: groups is a {type(groups).__name__}; expected Groups(labels).")
+    if isinstance(layer, Sequential):
+        if groups is not None:
+            raise ValueError("gate: groups are those of one layer; expected none for a network.")
+        return _gate_network(layer, roles, only, {"kind": kind, **settings})
+    if only:
+        raise ValueError("gate: only names layers of a network; expected none for one layer.")
     gated = layer if isinstance(layer, Gated) else Gated(layer)
     shape = gated.layer.weight.shape
     parts: dict[str, Any] = {
@@ -290,6 +327,50 @@ def gate(
         else:
             parts[role] = kind(shape[role == "inputs"], **settings)
     return Gated(gated.layer, **parts)
+
+
+def _gate_network(
+    model: Sequential, roles: tuple[str, ...], only: Only, settings: dict[str, Any]
+) -> Sequential:
+    """Return a network with gates on its layers with weights."""
+    names = (only,) if isinstance(only, str | type) else tuple(only)
+    layers = list(chain(model))
+    weighted = {name: layer for name, layer in layers if isinstance(layer, Weighted | Gated)}
+    new: dict[str, Module] = {}
+    made: dict[int, Gated] = {}  # a layer that is used twice has the same gates in both places
+    used: set[str | type[Module]] = set()
+    flat = False  # whether there is a Flatten since the last layer with weights
+    for name, module in layers:
+        flat |= isinstance(module, Flatten)
+        if name not in weighted:
+            continue
+        layer, roles_here = weighted[name], roles or (("inputs", "outputs")[not flat :])
+        flat = False
+        inner = layer.layer if isinstance(layer, Gated) else layer
+        chosen = [n for n in names if n == name or (isinstance(n, type) and isinstance(inner, n))]
+        used.update(chosen)
+        if name == list(weighted)[-1]:
+            roles_here = tuple(role for role in roles_here if role != "outputs")
+        if roles_here and (chosen or not names):
+            new[name] = made.setdefault(id(layer), gate(layer, *roles_here, **settings))
+    missing = [n if isinstance(n, str) else n.__name__ for n in names if n not in used]
+    if missing or not new:
+        what = f"none is {' or '.join(missing)}" if missing else "none can be gated"
+        known = ", ".join(weighted) or "none"
+        raise ValueError(f"gate: the layers with weights are {known}; {what}.")
+    return _with_layers(model, new, "")
+
+
+def _with_layers(model: Sequential, new: dict[str, Module], prefix: str) -> Sequential:
+    """Return a Sequential with other layers in place of those of the same dotted names."""
+    layers: dict[str, Module] = {}
+    for key, layer in model.items():
+        name = f"{prefix}{key}"
+        if isinstance(layer, Sequential) and type(layer).forward is Sequential.forward:
+            layers[key] = _with_layers(layer, new, f"{name}.")
+        else:
+            layers[key] = new.get(name, layer)
+    return Sequential(**layers).train(model.training)
 
 
 def fold_gates(model: Module) -> None:
