@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import llvmlite.binding as llvm
 
 try:
-    from numba import config, get_num_threads, njit, set_num_threads, types
+    from numba import config, get_num_threads, njit, prange, set_num_threads, types
 except ValueError as error:  # Numba reads its variables when it is imported
     message = f"Numba does not start: {error} Check NUMBA_NUM_THREADS, or unset it."
     raise ImportError(message) from error
@@ -20,7 +20,7 @@ from numba.core.caching import CompileResultCacheImpl, FunctionCache, NullCache
 from numba.core.codegen import get_host_cpu_features
 from numba.core.serialize import dumps, loads
 
-__all__ = ["inner", "limit_threads", "serial", "set_threads", "threaded"]
+__all__ = ["inner", "limit_threads", "prange", "serial", "set_threads", "threaded"]
 
 # -- settings of the whole process; docs/howto/environment.md lists them -------------------------
 

@@ -10,11 +10,10 @@ from copy import deepcopy
 from typing import Any, TypeAlias
 
 import numpy as np
-from numba import prange
 from numpy.typing import NDArray
 
 from .arrays import Array, Live, plain
-from .compiled import limit_threads, set_threads, threaded
+from .compiled import limit_threads, prange, set_threads, threaded
 
 __all__ = ["Op"]
 

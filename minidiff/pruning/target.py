@@ -99,7 +99,7 @@ class Target:
     >>> model = gate(nn.Linear(20, 10, rng=np.random.default_rng(0)), "inputs", initial=0.5)
     >>> target, adam = Target(model, (20,), steps=100, weights="4x"), optim.Adam(
     ...     [model.inputs.phi], lr=0.02)
-    >>> for _ in range(100):
+    >>> while not target.reached:
     ...     target.penalty().backward()
     ...     adam.step(); adam.zero_grad(); target.step()
     >>> target.sizes()
