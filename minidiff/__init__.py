@@ -20,6 +20,7 @@ from .engine.op import Op
 from .engine.tensor import Tensor, apply, no_grad
 from .io.checkpoint import load, save
 from .io.export import export
+from .io.onnx_reader import from_onnx
 from .models import LeNet5
 from .predict.predictor import Predictor
 from .pruning.compact import compact
@@ -58,6 +59,7 @@ __all__ = [
     "count",
     "export",
     "fold_gates",
+    "from_onnx",
     "functional",
     "gate",
     "gates_of",
