@@ -97,11 +97,11 @@ def test_no_files_import_each_other_in_a_circle():
             del uses[module]
 
 
-def test_files_have_at_most_650_lines_and_folders_14_files():
+def test_files_have_at_most_650_lines_and_folders_15_files():
     lines = {module: len(text.splitlines()) for module, text in TEXTS.items()}
     assert {module: count for module, count in lines.items() if count > 650} == {}
     folders = Counter(path.parent.name for path in SOURCES.values())
-    assert {folder: count for folder, count in folders.items() if count > 14} == {}
+    assert {folder: count for folder, count in folders.items() if count > 15} == {}
 
 
 def test_extras_are_imported_where_needed_and_nothing_pickles():

@@ -12,13 +12,14 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from . import op, ops
-from .arrays import Elements, Indices
+from .arrays import Array, Elements, Indices
 from .tensor import Tensor, TensorLike, apply
 
 Pair: TypeAlias = int | tuple[int, int]
 
 __all__ = [
     "avg_pool2d",
+    "batch_norm",
     "concatenate",
     "conv2d",
     "cross_entropy",
@@ -188,6 +189,45 @@ def _checked(name: str, x: Tensor, weight: Tensor, bias: TensorLike | None) -> T
             f"float32 or all float64."
         )
     return bias
+
+
+def batch_norm(
+    x: TensorLike, weight: TensorLike, bias: TensorLike, *, eps: float = 1e-5
+) -> tuple[Tensor, Array, Array]:
+    """Normalise each channel over the batch, then scale and shift it.
+
+    Parameters
+    ----------
+    x
+        Shape (C, ..., N), with more than one number a channel.
+    weight, bias
+        Shape (C,).
+    eps
+        The number added to the variance.
+
+    Returns
+    -------
+    Tensor of the shape of x, and the mean and the variance of each channel, float64 of shape (C,)
+
+    Raises
+    ------
+    ValueError
+        If shapes do not fit.
+
+    Examples
+    --------
+    >>> out, mean, variance = batch_norm([[1.0, 3.0]], [2.0], [0.0])
+    >>> out.data.round(2), mean, variance
+    (array([[-2.,  2.]], dtype=float32), array([2.]), array([1.]))
+    """
+    op = ops.BatchNorm(eps)
+    x, weight, bias = (t if isinstance(t, Tensor) else Tensor(t) for t in (x, weight, bias))
+    if not x.ndim or x.size <= len(x) or not weight.shape == bias.shape == x.shape[:1]:
+        raise ValueError(
+            f"batch_norm: x has shape {x.shape}, weight {weight.shape} and bias {bias.shape}; "
+            f"expected (C, ..., N) with more than one number a channel, (C,) and (C,)."
+        )
+    return apply(op, x, weight, bias), op.mean, op.variance
 
 
 def relu(x: TensorLike) -> Tensor:

@@ -48,7 +48,7 @@ SUMS = GRADS * PRODUCTS * LANES
 # Numbers of a span, or features, that a register sums up: longer sums would lose digits.
 CHUNK, FEATURES = 2048, 1024
 PIECE = 1024  # numbers of a span that stay in the nearest cache
-TASKS = 16  # about the least number of tasks for the gradient of the weight
+PART = 1 << 14  # about the least numbers that a task sums up for a weight
 STRIP = 16  # rows whose columns are read together: they fit in the nearest cache at any stride
 _grads, _products, _tile, _lanes, _zero, _one = map(U, (GRADS, PRODUCTS, TILE, LANES, 0, 1))
 
@@ -352,13 +352,12 @@ def grad_weight(x, grad, ins, outs, spans, taps, samples, out):
     x is (C, positions * samples), grad (O, positions * samples), and out (O, C, K). Only the
     elements of out with o in ``outs`` and c in ``ins`` are written.
 
-    Spans are cut into pieces that suit the cache. Where there are few outputs and inputs, tasks
-    divide the spans too, into parts that depend on neither threads nor lists.
+    Spans are cut into pieces that suit the cache. Tasks divide long sums into parts, which depend
+    on neither threads, nor lists, nor channels: a compact network computes the same bits.
     """
     kernel, count = out.shape[2], len(spans) - 1
     blocks = (outs.size + GRADS - 1) // GRADS
-    pairs = (out.shape[0] + GRADS - 1) // GRADS * out.shape[1]  # listed or not: the same sums
-    parts = max(1, min(count, TASKS // max(1, pairs)))
+    parts = max(1, min(count, grad.shape[1] // PART))
     flat_x, flat_grad = x.reshape(-1), grad.reshape(-1)
     totals = np.zeros((parts, blocks * ins.size, kernel * GRADS))
     threads = limit_threads(outs.size * grad.shape[1] * ins.size * kernel // 8)

@@ -12,11 +12,13 @@ from .arrays import Array, Shape
 from .functional import Pair, float_dtype, generator, pair, probability
 from .kernels import windows
 from .module import Module, Parameter, Sequential
+from .norm import BatchNorm
 from .tensor import Tensor
 
 __all__ = [
     "GELU",
     "AvgPool2d",
+    "BatchNorm",
     "Conv2d",
     "Dropout",
     "Flatten",

@@ -337,6 +337,38 @@ class AvgPool2d(Op):
         return grad_x
 
 
+# -- normalisation ---------------------------------------------------------------------------
+
+
+class BatchNorm(Op):
+    """(x - mean) / sqrt(variance + eps) * weight + bias, with mean and variance of each row."""
+
+    def __init__(self, eps: float) -> None:
+        self.eps = eps
+
+    def forward(self, x: Array, weight: Array, bias: Array) -> Array:
+        rows, dtype = matrix(x), x.dtype
+        self.mean = rows.mean(axis=1, dtype=np.float64)
+        normal = rows - self.mean.astype(dtype)[:, None]
+        self.variance = np.square(normal).mean(axis=1, dtype=np.float64)
+        self.scale = np.asarray(1 / np.sqrt(self.variance + self.eps), dtype)
+        normal *= self.scale[:, None]
+        self.normal, self.weight = normal, weight
+        return np.asarray(normal * weight[:, None] + bias[:, None]).reshape(x.shape)
+
+    def backward(self, grad: Array) -> Gradients:
+        rows, count = matrix(grad), self.normal.shape[1]
+        grad_bias = rows.sum(axis=1, dtype=np.float64)
+        grad_weight = (rows * self.normal).sum(axis=1, dtype=np.float64)
+        # The mean and the variance depend on x too.
+        through_mean = np.asarray(grad_bias / count, grad.dtype)[:, None]
+        through_variance = np.asarray(grad_weight / count, grad.dtype)[:, None]
+        grad_x = rows - through_mean - self.normal * through_variance
+        grad_x *= (self.weight * self.scale)[:, None]
+        sums = (np.asarray(total, grad.dtype) for total in (grad_weight, grad_bias))
+        return grad_x.reshape(grad.shape), *sums
+
+
 # -- rows ------------------------------------------------------------------------------------
 
 

@@ -20,6 +20,7 @@ translation. A GATHER then copies numbers into the order that the next step read
 A layer without ``compile`` runs its ``forward`` between two programs.
 """
 
+import copy
 import math
 from typing import Any
 
@@ -30,7 +31,8 @@ from numpy.typing import NDArray
 from minidiff.engine import sparse
 from minidiff.engine.arrays import Array, Indices, Shape, check_scale, empty, matrix
 from minidiff.engine.kernels import TILE, windows
-from minidiff.engine.module import Module, chain, evaluation, input_shape
+from minidiff.engine.module import Module, Parameter, chain, evaluation, input_shape
+from minidiff.engine.nn import BatchNorm, Weighted
 from minidiff.engine.tensor import Tensor
 from minidiff.engine.vectors import LANES
 
@@ -89,7 +91,7 @@ class Predictor:
         self.shape, self.mean, self.std = input_shape(shape), mean, std
         self._stages: list[_Compiled | Module] = [_Compiled(self.shape)]
         shape = self.shape
-        for name, layer in chain(model):
+        for name, layer in _folded(model):
             try:
                 after = layer.output_shape(shape)
             except ValueError as error:
@@ -147,6 +149,21 @@ class Predictor:
             else:
                 x = _forward(stage, x)
         return x
+
+
+def _folded(model: Module) -> list[tuple[str, Module]]:
+    """List the layers, with each BatchNorm folded into the layer with weights before it."""
+    layers: list[tuple[str, Module]] = []
+    for name, layer in chain(model):
+        before = layers[-1][1] if layers else None
+        if isinstance(layer, BatchNorm) and isinstance(before, Weighted):
+            both = copy.copy(before)
+            arrays = layer.folded(before.weight.data, before.bias.data)
+            both.weight, both.bias = map(Parameter, arrays)
+            layers[-1] = layers[-1][0], both
+        else:
+            layers.append((name, layer))
+    return layers
 
 
 def _forward(layer: Module, x: Array) -> NDArray[np.float32]:

@@ -12,6 +12,8 @@ Four passes over the layers with weights:
 4. *Cut.* Take the kept inputs and outputs out of each layer. Of a weight with few elements left,
    the zeros are fixed.
 
+Before that, each batch normalisation is folded into the layer before it.
+
 Only zero weights decide what to cut, so a network pruned by other methods is compacted as well.
 """
 
@@ -23,10 +25,11 @@ import numpy as np
 
 from minidiff.engine import nn
 from minidiff.engine.arrays import Array, Indices, Shape
-from minidiff.engine.module import Module, Parameter, Sequential, evaluation
+from minidiff.engine.module import Module, Parameter, Sequential, chain, evaluation
+from minidiff.engine.nn import Weighted
 from minidiff.engine.tensor import Tensor, no_grad
 
-from .gated import Mask, multiplied, multiply
+from .gated import Gated, Mask, multiplied, multiply, with_layers
 from .gates import Gate
 from .network import Bools, Channels, Network, Stage, walk
 
@@ -90,7 +93,7 @@ def compact(model: Module, shape: Shape) -> Sequential:
     >>> [parameter.shape for parameter in small.parameters()]
     [(2, 4), (2,), (2, 2), (2,)]
     """
-    network = walk(model, shape)
+    network = walk(fold_norms(model), shape)
     if not network.stages:
         raise ValueError("the model has no layer with weights, so there is nothing to compact.")
     layers = _fold(network)
@@ -99,6 +102,43 @@ def compact(model: Module, shape: Shape) -> Sequential:
     small = _cut(network, layers)
     _check_own_classes(model, small, shape)
     return small.train(model.training)
+
+
+def fold_norms(model: Module) -> Module:
+    """Return a network whose batch normalisations are in the layers before them, as in evaluation.
+
+    Gates on such a layer are folded, too. A Gate right behind gates the outputs of the layer.
+    ValueError if a normalisation follows no layer with weights.
+    """
+    layers = list(chain(model))
+    if not any(isinstance(layer, nn.BatchNorm) for _, layer in layers):
+        return model
+    new: dict[str, Module | None] = {}
+    for i, (name, norm) in enumerate(layers):
+        if not isinstance(norm, nn.BatchNorm):
+            continue
+        before, layer = layers[i - 1] if i else ("", norm)
+        if not isinstance(layer, Weighted | Gated):
+            raise ValueError(
+                f"{name or 'the model'} is a BatchNorm that does not follow a layer with weights; "
+                f"expected it right behind a Conv2d or Linear, into which it folds."
+            )
+        new[before], new[name] = _normed(layer, norm), None
+        after, gate = layers[i + 1] if i + 1 < len(layers) else ("", None)
+        if isinstance(gate, Gate) and not gate.per_sample:
+            new[before], new[after] = Gated(_normed(layer, norm), outputs=gate), None
+    assert isinstance(model, Sequential)  # a chain of at least two layers
+    return with_layers(model, new)
+
+
+def _normed(layer: Weighted | Gated, norm: nn.BatchNorm) -> Weighted:
+    """Return a layer without gates that also normalises."""
+    inner = layer.layer if isinstance(layer, Gated) else layer
+    parts = layer.layouts() if isinstance(layer, Gated) else [(inner.weight, []), (inner.bias, [])]
+    weight, bias = norm.folded(*(multiplied(p.data, layout) for p, layout in parts))
+    small = copy.copy(inner)
+    small.weight, small.bias = Parameter(weight), Parameter(bias)
+    return small
 
 
 def _check_own_classes(model: Module, small: Module, shape: Shape) -> None:

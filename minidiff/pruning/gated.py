@@ -5,7 +5,8 @@ A :class:`Mask` lays a gate out over the groups of an array. :class:`Gated` is a
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, TypeAlias, overload
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy as np
 from minidiff.engine.arrays import Array, Indices, Shape
 from minidiff.engine.functional import BATCH_LAST
 from minidiff.engine.module import Module, Parameter, Sequential, chain
-from minidiff.engine.nn import Flatten, Weighted
+from minidiff.engine.nn import BatchNorm, Flatten, Weighted
 from minidiff.engine.tensor import Tensor
 
 from .gates import Gate
@@ -246,7 +247,8 @@ def gate(
     roles
         What to gate; "outputs" of a layer if none is given. Of a network, by default: the outputs
         of all layers but the last, and the inputs of dense layers behind a Flatten. Of the last
-        layer's outputs, which are the network's, none are gated.
+        layer's outputs, which are the network's, none are gated. Where a BatchNorm follows a layer,
+        the gate on outputs goes behind it.
 
         "outputs"
             Each filter or unit, with its bias. A closed gate saves the work of its filter or unit.
@@ -336,6 +338,11 @@ def _gate_network(
     names = (only,) if isinstance(only, str | type) else tuple(only)
     layers = list(chain(model))
     weighted = {name: layer for name, layer in layers if isinstance(layer, Weighted | Gated)}
+    norms = {  # behind which layer
+        before: name
+        for (before, _), (name, layer) in pairwise(layers)
+        if isinstance(layer, BatchNorm)
+    }
     new: dict[str, Module] = {}
     made: dict[int, Gated] = {}  # a layer that is used twice has the same gates in both places
     used: set[str | type[Module]] = set()
@@ -351,6 +358,12 @@ def _gate_network(
         used.update(chosen)
         if name == list(weighted)[-1]:
             roles_here = tuple(role for role in roles_here if role != "outputs")
+        if name in norms and "outputs" in roles_here and (chosen or not names):
+            # A gate in front of a normalisation would be undone by it.
+            roles_here = tuple(role for role in roles_here if role != "outputs")
+            new[norms[name]] = settings["kind"](
+                inner.weight.shape[0], **{k: v for k, v in settings.items() if k != "kind"}
+            )
         if roles_here and (chosen or not names):
             new[name] = made.setdefault(id(layer), gate(layer, *roles_here, **settings))
     missing = [n if isinstance(n, str) else n.__name__ for n in names if n not in used]
@@ -358,18 +371,27 @@ def _gate_network(
         what = f"none is {' or '.join(missing)}" if missing else "none can be gated"
         known = ", ".join(weighted) or "none"
         raise ValueError(f"gate: the layers with weights are {known}; {what}.")
-    return _with_layers(model, new, "")
+    return with_layers(model, new)
 
 
-def _with_layers(model: Sequential, new: dict[str, Module], prefix: str) -> Sequential:
-    """Return a Sequential with other layers in place of those of the same dotted names."""
+def with_layers(
+    model: Sequential, new: Mapping[str, Module | None], prefix: str = ""
+) -> Sequential:
+    """Return a Sequential with other layers in place of those of the same dotted names.
+
+    None leaves a layer out. A gate goes behind the layer.
+    """
     layers: dict[str, Module] = {}
     for key, layer in model.items():
         name = f"{prefix}{key}"
         if isinstance(layer, Sequential) and type(layer).forward is Sequential.forward:
-            layers[key] = _with_layers(layer, new, f"{name}.")
-        else:
-            layers[key] = new.get(name, layer)
+            layers[key] = with_layers(layer, new, f"{name}.")
+            continue
+        other = new.get(name, layer)
+        if isinstance(other, Gate) and other is not layer:
+            layers[key], layers[f"{key}_gate"] = layer, other
+        elif other is not None:
+            layers[key] = other
     return Sequential(**layers).train(model.training)
 
 
@@ -406,12 +428,20 @@ def fold_gates(model: Module) -> None:
     """
     uses: list[tuple[Parameter, Layout]] = []
     as_layers: set[Gate] = set()
+    behind = {  # the gates right behind normalisations, which scale and shift by these gates
+        id(norm): gate
+        for (_, norm), (_, gate) in pairwise(chain(model))
+        if isinstance(norm, BatchNorm) and isinstance(gate, Gate)
+    }
     stack = [model]
     while stack:
         module = stack.pop()
         if isinstance(module, Gated):
             uses += module.layouts()
-        elif isinstance(module, Gate | Mask):
+        elif isinstance(module, BatchNorm) and id(module) in behind:
+            layout = [(behind[id(module)], np.arange(module.channels))]
+            uses += [(module.weight, layout), (module.bias, layout)]
+        elif isinstance(module, Gate | Mask) and module not in behind.values():
             as_layers.add(module.gate if isinstance(module, Mask) else module)
         else:
             uses += [(value, []) for _, value in module.members() if isinstance(value, Parameter)]
