@@ -213,7 +213,7 @@ class Config:
 
     @property
     def targets(self) -> dict[str, str | int]:
-        """The sizes asked for: of "weights", of "macs", of both, or of neither."""
+        """The sizes that were asked for, by "weights" and "macs"."""
         given = {"weights": self.target, "macs": self.target_macs}
         return {what: size for what, size in given.items() if size is not None}
 
