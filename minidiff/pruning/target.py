@@ -198,14 +198,11 @@ class Target:
             low, high = (low, middle) if self._fits() else (middle + 1, high)
         candidates.close(range(low))
         if not self._is_near() and low:
-            # The last of them is large. Look for smaller ones that will do.
-            chosen = list(range(low - 1))
+            # The last of them is large. Look for a smaller one that will do in its place.
             for one in range(low, min(len(candidates), low + TRIES)):
-                candidates.close([*chosen, one])
+                candidates.close([*range(low - 1), one])
                 if self._is_near():
                     break
-                if not self._fits():
-                    chosen.append(one)
             else:
                 candidates.close(range(low))
         left = sum(int(is_open.sum()) for is_open in self._open_gates())
