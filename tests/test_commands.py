@@ -45,6 +45,16 @@ def copy(trained: Path, tmp_path: Path) -> Path:
 # -- train -----------------------------------------------------------------------------------------
 
 
+def test_an_impossible_target_is_refused_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "--dataset", "digits", "--target", "10000000", "--out", str(tmp_path / "run")]
+    with pytest.raises(SystemExit):
+        main(words)
+    assert "expected a number from 1 to 430500" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_train_leaves_a_whole_run_directory(trained: Path) -> None:
     files = {"config.json", "metrics.jsonl", "checkpoint.safetensors", "result.json", ".lock"}
     assert {path.name for path in trained.iterdir()} == files | {"plots"}

@@ -112,6 +112,8 @@ def train(options: argparse.Namespace) -> int:
                 Config.recipe(dataset, **changes)  # an error comes before a download
             data = load_dataset(dataset, validation=changes.get("validation", Config.validation))
             config = Config.recipe(data.name, **changes)
+            if config.targets:
+                Trainer(config, data)  # an impossible size is an error before anything is written
         run = Run.create(options.out or free_path(f"{data.name}-seed{config.seed}"))
     if run.finished:
         print(f"{run.path} has finished; there is nothing to resume.")
