@@ -108,9 +108,9 @@ print(f"in all  {size(whole):7,} weights {size(whole, 'macs'):7,} MACs")
 # | memory | inputs and units of the largest layer | of `dense1` |
 #
 # All of these groups are slices, which kernels skip and compaction removes. Gates on single weights
-# would save time only in layers with few weights left ([what to gate](../groups.md)). The outputs of the last layer have no gates, as we want all ten
-# classes. If several channels can only be removed together, a {py:class}`minidiff.Mask` gives them
-# one gate: that is the first exercise.
+# would save time only in layers with few weights left ([what to gate](../groups.md)). The outputs
+# of the last layer have no gates, as we want all ten classes. If several channels can only be
+# removed together, a {py:class}`minidiff.Mask` gives them one gate: that is the first exercise.
 #
 # ## 3. What does a group cost?
 #

@@ -18,12 +18,11 @@ from typing import Any, TypeVar
 
 import numba
 import numpy as np
-from numba import prange
 
 from minidiff.data.datasets import Dataset, Split
 from minidiff.engine import ops
 from minidiff.engine.arrays import Array, empty
-from minidiff.engine.compiled import inner, threaded
+from minidiff.engine.compiled import inner, prange, threaded
 from minidiff.engine.kernels import ROWS, TILE
 from minidiff.engine.module import Sequential
 from minidiff.engine.op import Op

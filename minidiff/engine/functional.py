@@ -220,14 +220,14 @@ def batch_norm(
     >>> out.data.round(2), mean, variance
     (array([[-2.,  2.]], dtype=float32), array([2.]), array([1.]))
     """
-    op = ops.BatchNorm(eps)
+    norm = ops.BatchNorm(eps)
     x, weight, bias = (t if isinstance(t, Tensor) else Tensor(t) for t in (x, weight, bias))
     if not x.ndim or x.size <= len(x) or not weight.shape == bias.shape == x.shape[:1]:
         raise ValueError(
             f"batch_norm: x has shape {x.shape}, weight {weight.shape} and bias {bias.shape}; "
             f"expected (C, ..., N) with more than one number a channel, (C,) and (C,)."
         )
-    return apply(op, x, weight, bias), op.mean, op.variance
+    return apply(norm, x, weight, bias), norm.mean, norm.variance
 
 
 def relu(x: TensorLike) -> Tensor:

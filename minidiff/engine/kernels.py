@@ -35,10 +35,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from numba import prange
 
 from .arrays import Indices
-from .compiled import inner, limit_threads, set_threads, threaded
+from .compiled import inner, limit_threads, prange, set_threads, threaded
 from .vectors import LANES, WIDE, U, add_product, add_scaled, copy, fill, registers, tile
 
 # The sizes of register tiles: TILE samples for ROWS outputs, or for FEWEST; and products of GRADS

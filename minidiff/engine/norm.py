@@ -1,5 +1,6 @@
 """Batch normalisation, and how it folds into the layer before it."""
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -101,12 +102,18 @@ class BatchNorm(Module):
         self.variance.data = np.asarray((1 - share) * self.variance.data + share * unbiased, dtype)
         return out
 
-    def folded(self, weight: Array, bias: Array) -> tuple[Array, Array]:
-        """Return the weight (O, ...) and bias of a layer that also normalises, as in evaluation."""
+    def folded(self, layer: Any, weight: Array, bias: Array) -> Any:
+        """Return a copy of a layer that also normalises its output, as in evaluation.
+
+        ``weight``, (O, ...), and ``bias`` are those of the layer, gates included.
+        """
         factor = self.weight.data / np.sqrt(self.variance.data.astype(np.float64) + self.eps)
         shift = self.bias.data - self.mean.data * factor
-        weight = (matrix(weight) * factor[:, None]).reshape(weight.shape).astype(weight.dtype)
-        return weight, (bias * factor + shift).astype(bias.dtype)
+        both = copy.copy(layer)
+        scaled = (matrix(weight) * factor[:, None]).reshape(weight.shape)
+        both.weight = Parameter(scaled.astype(weight.dtype))
+        both.bias = Parameter((bias * factor + shift).astype(bias.dtype))
+        return both
 
     def output_shape(self, shape: Shape) -> Shape:
         if shape[:1] != (self.channels,):

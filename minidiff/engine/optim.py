@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numba import prange
 from numpy.typing import NDArray
 
 from .arrays import Array, Elements, Indices, matrix, plain, row_list
-from .compiled import inner, limit_threads, set_threads, threaded
+from .compiled import inner, limit_threads, prange, set_threads, threaded
 from .module import fitting
 from .tensor import Tensor
 

@@ -13,10 +13,9 @@ in registers. As in the dense loops, threads divide outputs, never the terms of 
 from typing import NamedTuple
 
 import numpy as np
-from numba import prange
 
 from .arrays import Indices
-from .compiled import inner, limit_threads, serial, set_threads, threaded
+from .compiled import inner, limit_threads, prange, serial, set_threads, threaded
 from .kernels import CHUNK, FEATURES, TILE
 from .vectors import LANES, U, add_product, add_scaled, copy, fill, registers, tile
 

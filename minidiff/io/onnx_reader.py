@@ -1,5 +1,6 @@
 """Networks from ONNX files, which PyTorch, scikit-learn's converter and others write."""
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -70,7 +71,7 @@ def from_onnx(path: str | Path) -> Sequential:
         raise OnnxError(f"{path} is not an ONNX file: {type(error).__name__}.") from error
     try:
         return _Reader(onnx, graph).read()
-    except OnnxError as error:
+    except ValueError as error:
         raise OnnxError(f"{path}: {error}") from None
 
 
@@ -84,7 +85,9 @@ class _Reader:
         for node in graph.node:
             attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
             if node.op_type == "Constant":
-                self.constants[node.output[0]] = to_array(attributes["value"])
+                (value,) = attributes.values()  # a tensor, a number or a list of them
+                known = "value" in attributes
+                self.constants[node.output[0]] = to_array(value) if known else np.asarray(value)
             else:
                 self.nodes.append(node)
                 self.attributes[node.output[0]] = attributes
@@ -94,9 +97,8 @@ class _Reader:
         self.last, self.end = inputs[0], graph.output[0].name  # the result of the last layer
         (given,) = (i for i in graph.input if i.name == self.last)
         sizes = tuple(d.dim_value for d in given.type.tensor_type.shape.dim)[1:]
-        self.shape = (
-            sizes if sizes and min(sizes) > 0 else None
-        )  # without the batch, if it is known
+        self.axes = len(sizes)  # of the result of the last layer, without the batch
+        self.shape = sizes if sizes and min(sizes) > 0 else None  # its shape, if it is known
         self.layers: dict[str, Module] = {}
         self.scale: Any = None  # factor and shift of the input, to fold into the first layer
 
@@ -160,10 +162,14 @@ class _Reader:
 
     def _add(self, layer: Module, name: str) -> None:
         """Add a layer behind the others, under a name that is not taken."""
-        try:
-            self.shape = self.shape and layer.output_shape(self.shape)
-        except ValueError as error:
-            raise OnnxError(str(error)) from None
+        even = self.scale is not None and all(np.size(part) == 1 for part in self.scale)
+        if self.scale is not None and not (even and isinstance(layer, nn.Flatten)):
+            raise OnnxError(
+                f"a {type(layer).__name__} stands between the normalisation of the input and the "
+                f"first layer with weights; expected nothing, or a Flatten behind single numbers."
+            )
+        self.shape = self.shape and layer.output_shape(self.shape)
+        self.axes = 1 if isinstance(layer, nn.Flatten) else self.axes
         name = name.replace("/", "_").replace(".", "_").strip("_") or "layer"
         if name in dir(Sequential) or name in ("layers", "names"):
             name += "_"
@@ -236,7 +242,9 @@ class _Reader:
         weight = self._constant(node, 1)
         weight = weight if self.attributes[node.output[0]].get("transB") else weight.T
         bias = self._constant(node, 2) if len(node.input) > 2 else np.zeros(len(weight))
-        self._dense(node, weight, np.broadcast_to(bias, len(weight)))
+        if bias.size not in (1, len(weight)):
+            raise self._error(node, f"has a bias of shape {bias.shape}; expected ({len(weight)},)")
+        self._dense(node, weight, np.broadcast_to(bias.ravel(), len(weight)))
 
     def matmul(self, node: Any) -> None:
         weight = self._constant(node, 1)
@@ -254,10 +262,22 @@ class _Reader:
             raise self._error(node, "has a constant in front; expected it behind")
         constant = self._constant(node, 0 if node.input[0] in self.constants else 1)
         value = np.asarray(constant, np.float64)
+        value = self._by_channel(node, value)
         if node.op_type in ("Add", "Sub"):
             self._affine(node, 1.0, value if node.op_type == "Add" else -value)
         else:
             self._affine(node, value if node.op_type == "Mul" else 1 / value, 0.0)
+
+    def _by_channel(self, node: Any, value: Any) -> Any:
+        """Return a constant as one number, or one for each channel; axes align at their ends."""
+        if value.size == 1:
+            return value.ravel()
+        shape = (1,) * (self.axes - value.ndim) + value.shape[-self.axes :]
+        if value.size != shape[0]:
+            raise self._error(
+                node, f"has a constant of shape {value.shape}; expected one a channel"
+            )
+        return value.ravel()
 
     def norm(self, node: Any) -> None:
         self._expect(node, training_mode=0)
@@ -317,12 +337,15 @@ class _Reader:
             shape = [int(n) for n in self._constant(node, 1)]
             if len(shape) != 2 or (shape[0] not in (0, -1) and shape[1] != -1):
                 raise self._error(node, f"has shape {shape}; expected the batch and one more axis")
+            if self.shape and shape[1] not in (-1, math.prod(self.shape)):
+                raise self._error(node, f"has shape {shape}, but an input has shape {self.shape}")
         else:
             self._expect(node, axis=1)
         self._add(nn.Flatten(), "flatten")
 
     def gather(self, node: Any) -> None:
-        self._expect(node, axis=1)
+        if self.attributes[node.output[0]].get("axis", 0) != 1:
+            raise self._error(node, "selects along another axis; expected axis 1")
         if self.shape is None:
             raise self._error(
                 node, "selects channels of an input whose shape the file does not say"

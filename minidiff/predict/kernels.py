@@ -8,11 +8,10 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import prange
 from numpy.typing import NDArray
 
 from minidiff.engine.arrays import Indices
-from minidiff.engine.compiled import inner, serial, threaded
+from minidiff.engine.compiled import inner, prange, serial, threaded
 from minidiff.engine.kernels import TILE, block_height, correlate_span
 from minidiff.engine.sparse import SPAN, correlate_run_of
 from minidiff.engine.vectors import (

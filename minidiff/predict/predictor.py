@@ -20,7 +20,6 @@ translation. A GATHER then copies numbers into the order that the next step read
 A layer without ``compile`` runs its ``forward`` between two programs.
 """
 
-import copy
 import math
 from typing import Any
 
@@ -31,7 +30,7 @@ from numpy.typing import NDArray
 from minidiff.engine import sparse
 from minidiff.engine.arrays import Array, Indices, Shape, check_scale, empty, matrix
 from minidiff.engine.kernels import TILE, windows
-from minidiff.engine.module import Module, Parameter, chain, evaluation, input_shape
+from minidiff.engine.module import Module, chain, evaluation, input_shape
 from minidiff.engine.nn import BatchNorm, Weighted
 from minidiff.engine.tensor import Tensor
 from minidiff.engine.vectors import LANES
@@ -157,10 +156,8 @@ def _folded(model: Module) -> list[tuple[str, Module]]:
     for name, layer in chain(model):
         before = layers[-1][1] if layers else None
         if isinstance(layer, BatchNorm) and isinstance(before, Weighted):
-            both = copy.copy(before)
-            arrays = layer.folded(before.weight.data, before.bias.data)
-            both.weight, both.bias = map(Parameter, arrays)
-            layers[-1] = layers[-1][0], both
+            folded = layer.folded(before, before.weight.data, before.bias.data)
+            layers[-1] = layers[-1][0], folded
         else:
             layers.append((name, layer))
     return layers

@@ -123,10 +123,11 @@ def fold_norms(model: Module) -> Module:
                 f"{name or 'the model'} is a BatchNorm that does not follow a layer with weights; "
                 f"expected it right behind a Conv2d or Linear, into which it folds."
             )
-        new[before], new[name] = _normed(layer, norm), None
+        normed, new[name] = _normed(layer, norm), None
         after, gate = layers[i + 1] if i + 1 < len(layers) else ("", None)
+        new[before] = normed
         if isinstance(gate, Gate) and not gate.per_sample:
-            new[before], new[after] = Gated(_normed(layer, norm), outputs=gate), None
+            new[before], new[after] = Gated(normed, outputs=gate), None
     assert isinstance(model, Sequential)  # a chain of at least two layers
     return with_layers(model, new)
 
@@ -135,10 +136,8 @@ def _normed(layer: Weighted | Gated, norm: nn.BatchNorm) -> Weighted:
     """Return a layer without gates that also normalises."""
     inner = layer.layer if isinstance(layer, Gated) else layer
     parts = layer.layouts() if isinstance(layer, Gated) else [(inner.weight, []), (inner.bias, [])]
-    weight, bias = norm.folded(*(multiplied(p.data, layout) for p, layout in parts))
-    small = copy.copy(inner)
-    small.weight, small.bias = Parameter(weight), Parameter(bias)
-    return small
+    folded: Weighted = norm.folded(inner, *(multiplied(p.data, layout) for p, layout in parts))
+    return folded
 
 
 def _check_own_classes(model: Module, small: Module, shape: Shape) -> None:

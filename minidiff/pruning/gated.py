@@ -441,8 +441,9 @@ def fold_gates(model: Module) -> None:
         elif isinstance(module, BatchNorm) and id(module) in behind:
             layout = [(behind[id(module)], np.arange(module.channels))]
             uses += [(module.weight, layout), (module.bias, layout)]
-        elif isinstance(module, Gate | Mask) and module not in behind.values():
-            as_layers.add(module.gate if isinstance(module, Mask) else module)
+        elif isinstance(module, Gate | Mask):
+            if module not in behind.values():
+                as_layers.add(module.gate if isinstance(module, Mask) else module)
         else:
             uses += [(value, []) for _, value in module.members() if isinstance(value, Parameter)]
             stack.extend(child for _, child in module.children())

@@ -9,12 +9,11 @@ gradient of its value has no effect, and ``backward`` returns 0.
 from typing import Any
 
 import numpy as np
-from numba import prange
 from numpy.typing import NDArray
 
 from minidiff.engine import arrays, sparse
 from minidiff.engine.arrays import Array, Elements, Indices, filled, matrix, plain, row_list
-from minidiff.engine.compiled import limit_threads, set_threads, threaded
+from minidiff.engine.compiled import limit_threads, prange, set_threads, threaded
 from minidiff.engine.op import Gradients, Op
 from minidiff.engine.tensor import Tensor, apply
 

@@ -126,7 +126,8 @@ class Target:
             raise ValueError("the model has no gates, so its size cannot change; see md.gate.")
         given = {"weights": weights, "macs": macs}
         asked = {what: size for what, size in given.items() if size is not None}
-        self.dense = {what: self._size(what, 1) for what in asked}
+        dense = _sizes(model, shape, 1)
+        self.dense = {what: dense[what] for what in asked}
         self.goals = {what: parse_size(size, self.dense[what]) for what, size in asked.items()}
         self.expected = {what: Surrogate(model, shape, cost=what) for what in asked}
         self.costs = dict(self.expected)
@@ -155,7 +156,7 @@ class Target:
         if self.reached or (self.done % every and self.done < self.steps):
             return
         sizes = self.sizes()
-        if self.done >= self.steps or all(sizes[what] <= self.goals[what] for what in sizes):
+        if self.done >= self.steps or self._fits(sizes):
             self._finish()
             return
         self._open = self._open_gates()
@@ -172,11 +173,8 @@ class Target:
 
     def sizes(self) -> dict[str, int]:
         """Return how many weights or MACs are left, of those that have a target."""
-        return {what: self._size(what, 0) for what in self.dense}
-
-    def _size(self, what: str, dense: int) -> int:
-        counts = count(self.model, self.shape)
-        return sum((c.weights if what == "weights" else c.macs)[dense] for c in counts)
+        left = _sizes(self.model, self.shape, 0)
+        return {what: left[what] for what in self.dense}
 
     # -- the end ---------------------------------------------------------------------------------
 
@@ -195,7 +193,7 @@ class Target:
         while low < high:
             middle = (low + high) // 2
             candidates.close(range(middle))
-            low, high = (low, middle) if self._fits() else (middle + 1, high)
+            low, high = (low, middle) if self._fits(self.sizes()) else (middle + 1, high)
         candidates.close(range(low))
         if not self._is_near() and low:
             # The last of them is large. Look for a smaller one that will do in its place.
@@ -208,14 +206,13 @@ class Target:
         left = sum(int(is_open.sum()) for is_open in self._open_gates())
         self.closed_at_end = max(0, still_open - left)
 
-    def _fits(self) -> bool:
-        sizes = self.sizes()
+    def _fits(self, sizes: dict[str, int]) -> bool:
         return all(sizes[what] <= self.goals[what] for what in sizes)
 
     def _is_near(self) -> bool:
         """Return whether the target is reached, and a size is hardly below its own."""
         sizes = self.sizes()
-        return self._fits() and any(sizes[what] >= NEAR * self.goals[what] for what in sizes)
+        return self._fits(sizes) and any(sizes[w] >= NEAR * self.goals[w] for w in sizes)
 
     # -- checkpoints -----------------------------------------------------------------------------
 
@@ -235,6 +232,15 @@ class Target:
         done, reached, closed = arrays["progress"]
         self.done, self.reached, self.closed_at_end = int(done), bool(reached), int(closed)
         self._open = [arrays[str(i)] > 0 for i in range(len(self.gates))]
+
+
+def _sizes(model: Module, shape: Shape, dense: int) -> dict[str, int]:
+    """Return the weights and MACs left, or if ``dense`` is 1, those of the dense network."""
+    counts = count(model, shape)
+    return {
+        "weights": sum(layer.weights[dense] for layer in counts),
+        "macs": sum(layer.macs[dense] for layer in counts),
+    }
 
 
 class _Candidates:
